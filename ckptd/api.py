@@ -1,0 +1,91 @@
+"""The Python interface: what the commands do, for those who would rather call than spawn. No torch."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from .core.layouts import DEFAULT_TEMPLATES
+from .core.naming import Template
+from .core.policy import Policy
+from .disk import opened_dir
+from .errors import CkptdError, why
+from .filesystem import is_local
+from .pointer import named_by
+from .reconcile import Reconciler, Report
+from .remover import Remover
+from .scan import entry_of
+from .survey import Survey, Surveyor
+from .verdict import Settling, Verdict, judge
+from .workdir import WorkDir, check_library_use
+
+StrPath = str | os.PathLike[str]
+
+
+def plan(work_dir: StrPath, policy: Policy | None = None) -> Survey:
+    """What `prune` would do with `work_dir`, and why; changes nothing.
+
+    Raises CkptdError for what the caller can mend, OSError if the disk does not answer.
+    """
+    with WorkDir(work_dir) as work:
+        return _remembering_templates(work, policy or Policy())
+
+
+def prune(work_dir: StrPath, policy: Policy | None = None) -> Report:
+    """Make one pass over `work_dir`: make the newest durable, move the pointer, delete what the policy prunes.
+
+    What it deleted is freed when it returns. Raises as `plan` does, and OwnedError while another ckptd, such as a
+    `ckptd watch`, owns the work dir.
+    """
+    remover = Remover()
+    with WorkDir(work_dir) as work:
+        check_library_use(work)
+        try:
+            return Reconciler(work, policy or Policy(), remover).reconcile()
+        finally:
+            remover.close()
+
+
+def latest(work_dir: StrPath, policy: Policy | None = None) -> Path | None:
+    """The newest complete checkpoint of `work_dir`, None if there is none; changes nothing."""
+    with WorkDir(work_dir) as work:
+        survey = _remembering_templates(work, policy or Policy())
+        if survey.plan.newest is not None:
+            return Path(work.path, survey.plan.newest.name)
+        # A pointer may name what no template knows; it is believed if the bytes bear it out.
+        name = named_by(survey.pointed) if survey.pointed else None
+        if name is None:
+            return None
+        try:
+            verdict = verify(Path(work.path, name))
+        except CkptdError:
+            return None
+        return Path(work.path, name) if verdict.state.whole and verdict.known else None
+
+
+def verify(path: StrPath, *, settle_s: float | None = None) -> Verdict:
+    """Whether the checkpoint at `path` is complete, and the evidence; reads only.
+
+    Raises CkptdError if there is none to read.
+    """
+    place = Path(os.path.abspath(path))
+    try:
+        with opened_dir(str(place.parent)) as fd:
+            entry = entry_of(place.name, dir_fd=fd)
+            return judge(entry, dir_fd=fd, settling=Settling(is_local(fd), settle_s), now_ns=time.time_ns())
+    except OSError as error:
+        raise CkptdError(f"{path}: cannot be read: {why(error)}") from error
+
+
+def _remembering_templates(work: WorkDir, policy: Policy) -> Survey:
+    """A survey that also looks for the templates which earlier passes were given, where none is given now."""
+    surveyor = Surveyor(work, policy)
+    survey = surveyor.survey(time.time_ns())
+    known = set(survey.remembered.series) if survey.remembered else set()
+    defaults = {template.text for template in DEFAULT_TEMPLATES}
+    if policy.templates or known <= defaults:
+        return survey
+    surveyor.policy = replace(policy, templates=tuple(Template(text).text for text in sorted(known)))
+    return surveyor.survey(time.time_ns())

@@ -1,0 +1,33 @@
+"""The command line. The only part of ckptd that imports click."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from ..errors import CkptdError, why
+from .commands import cli
+from .log import fail
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command; a CkptdError is one line and an exit code, anything else is our bug and shows its trace."""
+    try:
+        code = cli.main(standalone_mode=False, prog_name="ckptd")
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except CkptdError as error:
+        fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        fail(f"{error.filename or 'ckptd'}: {why(error)}", 1)
+    sys.exit(code if isinstance(code, int) else 0)  # click returns the code of an early exit

@@ -1,0 +1,254 @@
+"""The commands: parse, call, print. What they do is done elsewhere, and imported when a command needs it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..core.policy import Policy
+from ..errors import CkptdError
+from .log import log_to_stderr
+from .options import Duration, options_of, policy_options
+
+_EPILOG = """\b
+Exit codes: 0 done; 1 failed, or nothing found; 2 wrong use; 3 some deletions failed or were refused by the
+system; 4 refused for safety; 5 another ckptd owns the work dir; 75 the work dir was replaced under systemd.
+
+\b
+Every option is also an environment variable: --max-keep 3 is CKPTD_MAX_KEEP=3. What ckptd did goes to stderr,
+what was asked for goes to stdout."""
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(context_settings=_CONTEXT, epilog=_EPILOG)
+@click.version_option(__version__, prog_name="ckptd", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Keep the right training checkpoints and delete the rest.
+
+    Only complete, durable checkpoints count, and what `last_ckpt` names is never deleted. Begin with
+    `ckptd plan WORK_DIR --max-keep 3`, which changes nothing.
+    """
+
+
+_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
+_work_dirs = click.argument("work_dirs", nargs=-1, required=True, metavar="WORK_DIR...")
+_work_dir = click.argument("work_dir", metavar="WORK_DIR")
+
+
+class _WithJob(click.Command):
+    """A command whose words after `--` are another command."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            at = args.index("--")
+            args, job = args[:at], args[at + 1 :]
+            if not job:
+                raise click.UsageError("no command after `--`", ctx)
+            ctx.meta["ckptd.job"] = job
+        return super().parse_args(ctx, args)
+
+
+@cli.command(cls=_WithJob, options_metavar="[POLICY]", epilog="After `--`: a command to run beside the watch.")
+@_work_dirs
+@policy_options
+@click.option("--dry-run", is_flag=True, help="Say what would be pruned, change nothing.")
+@click.option("--scan-interval", "scan_interval_s", type=Duration(minimum_s=0.1), metavar="S",
+              envvar="CKPTD_SCAN_INTERVAL",
+              help="Look at least so often. Default: 60s on local file systems, 10s on others.")  # fmt: skip
+def watch(
+    work_dirs: tuple[str, ...],
+    dry_run: bool,
+    scan_interval_s: float | None,
+    **policy: Any,
+) -> None:
+    """Look after work dirs until stopped: keep the pointer on the newest complete checkpoint, prune the rest.
+
+    With `-- COMMAND...`: run the command, forward signals to it, make a last pass when it ends, and exit with its
+    code. A work dir that does not exist yet is waited for. SIGHUP looks again at once; SIGTERM ends.
+    """
+    log_to_stderr()
+    from ..service import Service
+
+    made = Policy(**policy)
+    service = Service(work_dirs, made, dry_run, scan_interval_s, click.get_current_context().meta.get("ckptd.job", ()))
+    raise click.exceptions.Exit(service.run())
+
+
+@cli.command(options_metavar="[POLICY]")
+@_work_dirs
+@policy_options
+@_json
+def plan(work_dirs: tuple[str, ...], json_: bool, **policy: Any) -> None:
+    """Show what would be kept and pruned, and why. Changes nothing; `prune` does exactly this."""
+    log_to_stderr()
+    from .. import api, render
+
+    made = Policy(**policy)
+    for work_dir in work_dirs:
+        survey = api.plan(work_dir, made)
+        if json_:
+            click.echo(json.dumps(render.as_json(survey, os.path.abspath(work_dir))))
+        else:
+            for line in render.as_table(survey, work_dir, time.time()):
+                click.echo(line)
+
+
+@cli.command(options_metavar="[POLICY]")
+@_work_dirs
+@policy_options
+def prune(work_dirs: tuple[str, ...], **policy: Any) -> None:
+    """Make one pass: make the newest durable, move the pointer, delete what the policy prunes. Then exit."""
+    log_to_stderr()
+    from .. import api
+    from ..workdir import become_owner
+
+    made = Policy(**policy)
+    become_owner(work_dirs)
+    codes = []
+    for work_dir in work_dirs:
+        try:
+            report = api.prune(work_dir, made)
+        except CkptdError as error:
+            if len(work_dirs) == 1:
+                raise
+            logging.getLogger("ckptd").error("%s", error)
+            codes.append(error.exit_code)
+        else:
+            codes.append(report.exit_code)
+            for advice in report.survey.advice:
+                logging.getLogger("ckptd").warning("%s", advice)
+    raise click.exceptions.Exit(max(codes))
+
+
+@cli.command()
+@_work_dir
+@click.option("--template", "templates", multiple=True, metavar="T", envvar="CKPTD_TEMPLATE",
+              help="Name of a checkpoint, in place of the known names; repeatable.")  # fmt: skip
+@click.option("--pointer", default="last_ckpt", show_default=True, metavar="NAME", envvar="CKPTD_POINTER",
+              help="Name of the pointer file.")  # fmt: skip
+@_json
+def latest(work_dir: str, json_: bool, **policy: Any) -> None:
+    """Print the path of the newest complete checkpoint, or nothing and exit 1."""
+    log_to_stderr()
+    from .. import api
+
+    path = api.latest(work_dir, Policy(**policy))
+    if json_:
+        click.echo(json.dumps({"work_dir": os.path.abspath(work_dir), "latest": str(path) if path else None}))
+    elif path is not None:
+        click.echo(str(path))
+    else:
+        logging.getLogger("ckptd").warning(
+            "%s: no complete checkpoint; `ckptd plan %s` shows what is there", work_dir, work_dir
+        )
+    raise click.exceptions.Exit(0 if path is not None else 1)
+
+
+@cli.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@_json
+def verify(paths: tuple[str, ...], json_: bool) -> None:
+    """Say of each checkpoint whether it is complete, and the evidence. Exits 1 if one is not."""
+    log_to_stderr()
+    from .. import api
+
+    code = 0
+    for path in paths:
+        try:
+            verdict = api.verify(path)
+        except CkptdError as error:
+            logging.getLogger("ckptd").error("%s", error)
+            code = 1
+            continue
+        good = verdict.state.whole and verdict.known
+        code = code if good else 1
+        if json_:
+            row = {
+                "path": os.path.abspath(path),
+                "state": verdict.state.value,
+                "evidence": verdict.evidence,
+                "known": verdict.known,
+            }
+            click.echo(json.dumps(row))
+        else:
+            click.echo(f"{path}: {verdict.state.value if verdict.known else 'no checkpoint'} ({verdict.evidence})")
+    raise click.exceptions.Exit(code)
+
+
+@cli.command()
+@_work_dir
+@click.argument("names", nargs=-1, metavar="[NAME...]")
+@click.option("--all", "all_", is_flag=True, help="Restore all that is in the trash.")
+@_json
+def restore(work_dir: str, names: tuple[str, ...], all_: bool, json_: bool) -> None:
+    """Bring pruned checkpoints back from the trash under their names, and pin them. Without names: list them."""
+    log_to_stderr()
+    from .. import restore as restoring
+    from ..workdir import become_owner
+
+    become_owner([work_dir])
+    if not names and not all_:
+        for each in restoring.restorable(work_dir):
+            click.echo(json.dumps(each) if json_ else f"{each['name']}  pruned {each['at']}  until {each['until']}")
+        return
+    restored, failed = restoring.restore(work_dir, names, everything=all_)
+    for name in restored:
+        click.echo(
+            json.dumps({"name": name, "restored": True}) if json_ else f"restored {name}, and pinned it ({name}.keep)"
+        )
+    for name, why in failed.items():
+        logging.getLogger("ckptd").error("could not restore %s: %s", name, why)
+    raise click.exceptions.Exit(1 if failed else 0)
+
+
+@cli.command()
+@_work_dir
+@_json
+def history(work_dir: str, json_: bool) -> None:
+    """List what was pruned from a work dir, and why, oldest first."""
+    log_to_stderr()
+    from .. import journal, render
+    from ..survey import human_bytes
+    from ..workdir import WorkDir
+
+    with WorkDir(work_dir) as work:
+        own_fd = work.open_own()
+        lines = journal.read(own_fd) if own_fd is not None else []
+    if json_:
+        click.echo(json.dumps(lines))
+    elif lines:
+        rows = [("WHEN", "DID", "CHECKPOINT", "SIZE", "REASON")]
+        rows += [
+            (
+                str(x.get("at")),
+                str(x.get("did")),
+                x["name"],
+                human_bytes(x.get("size_bytes") or 0),
+                str(x.get("reason") or ""),
+            )
+            for x in lines
+        ]
+        for line in render.columns(rows, right=(3,)):
+            click.echo(line)
+
+
+@cli.command(options_metavar="[POLICY]")
+@_work_dir
+@policy_options
+@click.option("--user", is_flag=True, help="For a user's own service manager.")
+def unit(work_dir: str, user: bool, **policy: Any) -> None:
+    """Print the finished systemd unit for one work dir, on stdout."""
+    from ..unit import render as render_unit
+
+    made = Policy(**policy)
+    command = os.path.abspath(sys.argv[0])
+    click.echo(render_unit(Path(work_dir), options_of(made), command=command, user=user), nl=False)

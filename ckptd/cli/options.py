@@ -1,0 +1,88 @@
+"""The options that make a Policy, and their types. Each is an environment variable too, the same for every command."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..core.policy import RULES, Policy
+
+_UNITS_S = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
+_SHAPE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([a-z]*)", re.ASCII)
+
+
+if TYPE_CHECKING:
+    _Float = click.ParamType[float]
+else:
+    _Float = click.ParamType  # no generic before click 8.5
+
+
+class Duration(_Float):
+    """A number of seconds, or a number with one of s, m, h, d, w. Converts to seconds."""
+
+    name = "duration"
+
+    def __init__(self, minimum_s: float = 0.0) -> None:
+        self._minimum_s = minimum_s
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        match = _SHAPE.fullmatch(str(value).strip().lower())
+        if match is None or match[2] not in _UNITS_S:
+            self.fail(
+                f"{value!r} is no duration: write seconds, or a number with s, m, h, d or w, such as 1h",
+                param,
+                ctx,
+            )
+        seconds = float(match[1]) * _UNITS_S[match[2]]
+        if not math.isfinite(seconds) or seconds < self._minimum_s or seconds > 1e10:
+            self.fail(f"{value!r} is out of range: at least {self._minimum_s:g} s", param, ctx)
+        return seconds
+
+
+def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that make a Policy; each also an environment variable, the same for every command."""
+    options = [
+        click.option("--max-keep", type=click.IntRange(min=1), metavar="N", envvar="CKPTD_MAX_KEEP",
+                     help="Keep N of each series; without it, and undeclared, nothing is pruned."),
+        click.option("--interval", type=click.IntRange(min=1), metavar="N", envvar="CKPTD_INTERVAL",
+                     help="Steps between two saves, for the stepped rule. Default: as declared, else inferred."),
+        click.option("--rule", type=click.Choice(RULES), default="auto", show_default=True, envvar="CKPTD_RULE",
+                     help="stepped: as mmcv's hook prunes; newest: the N newest by order of writing; "
+                          "auto: stepped where the interval is known."),
+        click.option("--template", "templates", multiple=True, metavar="T", envvar="CKPTD_TEMPLATE",
+                     help="Name of a checkpoint, such as 'model-{:04d}.ckpt', in place of the known names; repeatable. "
+                          "Files of any format with such a name count, and can be pruned."),
+        click.option("--settle", "settle_s", type=Duration(), metavar="S", envvar="CKPTD_SETTLE",
+                     help="Unchanged for so long, a file whose writer cannot be seen counts as written. "
+                          "Default: 5s on local file systems, 60s on others."),
+        click.option("--trash-ttl", "trash_ttl_s", type=Duration(), metavar="D", envvar="CKPTD_TRASH_TTL",
+                     help="Keep what was pruned for so long, for `ckptd restore`. Default: free it at once, "
+                          "an hour for more than the saves since the last pass account for."),
+        click.option("--pointer", default="last_ckpt", show_default=True, metavar="NAME", envvar="CKPTD_POINTER",
+                     help="Name of the pointer file; last_checkpoint makes mmengine's own resume work."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def options_of(policy: Policy) -> list[str]:
+    """The options that give this policy again."""
+    options: list[str] = []
+    default = Policy()
+    for name, option in (
+        ("max_keep", "--max-keep"), ("interval", "--interval"), ("rule", "--rule"), ("settle_s", "--settle"),
+        ("trash_ttl_s", "--trash-ttl"), ("pointer", "--pointer"),
+    ):  # fmt: skip
+        value = getattr(policy, name)
+        if value != getattr(default, name):
+            options += [option, f"{value:g}" if isinstance(value, float) else str(value)]
+    for template in policy.templates:
+        options += ["--template", template]
+    return options

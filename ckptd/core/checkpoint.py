@@ -1,0 +1,52 @@
+"""One checkpoint, as a value: what a scan found and what its bytes say.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class State(str, Enum):
+    """What the bytes of a checkpoint say (DESIGN section 5)."""
+
+    COMPLETE = "complete"
+    INCOMPLETE = "incomplete"  # broken and quiet
+    IN_FLIGHT = "in flight"  # open for writing, or broken and young
+    UNVERIFIABLE = "unverifiable"  # a format without any check, quiet: counts as complete
+
+    @property
+    def whole(self) -> bool:
+        """Whether a training run may be resumed from it, as far as its bytes tell."""
+        return self in (State.COMPLETE, State.UNVERIFIABLE)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One saved training state: a file, or a folder of shards, with a checkpoint name.
+
+    `mtime_ns` is the time of writing as the disk has it (nanoseconds since 1970; a directory's is that of its
+    marker), `size_bytes` the apparent size of all its files, `allocated_bytes` what deleting it would free.
+    """
+
+    series: str
+    name: str
+    step: int
+    size_bytes: int
+    mtime_ns: int
+    state: State = State.COMPLETE
+    evidence: str = ""
+    durable: bool = True  # False once an fsync of it has failed: never relied on again
+    allocated_bytes: int = 0
+
+    @property
+    def relied_on(self) -> bool:
+        """Whether a deletion may stand on it."""
+        return self.state.whole and self.durable
+
+    @property
+    def identity(self) -> tuple[str, int, int]:
+        """What tells a rewritten checkpoint from the one that was there before."""
+        return self.name, self.size_bytes, self.mtime_ns

@@ -1,0 +1,95 @@
+"""What earlier passes saw of a work dir, and in which order: the order of writing.
+
+Pure: a value that goes into a decision and comes out of it. How it is kept on disk is state.py's business.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .checkpoint import Checkpoint
+
+_GAPS = 8  # how many of the latest gaps between saves speak for the interval
+_FEWEST_GAPS = 3
+
+BROUGHT_BACK = 0  # the order of a checkpoint that is no save: older than every save
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One checkpoint as a pass saw it.
+
+    order: its place among all saves of the work dir, from 1; BROUGHT_BACK if somebody put it there.
+    written_ns: its time of writing, a time in the future counted as the time of that pass.
+    whole: complete, by what it was then. durable: an fsync has succeeded (True), failed (False), or None.
+    owed: a rule has pruned it; it goes as soon as nothing else keeps it.
+    """
+
+    series: str
+    name: str
+    step: int
+    size_bytes: int
+    mtime_ns: int
+    written_ns: int
+    order: int
+    whole: bool = True
+    durable: bool | None = None
+    owed: bool = False
+
+    def is_still(self, found: Checkpoint) -> bool:
+        """Whether `found` is this checkpoint, and not one written over it since."""
+        same = (self.series, self.name, self.size_bytes, self.mtime_ns) == (found.series, *found.identity)
+        # A directory can become whole without a change of its marker: then it has only now been saved.
+        return same and (self.whole or not found.state.whole)
+
+
+@dataclass(frozen=True)
+class SeriesMemory:
+    """What is remembered of a series beside its checkpoints.
+
+    interval: as last inferred. recent: the steps of the latest saves, in order of writing, gone ones too.
+    waits: first met in doubt, so nothing of it is pruned before a save is seen.
+    """
+
+    interval: int | None = None
+    recent: tuple[int, ...] = ()
+    waits: bool = False
+
+    def after(self, steps: Sequence[int]) -> SeriesMemory:
+        """The memory once saves of `steps` were seen, in order of writing.
+
+        The interval is the gap that is a strict majority of at least 3; without one it stays what it was.
+        """
+        recent = (*self.recent, *steps)[-_GAPS - 1 :]
+        gap, count, of = _commonest_gap(recent)
+        known = of >= _FEWEST_GAPS and 2 * count > of
+        return SeriesMemory(gap if known else self.interval, recent, self.waits and not steps)
+
+    @property
+    def evidence(self) -> str:
+        """Where the interval comes from, for a person to read."""
+        gap, count, of = _commonest_gap(self.recent)
+        return f"inferred from {count} of {of} gaps" if gap == self.interval else "inferred from earlier saves"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What earlier passes saw: checkpoints by name, series by template."""
+
+    seen: Mapping[str, Seen] = field(default_factory=dict)
+    series: Mapping[str, SeriesMemory] = field(default_factory=dict)
+    next_order: int = 1
+
+
+def _commonest_gap(steps: Sequence[int]) -> tuple[int, int, int]:
+    """The commonest forward gap, how often it occurs, and the number of forward gaps.
+
+    A step back is a resumed run, and a step again is a save repeated: neither says anything of the grid.
+    """
+    gaps = Counter(after - before for before, after in zip(steps, steps[1:]) if after > before)
+    if not gaps:
+        return 0, 0, 0
+    gap, count = gaps.most_common(1)[0]
+    return gap, count, sum(gaps.values())

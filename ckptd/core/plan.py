@@ -1,0 +1,202 @@
+"""Decide which checkpoints of a work dir stay, which go, and why.
+
+Pure: the same arguments give the same plan, in any order. What is on disk is scan's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from .checkpoint import Checkpoint, State
+from .memory import BROUGHT_BACK, Memory, Seen
+from .naming import Template
+from .policy import Newest, Policy, Stepped
+from .replay import Grid, replay
+from .schedule import Schedule
+
+KEEP, PRUNE, SKIP = "keep", "prune", "skip"  # skip: would be pruned, vetoed
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to one checkpoint, and for which reasons."""
+
+    checkpoint: Checkpoint
+    decision: str
+    reasons: tuple[str, ...]
+    order: int
+
+
+@dataclass(frozen=True)
+class SeriesPlan:
+    """One series: the rule in force, and a decision for each checkpoint, by step."""
+
+    grid: Grid
+    decisions: tuple[Decision, ...]
+    relied_on: tuple[Checkpoint, ...]  # the K newest complete ones, oldest first: what a deletion stands on
+
+    @property
+    def beyond(self) -> tuple[Checkpoint, ...]:
+        """What stays although K others would do: off the grid, behind a hole, above the newest, brought back."""
+        if self.grid.max_keep is None:
+            return ()
+        newest = {c.name for c in self.relied_on}
+        return tuple(
+            d.checkpoint
+            for d in self.decisions
+            if d.decision == KEEP and d.checkpoint.state is not State.IN_FLIGHT and d.checkpoint.name not in newest
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decision for a work dir as a value; `prune` is what `delete` is given, oldest first."""
+
+    series: tuple[SeriesPlan, ...]
+    memory: Memory
+    newest: Checkpoint | None  # by writing, over all series: what the pointer should name
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        return tuple(d for series in self.series for d in series.decisions)
+
+    @property
+    def prune(self) -> tuple[Decision, ...]:
+        return tuple(
+            sorted((d for d in self.decisions if d.decision == PRUNE), key=lambda d: (d.order, d.checkpoint.step))
+        )
+
+    @property
+    def relied_on(self) -> tuple[Checkpoint, ...]:
+        """What has to be durable before any of `prune` goes."""
+        return tuple(c for s in self.series if any(d.decision == PRUNE for d in s.decisions) for c in s.relied_on)
+
+
+def plan(
+    found: Iterable[Checkpoint],
+    policy: Policy,
+    *,
+    memory: Memory,
+    now_ns: int,
+    protected: Mapping[str, Sequence[str]],
+    declared: Mapping[str, Schedule],
+    trusted: str | None = None,
+    patterns: Sequence[Template] | None = None,
+) -> Plan:
+    """Decide for every checkpoint in `found`.
+
+    `protected` maps a name to the reasons for which it stays whatever a rule says; `memory` is what earlier passes
+    saw, `now_ns` the time (nanoseconds since 1970), `trusted` as in `replay`, `patterns` the templates looked for,
+    where they are not the policy's. Names are unique.
+    """
+    found = list(found)
+    replayed = replay(found, memory, policy, now_ns=now_ns, declared=declared, trusted=trusted, patterns=patterns)
+    seen = replayed.memory.seen
+    by_series: dict[str, list[Checkpoint]] = {text: [] for text in replayed.grids}
+    for checkpoint in found:
+        by_series[checkpoint.series].append(checkpoint)
+    series = tuple(_plan_series(by_series[text], grid, seen, protected) for text, grid in replayed.grids.items())
+    good = [c for c in found if c.relied_on]
+    newest = max(good, key=lambda c: _rank(c, seen), default=None)
+    return Plan(series, replayed.memory, newest)
+
+
+def _rank(checkpoint: Checkpoint, seen: Mapping[str, Seen]) -> tuple[int, int, int]:
+    known = seen[checkpoint.name]
+    return known.order, known.written_ns, known.step
+
+
+def _plan_series(
+    found: list[Checkpoint], grid: Grid, seen: Mapping[str, Seen], protected: Mapping[str, Sequence[str]]
+) -> SeriesPlan:
+    good = sorted((c for c in found if c.relied_on), key=lambda c: _rank(c, seen))
+    relied_on = tuple(good[-grid.max_keep :]) if grid.max_keep else ()
+    judge = _Judge(grid, seen, good, {c.step for c in found})
+    newest_names = {c.name for c in relied_on}
+    decisions = []
+    for checkpoint in sorted(found, key=lambda c: c.step):
+        reasons = []
+        if checkpoint.name in newest_names:
+            reasons.append(f"one of the {grid.max_keep} newest" if grid.max_keep != 1 else "the newest")
+        if checkpoint.state is State.IN_FLIGHT:
+            reasons.append(checkpoint.evidence or "being written")
+        reasons.extend(protected.get(checkpoint.name, ()))
+        gone = judge.why_it_goes(checkpoint)
+        if gone is None:
+            decision = KEEP
+            reasons = reasons or [judge.why_it_stays(checkpoint)]
+        elif reasons:
+            decision = SKIP
+        else:
+            decision, reasons = PRUNE, [gone]
+        known = seen.get(checkpoint.name)
+        decisions.append(Decision(checkpoint, decision, tuple(reasons), known.order if known else BROUGHT_BACK))
+    return SeriesPlan(grid, tuple(decisions), relied_on)
+
+
+class _Judge:
+    """The rule's own view of a series, before any protection."""
+
+    def __init__(self, grid: Grid, seen: Mapping[str, Seen], good: list[Checkpoint], steps: set[int]) -> None:
+        self.grid, self.seen, self.steps = grid, seen, steps
+        self.newest = good[-1] if good else None
+        self.good_orders = [seen[c.name].order for c in good]
+        keep = grid.max_keep or 0
+        self.kept = {c.name for c in good[-keep:]} if keep else set()
+        self.enough_since = self.good_orders[-keep] if 0 < keep <= len(self.good_orders) else None
+
+    def why_it_goes(self, checkpoint: Checkpoint) -> str | None:
+        rule, known = self.grid.rule, self.seen.get(checkpoint.name)
+        if rule is None or known is None:
+            return None
+        if known.owed:
+            return f"{rule.max_keep} or more intervals below a later save"
+        if not checkpoint.relied_on and checkpoint.state is not State.IN_FLIGHT:
+            if self.enough_since is not None and known.order < self.enough_since:
+                what = "not on stable storage" if checkpoint.state.whole else checkpoint.evidence or "incomplete"
+                return f"{what}, and {_count(rule.max_keep, 'complete one')} written after it"
+            return None
+        if isinstance(rule, Newest) and checkpoint.relied_on and not self.grid.waits:
+            if checkpoint.name in self.kept or known.order == BROUGHT_BACK or self._above_newest(checkpoint):
+                return None
+            return f"{_count(rule.max_keep, 'newer one')} kept"
+        return None
+
+    def why_it_stays(self, checkpoint: Checkpoint) -> str:
+        rule, known = self.grid.rule, self.seen.get(checkpoint.name)
+        if rule is None:
+            return "no --max-keep: nothing is pruned"
+        if not checkpoint.relied_on:
+            enough = f"{_count(rule.max_keep, 'complete one')} written after it"
+            return f"{checkpoint.evidence or 'incomplete'}; goes once {enough}"
+        if known is not None and known.order == BROUGHT_BACK:
+            return "brought back: not a save of this run"
+        if self.grid.waits:
+            return "order of writing in doubt: nothing is pruned before a save is seen"
+        if self._above_newest(checkpoint):
+            return "above the newest's step: stays until a resumed run reaches it"
+        return self._why_no_walk_reached(checkpoint.step)
+
+    def _above_newest(self, checkpoint: Checkpoint) -> bool:
+        return self.newest is not None and checkpoint.step > self.newest.step
+
+    def _why_no_walk_reached(self, step: int) -> str:
+        if not isinstance(self.grid.rule, Stepped) or self.newest is None:
+            return "no save has been seen since it was"
+        interval, first = (
+            self.grid.rule.interval,
+            self.newest.step - self.grid.rule.max_keep * self.grid.rule.interval,
+        )
+        if step <= 0:
+            return "step 0 or below: the rule never reaches it"
+        if (self.newest.step - step) % interval:
+            return f"off the grid of interval {interval}: the rule steps past it"
+        hole = next((x for x in range(first, step, -interval) if x not in self.steps), None)
+        if hole is not None:
+            return f"behind a hole: the rule stops at {self.grid.template.name_of(hole)}, which is missing"
+        return "no save has walked over it yet: the rule acts at the next one"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s were' if n > 1 else ' was'}"

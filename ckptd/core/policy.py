@@ -1,0 +1,132 @@
+"""The retention policy: what an operator asked for, and the rules that decide which of a series go.
+
+Pure. Rules unite with keepers and protections in plan.py; none of them can force a deletion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Union
+
+from ..errors import UsageError
+from .layouts import DEFAULT_TEMPLATES
+from .naming import Template
+
+RULES = ("auto", "stepped", "newest")
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """mmcv 1.x's rule: after the save of step s, walk down from s - K*I by I, until one is missing.
+
+    Source: the CheckpointHook of mmcv 1.1.6 to 1.7.2, as recorded in the golden cases. The walk has no length
+    limit: a K that has shrunk takes the whole tail at once. A hole stops it, and step 0 is never reached.
+    """
+
+    max_keep: int
+    interval: int
+
+    name = "stepped"
+
+    def walk(self, step: int, there: Callable[[int], bool]) -> Iterator[int]:
+        """The steps that go, newest first, once `step` is saved; `there` tells whether a step is present."""
+        step -= self.max_keep * self.interval
+        while step > 0 and there(step):
+            yield step
+            step -= self.interval
+
+
+@dataclass(frozen=True)
+class Newest:
+    """Keep the K newest by writing, and whatever lies above the newest's step: a resumed run reaches it."""
+
+    max_keep: int
+
+    name = "newest"
+
+
+Rule = Union[Stepped, Newest]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What to keep of each series of a work dir. Every part is optional; with no `max_keep` nothing is pruned.
+
+    max_keep: how many of each series to keep, at least 1.
+    interval: steps between two saves, at least 1; None: as the run declares, else inferred.
+    rule: "auto", "stepped" or "newest"; auto is stepped wherever a grid is known, as DESIGN section 3 says.
+    templates: names to look for instead of the default ones, such as ("model-{:04d}.ckpt",).
+    settle_s: seconds without a change after which a file counts as quiet; None: by file system.
+    trash_ttl_s: seconds for which pruned checkpoints can be restored; None: at once, an hour for a large prune.
+    pointer: name of the pointer file.
+
+    Raises UsageError for what can never be meant.
+    """
+
+    max_keep: int | None = None
+    interval: int | None = None
+    rule: str = "auto"
+    templates: tuple[str, ...] = ()
+    settle_s: float | None = None
+    trash_ttl_s: float | None = None
+    pointer: str = "last_ckpt"
+
+    def __post_init__(self) -> None:
+        texts = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates or ())
+        object.__setattr__(self, "templates", tuple(dict.fromkeys(Template(text).text for text in texts)))
+        _at_least_1("max_keep", self.max_keep, "a rule that keeps nothing is a mistake")
+        _at_least_1("interval", self.interval, "it is the number of steps between two saves")
+        if self.rule not in RULES:
+            raise UsageError(f"rule {self.rule!r}: choose one of {', '.join(RULES)}")
+        for name in ("settle_s", "trash_ttl_s"):
+            seconds = getattr(self, name)
+            if seconds is not None and not seconds >= 0:
+                raise UsageError(f"{name} is {seconds}: a duration is 0 or more seconds")
+        if not _plain_name(self.pointer):
+            raise UsageError(f"pointer {self.pointer!r}: give a plain file name, such as last_ckpt")
+        for template in self.patterns:
+            if template.step_of(self.pointer) is not None:
+                raise UsageError(
+                    f"pointer {self.pointer!r} is a checkpoint's name in {template.text!r}: choose another"
+                )
+
+    @property
+    def patterns(self) -> tuple[Template, ...]:
+        """The templates to look for; the first that a name belongs to has it."""
+        return tuple(Template(text) for text in self.templates) or DEFAULT_TEMPLATES
+
+    @property
+    def asked_for(self) -> bool:
+        """Whether the templates were named by the operator, so that unknown bytes are candidates too."""
+        return bool(self.templates)
+
+    def rule_for(self, template: Template, interval: int | None, *, max_keep: int | None, on_grid: bool) -> Rule | None:
+        """The rule of one series, or None where nothing is pruned.
+
+        `interval` is the one in force, `on_grid` whether somebody gave or declared it; `max_keep` the declared one,
+        which counts where the policy has none. With no interval there is no grid to step on, so `newest` applies.
+        """
+        keep = self.max_keep if self.max_keep is not None else max_keep
+        if keep is None:
+            return None
+        if self.rule == "newest" or interval is None:
+            return Newest(keep)
+        if self.rule == "stepped" or on_grid or template.unit in ("epoch", "iter"):
+            return Stepped(keep, interval)
+        return Newest(keep)
+
+
+def _at_least_1(name: str, value: int | None, why: str) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UsageError(f"{name} is {value!r}: give a whole number")
+    if value < 1:
+        raise UsageError(f"{name} is {value}: it must be at least 1: {why}")
+
+
+def _plain_name(name: str) -> bool:
+    return (
+        bool(name) and not name.startswith(".") and "/" not in name and name.isprintable() and len(name.encode()) <= 200
+    )

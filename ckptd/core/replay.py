@@ -1,0 +1,173 @@
+"""Replay the saves that no earlier pass saw, in order of writing, each walking over what was there before it.
+
+Pure. This is why one pass after many saves decides what a pass after each of them would have (DESIGN section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from .checkpoint import Checkpoint, State
+from .memory import BROUGHT_BACK, Memory, Seen, SeriesMemory
+from .naming import Template
+from .policy import Policy, Rule, Stepped
+from .schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The rule in force for one series, and where its interval comes from."""
+
+    template: Template
+    rule: Rule | None
+    max_keep: int | None
+    interval: int | None
+    interval_from: str | None
+    waits: bool
+    first_contact: bool
+    saves: int  # how many no earlier pass saw
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What is remembered from now on, and by which rule each series was judged."""
+
+    memory: Memory
+    grids: Mapping[str, Grid]
+
+
+def replay(
+    found: Iterable[Checkpoint],
+    memory: Memory,
+    policy: Policy,
+    *,
+    now_ns: int,
+    declared: Mapping[str, Schedule],
+    trusted: str | None = None,
+    patterns: Sequence[Template] | None = None,
+) -> Replayed:
+    """Put the unseen among `found` in order, and let each save walk by its series' rule.
+
+    `declared` are the schedules by template; `trusted` is the name that a pointer in the work dir gives: the newest
+    where the order of writing is in doubt. Steps that a rule prunes come out as `owed`.
+    """
+    found = list(found)
+    seen, unseen, there = _sort_out(found, memory)
+    saves: dict[str, list[Seen]] = {}
+    order = _Order(seen.values(), memory.next_order)
+    arrivals: list[Seen] = []
+    first_met = {c.series for c in found} - set(memory.series)
+    doubtful = {series for series in first_met if _in_doubt(c for c in unseen if c.series == series)}
+    for checkpoint in sorted(unseen, key=lambda c: _when(c, now_ns, last=trusted if c.series in doubtful else None)):
+        arrival = order.place(checkpoint, now_ns, is_save=checkpoint.series in doubtful)
+        seen[arrival.name] = arrival
+        arrivals.append(arrival)
+        if arrival.whole and arrival.order != BROUGHT_BACK:
+            saves.setdefault(arrival.series, []).append(arrival)
+
+    series: dict[str, SeriesMemory] = dict(memory.series)
+    grids: dict[str, Grid] = {}
+    for template in policy.patterns if patterns is None else patterns:
+        text = template.text
+        if text not in first_met and text not in series:
+            continue
+        steps = [save.step for save in saves.get(text, ())]
+        if text in doubtful:
+            series[text] = replace(SeriesMemory().after(sorted(steps)), waits=True)
+        else:
+            series[text] = series.get(text, SeriesMemory()).after(steps)
+        grids[text] = _grid(template, series[text], policy, declared.get(text), text in first_met, len(steps))
+
+    for arrival in arrivals:
+        grid, present = grids[arrival.series], there.setdefault(arrival.series, set())
+        present.add(arrival.step)
+        is_save = arrival.whole and arrival.order != BROUGHT_BACK and arrival.series not in doubtful
+        if is_save and isinstance(grid.rule, Stepped):
+            for step in grid.rule.walk(arrival.step, present.__contains__):
+                present.discard(step)
+                name = grid.template.name_of(step)
+                seen[name] = replace(seen[name], owed=True)
+    return Replayed(Memory(seen, series, order.next), grids)
+
+
+def _sort_out(found: list[Checkpoint], memory: Memory) -> tuple[dict[str, Seen], list[Checkpoint], dict[str, set[int]]]:
+    """What is remembered and still there, what is unseen, and the steps that a walk finds before any of that."""
+    seen: dict[str, Seen] = {}
+    unseen: list[Checkpoint] = []
+    there: dict[str, set[int]] = {}
+    for checkpoint in found:
+        known = memory.seen.get(checkpoint.name)
+        if known is not None and known.series != checkpoint.series:
+            known = None
+        if known is not None and not known.owed:
+            there.setdefault(checkpoint.series, set()).add(checkpoint.step)
+        if known is not None and (known.is_still(checkpoint) or checkpoint.state is State.IN_FLIGHT):
+            seen[known.name] = known
+        elif checkpoint.state is not State.IN_FLIGHT:
+            unseen.append(checkpoint)
+    return seen, unseen, there
+
+
+def _in_doubt(unseen: Iterable[Checkpoint]) -> bool:
+    """Whether the times of writing and the steps tell two stories: a resumed run, or a copied directory."""
+    steps = [c.step for c in sorted((c for c in unseen if c.state.whole), key=lambda c: (c.mtime_ns, c.step))]
+    return steps != sorted(steps)
+
+
+def _when(checkpoint: Checkpoint, now_ns: int, last: str | None) -> tuple[bool, int, int, str]:
+    return checkpoint.name == last, min(checkpoint.mtime_ns, now_ns), checkpoint.step, checkpoint.name
+
+
+class _Order:
+    """Gives each arrival its place, and knows the newest save of every series."""
+
+    def __init__(self, seen: Iterable[Seen], next_order: int) -> None:
+        self.next = next_order
+        self._newest: dict[str, Seen] = {}
+        for known in seen:
+            if known.whole and known.order != BROUGHT_BACK:
+                newest = self._newest.get(known.series)
+                if newest is None or known.order > newest.order:
+                    self._newest[known.series] = known
+
+    def place(self, checkpoint: Checkpoint, now_ns: int, *, is_save: bool) -> Seen:
+        written_ns = min(checkpoint.mtime_ns, now_ns)
+        newest = self._newest.get(checkpoint.series)
+        whole = checkpoint.state.whole
+        order = self.next
+        new = is_save or not whole or newest is None
+        if not new and newest and written_ns <= newest.written_ns and checkpoint.step <= newest.step:
+            order = BROUGHT_BACK  # neither written later nor further on than the newest: somebody put it there
+        else:
+            self.next += 1
+        name, size_bytes, mtime_ns = checkpoint.identity
+        arrival = Seen(
+            checkpoint.series, name, checkpoint.step, size_bytes, mtime_ns, written_ns, order, whole,
+            durable=None if checkpoint.durable else False,
+        )  # fmt: skip
+        if whole and order != BROUGHT_BACK:
+            self._newest[checkpoint.series] = arrival
+        return arrival
+
+
+def _grid(
+    template: Template,
+    memory: SeriesMemory,
+    policy: Policy,
+    declared: Schedule | None,
+    first_contact: bool,
+    saves: int,
+) -> Grid:
+    interval: int | None = memory.interval
+    source: str | None = memory.evidence if interval is not None else None
+    if policy.interval is not None:
+        interval, source = policy.interval, "given"
+    elif declared is not None and declared.interval is not None:
+        interval, source = declared.interval, "declared"
+    max_keep = policy.max_keep
+    if max_keep is None and declared is not None:
+        max_keep = declared.max_keep
+    on_grid = source in ("given", "declared")
+    rule = policy.rule_for(template, interval, max_keep=max_keep, on_grid=on_grid)
+    return Grid(template, rule, max_keep, interval, source, memory.waits, first_contact, saves)

@@ -1,0 +1,113 @@
+"""Delete: rename a checkpoint into the trash inside the work dir first, then remove it from there; or restore it.
+
+A name in it, `<milliseconds>-<n>`, tells nobody's resume code anything; the journal holds where it came from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .disk import exists, opened_own_dir, sync_dir
+from .scan import Entry, stat_entry
+
+NAME = "trash"
+_ITEM = re.compile(r"([0-9]{1,19})-([0-9]{1,9})(\.gone)?", re.ASCII)
+_GONE = ".gone"  # claimed for removal: `restore` no longer sees it
+
+
+class ChangedError(Exception):
+    """The checkpoint is no longer the one that was scanned, or can no longer be judged as it was."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing in the trash, and when it came there (milliseconds since 1970)."""
+
+    name: str
+    at_ms: int
+    claimed: bool
+
+
+def put(entry: Entry, *, work_fd: int, trash_fd: int, now_ms: int) -> str:
+    """Rename a checkpoint into the trash and return its name there; `sync` makes that durable.
+
+    Raises ChangedError if what bears the name is not `entry` any more, FileNotFoundError if nothing does, OSError
+    for what the system refuses. No symlink is followed, nothing is overwritten.
+    """
+    _check_same(entry, stat_entry(entry.name, dir_fd=work_fd))
+    item = next(name for n in itertools.count() if not exists(name := f"{now_ms}-{n}", dir_fd=trash_fd))
+    os.rename(entry.name, item, src_dir_fd=work_fd, dst_dir_fd=trash_fd)
+    moved = stat_entry(item, dir_fd=trash_fd)
+    if (moved.st_dev, moved.st_ino) != (entry.device, entry.inode):
+        # Somebody swapped it between the look and the rename: it goes back, unless its name is taken again.
+        if not exists(entry.name, dir_fd=work_fd):
+            os.rename(item, entry.name, src_dir_fd=trash_fd, dst_dir_fd=work_fd)
+        raise ChangedError("replaced while it was being renamed")
+    return item
+
+
+def sync(*, work_fd: int, trash_fd: int) -> None:
+    """Make renames between the two directories durable: where it arrives first, then where it left."""
+    sync_dir(trash_fd)
+    sync_dir(work_fd)
+
+
+def items(trash_fd: int) -> list[Item]:
+    """What is in the trash, oldest first. Names that are not ours are left alone and not listed."""
+    found = []
+    with os.scandir(trash_fd) as entries:
+        for entry in entries:
+            match = _ITEM.fullmatch(entry.name)
+            if match:
+                found.append((int(match[1]), int(match[2]), Item(entry.name, int(match[1]), match[3] is not None)))
+    return [item for _, _, item in sorted(found, key=lambda each: each[:2])]
+
+
+def claim(item: str, *, trash_fd: int) -> str:
+    """Take an item for removal, so that nobody restores it meanwhile; returns its new name."""
+    if item.endswith(_GONE):
+        return item
+    os.rename(item, item + _GONE, src_dir_fd=trash_fd, dst_dir_fd=trash_fd)
+    return item + _GONE
+
+
+def remove(item: str, *, trash_fd: int) -> None:
+    """Free what a claimed item holds. Gone already is success; raises OSError for what cannot be removed."""
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISDIR(stat_entry(item, dir_fd=trash_fd).st_mode):
+            shutil.rmtree(item, dir_fd=trash_fd)  # refuses to follow a symlink put in its way
+        else:
+            os.unlink(item, dir_fd=trash_fd)
+
+
+def restore(item: str, name: str, *, work_fd: int, trash_fd: int) -> None:
+    """Rename an item back to `name`, durably. Raises FileExistsError if the name is taken, OSError otherwise."""
+    if exists(name, dir_fd=work_fd):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+    os.rename(item, name, src_dir_fd=trash_fd, dst_dir_fd=work_fd)
+    sync_dir(work_fd)
+    sync_dir(trash_fd)
+
+
+@contextlib.contextmanager
+def opened_trash(own_fd: int) -> Iterator[int]:
+    """A descriptor of the trash below the `.ckptd` directory `own_fd`, made if it is missing."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(NAME, dir_fd=own_fd)
+    with opened_own_dir(NAME, dir_fd=own_fd) as fd:
+        yield fd
+
+
+def _check_same(entry: Entry, info: os.stat_result) -> None:
+    if (info.st_dev, info.st_ino) != (entry.device, entry.inode):
+        raise ChangedError("replaced since it was scanned")
+    if not entry.is_dir and (info.st_size, info.st_mtime_ns) != (entry.size_bytes, entry.mtime_ns):
+        raise ChangedError("changed since it was scanned")

@@ -1,0 +1,154 @@
+"""The few disk operations that all others are made of: under one directory descriptor, no symlink followed.
+
+What it opens it never follows, never blocks on (a FIFO), and never creates over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+from .errors import CkptdError, RefusedError
+
+OWN_DIR = ".ckptd"  # everything of ours in a work dir, but the pointer
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP})  # some network file systems, for directories only
+
+
+class SyncError(OSError):
+    """An fsync itself has failed: what it was about may never be durable, whatever a later fsync says."""
+
+
+@contextlib.contextmanager
+def opened_dir(path: str, *, dir_fd: int | None = None) -> Iterator[int]:
+    """A descriptor of the directory `path`; below `dir_fd`, where a symlink in its place is refused."""
+    flags = _DIRECTORY if dir_fd is None else _DIRECTORY | os.O_NOFOLLOW
+    fd = os.open(path, flags, dir_fd=dir_fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def opened_own_dir(name: str, *, dir_fd: int) -> Iterator[int]:
+    """A descriptor of a directory of ours below `dir_fd`; raises RefusedError for whatever else bears its name."""
+    try:
+        fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise RefusedError(f"{name}: a symlink or a file where ckptd keeps a directory. Remove it") from error
+        raise
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def opened_file(name: str, *, dir_fd: int) -> Iterator[int]:
+    """A read-only descriptor of the regular file `name`; raises OSError for a symlink, RefusedError for others."""
+    fd = os.open(name, _READ, dir_fd=dir_fd)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise RefusedError(f"{name}: not a regular file. Remove it, and run ckptd again")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def read_small(name: str, *, dir_fd: int, at_most: int) -> bytes | None:
+    """The content of a regular file of ours, None if there is none; raises RefusedError if it is not a plain file."""
+    try:
+        with opened_file(name, dir_fd=dir_fd) as fd, open(fd, "rb", closefd=False) as file:
+            content = file.read(at_most + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise RefusedError(f"{name}: a symlink where ckptd keeps a file of its own. Remove it") from error
+        raise
+    if len(content) > at_most:
+        raise CkptdError(f"{name}: larger than {at_most} bytes, so nothing that ckptd wrote. Remove it")
+    return content
+
+
+def replace_file(name: str, content: bytes, *, dir_fd: int) -> None:
+    """Put `content` under `name` so that a crash leaves the old file or the new one, whole and durable.
+
+    Temporary file in the same directory, fsync, rename, fsync of the directory. A symlink at `name` is replaced,
+    not followed. Raises OSError; the old file is then still there.
+    """
+    aside = temporary_name(name)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(aside, dir_fd=dir_fd)
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=dir_fd)
+    try:
+        try:
+            written = 0
+            while written < len(content):
+                written += os.write(fd, content[written:])
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(aside, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(aside, dir_fd=dir_fd)
+        raise
+    sync_dir(dir_fd)
+
+
+def temporary_name(name: str) -> str:
+    """The one temporary name beside `name`: a stray one is found and replaced by the next write."""
+    return f".{name}.ckptd-tmp"
+
+
+def sync_dir(dir_fd: int) -> None:
+    """Make the names in a directory durable; a file system that cannot do that for directories is no error."""
+    try:
+        os.fsync(dir_fd)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise SyncError(error.errno, error.strerror) from error
+
+
+def sync_file(name: str, *, dir_fd: int) -> None:
+    """Make a file durable that another process wrote: Linux flushes it through a read-only descriptor too."""
+    with opened_file(name, dir_fd=dir_fd) as fd:
+        _fsync(fd)
+
+
+def sync_tree(name: str, *, dir_fd: int) -> None:
+    """Make a directory and all the regular files below it durable."""
+    with opened_dir(name, dir_fd=dir_fd) as fd:
+        with os.scandir(fd) as entries:
+            inside = list(entries)
+        for entry in inside:
+            if entry.is_dir(follow_symlinks=False):
+                sync_tree(entry.name, dir_fd=fd)
+            elif entry.is_file(follow_symlinks=False):
+                sync_file(entry.name, dir_fd=fd)
+        sync_dir(fd)
+
+
+def exists(name: str, *, dir_fd: int) -> bool:
+    """Whether anything bears `name`, a dangling symlink included."""
+    try:
+        os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _fsync(fd: int) -> None:
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        raise SyncError(error.errno, error.strerror) from error

@@ -1,0 +1,41 @@
+"""What an operator can mend: one line each, with what, where and what to do.
+
+Anything that is not a CkptdError is our bug, and shows its trace.
+"""
+
+from __future__ import annotations
+
+
+class CkptdError(Exception):
+    """Something went wrong that a person can put right; `exit_code` is what a command ends with."""
+
+    exit_code = 1
+
+
+class UsageError(CkptdError):
+    """The request itself makes no sense: a bad template, a `max_keep` of 0."""
+
+    exit_code = 2
+
+
+class RefusedError(CkptdError):
+    """Nothing was done, because doing it could harm: a planted symlink, several owners."""
+
+    exit_code = 4
+
+
+class OwnedError(CkptdError):
+    """Another ckptd owns the work dir."""
+
+    exit_code = 5
+
+
+class ReplacedError(CkptdError):
+    """The work dir is not the directory it was, and this process cannot follow to the new one."""
+
+    exit_code = 75
+
+
+def why(error: OSError) -> str:
+    """The system's words for what went wrong."""
+    return error.strerror or str(error) or type(error).__name__

@@ -1,0 +1,54 @@
+"""What kind of file system a directory is on: whether other hosts can change it behind the kernel's back.
+
+Reads statfs only. Unknown kinds count as network file systems: looking more often is the careful mistake.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# f_type of file systems that only this host writes (linux/magic.h and the file systems' own headers).
+_LOCAL = frozenset({
+    0xEF53,  # ext2, ext3, ext4
+    0x58465342,  # xfs
+    0x9123683E,  # btrfs
+    0xCA451A4E,  # bcachefs
+    0x2FC12FC1,  # zfs
+    0xF2F52010,  # f2fs
+    0x3153464A,  # jfs
+    0x01021994,  # tmpfs
+    0x858458F6,  # ramfs
+    0x794C7630,  # overlayfs
+})  # fmt: skip
+
+
+def is_local(dir_fd: int) -> bool:
+    """Whether the directory is on a file system where leases work and no other host writes."""
+    kind = _statfs_type(dir_fd)
+    return kind is not None and kind in _LOCAL
+
+
+def free_bytes(dir_fd: int) -> int:
+    """Bytes that an unprivileged process can still write there."""
+    room = os.statvfs(dir_fd)
+    return room.f_bavail * room.f_frsize
+
+
+def is_read_only(dir_fd: int) -> bool:
+    """Whether nothing can be written there, whoever asks: as in a service manager's view of a replaced directory."""
+    return bool(os.statvfs(dir_fd).f_flag & os.ST_RDONLY)
+
+
+def _statfs_type(dir_fd: int) -> int | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    import ctypes  # here, because reading commands seldom need it and it is slow to import
+
+    class Statfs(ctypes.Structure):
+        _fields_ = (("f_type", ctypes.c_long), ("rest", ctypes.c_byte * 256))
+
+    answer = Statfs()
+    if ctypes.CDLL(None, use_errno=True).fstatfs(dir_fd, ctypes.byref(answer)) != 0:
+        return None
+    return int(answer.f_type) & 0xFFFFFFFF

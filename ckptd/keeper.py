@@ -1,0 +1,134 @@
+"""One work dir over time, as `watch` sees it: waited for, met, looked after, lost, met again.
+
+Knows when its next pass is due; the loop that calls it is service's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+from . import notify
+from .core.policy import Policy
+from .errors import CkptdError, ReplacedError, why
+from .filesystem import is_local, is_read_only
+from .reconcile import Reconciler, Report
+from .remover import Remover
+from .render import summary, will_happen
+from .watch import Watcher
+from .workdir import WorkDir, become_owner
+
+SCAN_LOCAL_S, SCAN_NETWORK_S = 60.0, 10.0
+_BACK_OFF_S = (1.0, 60.0)
+
+log = logging.getLogger("ckptd")
+
+
+class Keeper:
+    """Looks after the work dir at `path`, whether it is there or not.
+
+    due_s: when the next pass is due, on the monotonic clock. report: the last pass. failure: why the last look was
+    none, or None.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        policy: Policy,
+        *,
+        watcher: Watcher,
+        remover: Remover,
+        dry_run: bool = False,
+        scan_interval_s: float | None = None,
+        label: str = "",
+    ) -> None:
+        self.path, self.label, self.due_s = path, label, 0.0
+        self.report: Report | None = None
+        self.failure: CkptdError | OSError | None = None
+        self._policy, self._watcher, self._remover = policy, watcher, remover
+        self._dry_run, self._scan_interval_s = dry_run, scan_interval_s
+        self._reconciler: Reconciler | None = None
+        self._looked_for = False
+        self._said = ""
+        self._failures = 0
+        self._interval_s = SCAN_LOCAL_S
+
+    def look(self) -> None:
+        """Make a pass, and know when the next is due. One failure is not the end: it is said, and tried again.
+
+        Raises ReplacedError where only a restart of this process can follow the work dir.
+        """
+        try:
+            again_s = self._pass()
+        except ReplacedError:
+            raise
+        except (CkptdError, OSError) as failure:
+            self.failure = failure
+            self._failures += 1
+            shortest, longest = _BACK_OFF_S
+            again_s = min(longest, shortest * 2 ** min(self._failures - 1, 10))
+            text = str(failure) if isinstance(failure, CkptdError) else f"{self.path}: {why(failure)}; will try again"
+            self._say(logging.ERROR if isinstance(failure, CkptdError) else logging.WARNING, text)
+        else:
+            if self.failure is not None:
+                self._say(logging.INFO, f"{self.path}: works again")
+            self.failure, self._failures, self._said = None, 0, ""
+        self.due_s = time.monotonic() + (self._interval_s if again_s is None else min(again_s, self._interval_s))
+
+    def close(self) -> None:
+        """Give up the lock and every descriptor."""
+        self._watcher.forget(self.path)
+        if self._reconciler is not None:
+            self._reconciler.work.close()
+            self._reconciler = None
+
+    def _pass(self) -> float | None:
+        if self._reconciler is not None and not self._reconciler.work.is_still_there():
+            self._say(logging.WARNING, f"lost {self.path}: replaced, unmounted or removed; waiting for it")
+            self.close()
+        self._watcher.watch(self.path)  # before the look, so that nothing falls between them
+        met = self._reconciler is None
+        if met and not self._meet():
+            return None
+        assert self._reconciler is not None
+        if met or self._dry_run:
+            survey = self._reconciler.survey()
+            text = summary(survey, self.path)
+            if text != self._said:
+                self._say(logging.INFO, text)
+                if self._dry_run:
+                    for line in will_happen(survey):
+                        self._say(logging.INFO, line)
+                self._said = text
+            if met:
+                for advice in survey.advice:
+                    self._say(logging.WARNING, advice)
+            if self._dry_run:
+                return None
+        self.report = self._reconciler.reconcile()
+        self._watcher.expect_gone(self.path, {d.checkpoint.name for d in self.report.pruned})
+        return self.report.look_again_s
+
+    def _meet(self) -> bool:
+        """Open the work dir if it is there by now."""
+        if not os.path.exists(self.path):
+            if not self._looked_for:
+                self._say(logging.INFO, f"waiting for {self.path}, which does not exist yet")
+            self._looked_for = True
+            return False
+        become_owner([self.path])
+        work = WorkDir(self.path)
+        if is_read_only(work.fd) and self._looked_for and notify.under_systemd():
+            work.close()
+            raise ReplacedError(f"{self.path}: appeared after the start, and only a restart makes it writable")
+        self._looked_for = True
+        self._interval_s = self._scan_interval_s or (SCAN_LOCAL_S if is_local(work.fd) else SCAN_NETWORK_S)
+        self._reconciler = Reconciler(work, self._policy, self._remover, label=self.label)
+        return True
+
+    def _say(self, level: int, text: str) -> None:
+        """Log it, unless it was the last thing said: a wait of a week is one line."""
+        if text != self._said:
+            self._said = text
+            log.log(level, text)

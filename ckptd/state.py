@@ -1,0 +1,80 @@
+"""What earlier passes saw of a work dir, kept as `.ckptd/state.json`.
+
+A lost or broken file costs nothing but memory: the next pass meets the work dir for the first time.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from typing import Any
+
+from .core.memory import Memory, Seen, SeriesMemory
+from .disk import read_small, replace_file
+from .errors import CkptdError
+
+NAME = "state.json"
+VERSION = 1
+_LARGEST = 1 << 30  # bytes: four million checkpoints
+
+
+def read_state(own_fd: int) -> Memory | None:
+    """What is remembered in the `.ckptd` directory open as `own_fd`; None if nothing is.
+
+    Raises CkptdError if the file is not one that this version wrote, RefusedError if it is a symlink.
+    """
+    content = read_small(NAME, dir_fd=own_fd, at_most=_LARGEST)
+    if content is None:
+        return None
+    try:
+        raw = json.loads(content)
+        if raw["version"] != VERSION:
+            raise ValueError(f"version {raw['version']!r}")
+        return Memory(
+            {name: _seen(name, **known) for name, known in raw["seen"].items()},
+            {text: _series(**known) for text, known in raw["series"].items()},
+            _number(raw["next_order"]),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CkptdError(f"{NAME}: not a state of this version ({error})") from error
+
+
+def write_state(memory: Memory, own_fd: int) -> None:
+    """Replace the state, durably and whole at every moment. Raises OSError."""
+    seen = {name: _plain(known) for name, known in memory.seen.items()}
+    series = {text: asdict(known) for text, known in memory.series.items()}
+    raw = {"version": VERSION, "next_order": memory.next_order, "series": series, "seen": seen}
+    replace_file(NAME, json.dumps(raw, separators=(",", ":")).encode(), dir_fd=own_fd)
+
+
+_DEFAULTS = {f.name: f.default for f in fields(Seen)}
+
+
+def _plain(known: Seen) -> dict[str, Any]:
+    return {key: value for key, value in asdict(known).items() if key != "name" and value != _DEFAULTS[key]}
+
+
+def _seen(
+    name: str,
+    series: str,
+    owed: bool = False,
+    whole: bool = True,
+    durable: bool | None = None,
+    **numbers: int,
+) -> Seen:
+    if not isinstance(series, str):
+        raise TypeError("a series is not a name")
+    checked = {key: _number(value) for key, value in numbers.items()}
+    return Seen(series=series, name=name, owed=owed is True, whole=whole is True, durable=durable, **checked)
+
+
+def _series(interval: int | None = None, recent: list[int] | None = None, waits: bool = False) -> SeriesMemory:
+    if interval is not None and _number(interval) < 1:
+        raise ValueError("an interval below 1")
+    return SeriesMemory(interval, tuple(_number(step) for step in recent or ()), waits is True)
+
+
+def _number(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{value!r} is not a number")
+    return value

@@ -1,0 +1,255 @@
+"""Look at one work dir and decide: what `plan` prints, and what `prune` then carries out. Reads, never writes.
+
+The one place where scan, verify, the pointers and what is remembered become the arguments of the pure plan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from dataclasses import dataclass, field
+
+from .core.checkpoint import Checkpoint, State
+from .core.layouts import FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS
+from .core.memory import Memory
+from .core.naming import Template
+from .core.plan import Plan, plan
+from .core.policy import Policy
+from .core.schedule import LARGEST_BYTES, Schedule
+from .disk import opened_file, opened_own_dir, read_small
+from .errors import CkptdError, RefusedError, why
+from .filesystem import is_local
+from .pointer import framework_pointers, link_target, named_by, read_pointer
+from .scan import Entry, Found, LeftAlone, scan
+from .state import read_state
+from .verdict import Settling, Verdict, has_writer, judge
+from .workdir import WorkDir
+
+SCHEDULES = "schedules"
+
+log = logging.getLogger("ckptd")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """One work dir, judged.
+
+    entries: what a scan found, by name. unreadable: names with the system's reason. remembered: whether an earlier
+    pass left a state. pointed: the line in the pointer file, if any.
+    """
+
+    plan: Plan
+    entries: dict[str, Entry]
+    left_alone: tuple[LeftAlone, ...]
+    unreadable: dict[str, str]
+    remembered: Memory | None
+    pointed: str | None
+    declared: dict[str, Schedule]
+    advice: tuple[str, ...]
+
+
+@dataclass
+class Surveyor:
+    """Surveys one work dir again and again; judges an unchanged checkpoint only once.
+
+    memory: what passes of this process saw; None until the state file has been read.
+    unsynced: identities (name, size, mtime) of which an fsync has failed.
+    """
+
+    work: WorkDir
+    policy: Policy
+    memory: Memory | None = None
+    unsynced: set[tuple[str, int, int]] = field(default_factory=set)
+    _verdicts: dict[str, tuple[Entry, Verdict]] = field(default_factory=dict)
+    _said: set[str] = field(default_factory=set)
+
+    def survey(self, now_ns: int) -> Survey:
+        """Look and decide. Raises OSError if the work dir cannot be read, CkptdError for what a person must mend."""
+        work = self.work
+        own_fd = work.open_own()
+        remembered = self._remember(own_fd)
+        declared = self._declared(own_fd)
+        patterns = self.policy.patterns
+        if not self.policy.asked_for:
+            patterns += tuple(Template(text) for text in declared if Template(text) not in patterns)
+        found = scan(work.path, work.fd, patterns)
+        settling = Settling(is_local(work.fd), self.policy.settle_s)
+        left_alone = list(found.left_alone)
+        checkpoints, unreadable = self._judge(found, left_alone, settling, remembered, declared, now_ns)
+        entries = {entry.name: entry for entry in found.entries}
+        protected = self._protections(found)
+        pointed = read_pointer(self.policy.pointer, dir_fd=work.fd)
+        trusted = None if remembered else self._trusted({c.name for c in checkpoints if c.state.whole})
+        while True:
+            decided = plan(
+                checkpoints, self.policy, memory=remembered or Memory(), now_ns=now_ns,
+                protected=protected, declared=declared, trusted=trusted, patterns=patterns,
+            )  # fmt: skip
+            written = [d.checkpoint.name for d in decided.prune if self._is_open(entries[d.checkpoint.name], settling)]
+            if not written:
+                break
+            for name in written:
+                protected.setdefault(name, []).append("open for writing")
+        left_alone.sort(key=lambda each: each.name)
+        advice = _advice(decided, remembered is None, trusted)
+        return Survey(decided, entries, tuple(left_alone), unreadable, remembered, pointed, declared, advice)
+
+    def _remember(self, own_fd: int | None) -> Memory | None:
+        if self.memory is None and own_fd is not None:
+            try:
+                self.memory = read_state(own_fd)
+            except RefusedError:
+                raise
+            except CkptdError as error:
+                self._once(f"{self.work.path}/.ckptd/{error}; met as if for the first time")
+        return self.memory
+
+    def _declared(self, own_fd: int | None) -> dict[str, Schedule]:
+        """The schedules that runs have declared in `.ckptd/schedules/`, by template; what is corrupt is ignored."""
+        declared: dict[str, Schedule] = {}
+        if own_fd is None:
+            return declared
+        with contextlib.suppress(FileNotFoundError), opened_own_dir(SCHEDULES, dir_fd=own_fd) as fd:
+            for name in sorted(os.listdir(fd)):
+                if name.startswith("."):
+                    continue
+                try:
+                    schedule = Schedule.from_text((read_small(name, dir_fd=fd, at_most=LARGEST_BYTES) or b"").decode())
+                except (CkptdError, OSError, UnicodeDecodeError) as error:
+                    self._once(f"ignored {self.work.path}/.ckptd/{SCHEDULES}/{name}: {error}")
+                else:
+                    declared[schedule.template] = schedule
+        return declared
+
+    def _judge(
+        self,
+        found: Found,
+        left_alone: list[LeftAlone],
+        settling: Settling,
+        remembered: Memory | None,
+        declared: dict[str, Schedule],
+        now_ns: int,
+    ) -> tuple[list[Checkpoint], dict[str, str]]:
+        checkpoints, unreadable = [], {}
+        verdicts: dict[str, tuple[Entry, Verdict]] = {}
+        for entry in found.entries:
+            cached = self._verdicts.get(entry.name)
+            if cached is not None and cached[0] == entry:
+                verdict = cached[1]
+            else:
+                try:
+                    verdict = judge(entry, dir_fd=self.work.fd, settling=settling, now_ns=now_ns)
+                except (FileNotFoundError, RefusedError):
+                    continue  # gone, or something else by now: the next look tells
+                except OSError as error:
+                    unreadable[entry.name] = why(error)
+                    # What was seen before keeps its place; what was not is not met before it can be read.
+                    was_seen = remembered is not None and entry.name in remembered.seen
+                    verdict = Verdict(State.IN_FLIGHT, f"cannot be read: {why(error)}", was_seen)
+            asked_for = self.policy.asked_for or entry.series in declared
+            if not verdict.known and not asked_for:
+                left_alone.append(LeftAlone(entry.name, verdict.evidence))
+                continue
+            if verdict.state is not State.IN_FLIGHT:
+                verdicts[entry.name] = entry, verdict
+            known = remembered.seen.get(entry.name) if remembered else None
+            identity = (entry.name, entry.size_bytes, entry.mtime_ns)
+            failed = identity in self.unsynced or (
+                known is not None
+                and known.durable is False
+                and (known.name, known.size_bytes, known.mtime_ns) == identity
+            )
+            checkpoints.append(
+                Checkpoint(
+                    entry.series,
+                    *identity[:1],
+                    entry.step,
+                    entry.size_bytes,
+                    entry.mtime_ns,
+                    verdict.state,
+                    verdict.evidence,
+                    durable=not failed,
+                    allocated_bytes=entry.allocated_bytes,
+                )
+            )
+        self._verdicts = verdicts
+        return checkpoints, unreadable
+
+    def _protections(self, found: Found) -> dict[str, list[str]]:
+        """Who must stay whatever a rule says, with the reasons: DESIGN section 4."""
+        protected: dict[str, list[str]] = {}
+        for name in found.pinned:
+            protected.setdefault(name, []).append("pinned")
+        for name, link in found.linked.items():
+            protected.setdefault(name, []).append(f"named by the symlink {link}")
+        others = [name for name in FRAMEWORK_POINTERS if name != self.policy.pointer]
+        for file, name in framework_pointers(others, dir_fd=self.work.fd).items():
+            protected.setdefault(name, []).append(f"named by {file}")
+        for entry in found.entries:
+            if entry.device != self.work.info.st_dev:
+                protected.setdefault(entry.name, []).append("on another device")
+        return protected
+
+    def _trusted(self, whole: set[str]) -> str | None:
+        """The complete checkpoint that a pointer in a work dir names which is met for the first time."""
+        for name in dict.fromkeys((self.policy.pointer, *FIRST_CONTACT_POINTERS)):
+            target = link_target(name, dir_fd=self.work.fd)
+            if target is None:
+                text = read_pointer(name, dir_fd=self.work.fd)
+                target = named_by(text) if text else None
+            if target in whole:
+                return target
+        return None
+
+    def _is_open(self, entry: Entry, settling: Settling) -> bool:
+        if entry.is_dir or not settling.local:
+            return False
+        try:
+            with opened_file(entry.name, dir_fd=self.work.fd) as fd:
+                return has_writer(fd) is True
+        except (OSError, RefusedError):
+            return False  # the rename will tell
+
+    def _once(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            log.warning(message)
+
+
+def _advice(decided: Plan, first: bool, trusted: str | None) -> tuple[str, ...]:
+    """What a person should know about this plan beyond its rows."""
+    advice = []
+    for series in decided.series:
+        grid = series.grid
+        if grid.waits:
+            newest = f"{trusted}, which a pointer names," if trusted and first else "the last written"
+            advice.append(
+                f"{grid.template.text}: the order of writing and the order of steps disagree (a resumed run, or a "
+                f"copied directory); {newest} counts as the newest, and nothing is pruned before a save is seen"
+            )
+        if grid.rule is None:
+            if series.decisions:
+                advice.append(f"{grid.template.text}: no --max-keep is given or declared, so nothing is pruned")
+            continue
+        if grid.interval is None:
+            advice.append(
+                f"{grid.template.text}: no interval is known yet, so the rule `newest` applies; --interval N gives one"
+            )
+        if series.beyond:
+            freed = sum(c.allocated_bytes for c in series.beyond)
+            advice.append(
+                f"{grid.template.text}: {len(series.beyond)} beyond --max-keep {grid.max_keep} stay "
+                f"({human_bytes(freed)}); --rule newest prunes by order of writing instead"
+            )
+    return tuple(advice)
+
+
+def human_bytes(size_bytes: int) -> str:
+    """A size for a person: 1.2 GB, in powers of 1000 as disks are sold and df -H prints."""
+    size, unit = float(size_bytes), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
+        if size < 999.5 or unit == "PB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 99.5 else f"{size:.1f} {unit}"

@@ -1,0 +1,134 @@
+"""Hints that a work dir may have changed. Hints only: the disk is the truth, and a lost one delays, never decides.
+
+The only import of watchdog. Where the system has no watches left, there are no hints, and scanning does it all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from watchdog.events import (
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirMovedEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers import Observer
+from watchdog.observers.api import BaseObserver, ObservedWatch
+
+from .disk import OWN_DIR, temporary_name
+
+# Asked of the kernel, so that the thousands of writes into one big file never wake this process.
+_EVENTS: list[type[FileSystemEvent]] = [
+    FileClosedEvent, FileMovedEvent, FileCreatedEvent, FileDeletedEvent,
+    DirMovedEvent, DirCreatedEvent, DirDeletedEvent,
+]  # fmt: skip
+
+log = logging.getLogger("ckptd")
+
+
+class Watcher:
+    """Calls `hint(path)` from a thread of its own whenever something under a watched path changed."""
+
+    def __init__(self, hint: Callable[[str], None], pointer: str) -> None:
+        self._hint = hint
+        self._ours = {pointer, temporary_name(pointer), OWN_DIR}
+        self._observer: BaseObserver | None = None
+        self._watches: dict[str, tuple[str, ObservedWatch]] = {}
+        self._gone: dict[str, set[str]] = {}
+        self._said_full = False
+        self._alarm = _Alarm(self)
+
+    def watch(self, path: str) -> None:
+        """Watch `path`, or its nearest parent that exists: then its appearance is the hint."""
+        place = str(next(p for p in (Path(path), *Path(path).parents) if p.is_dir()))
+        if self._watches.get(path, ("",))[0] == place:
+            return
+        self.forget(path)
+        if self._observer is None:
+            self._observer = Observer()
+            logging.getLogger("watchdog").addHandler(self._alarm)  # adding it again does nothing
+        handler = _Handler(self, path)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # watchdog's own, about directories that churn
+                scheduled = self._observer.schedule(handler, place, event_filter=_EVENTS)
+                if not self._observer.is_alive():
+                    self._observer.start()
+        except OSError as error:
+            # Out of watches or instances (ENOSPC, EMFILE), or gone again: scanning goes on without.
+            self._observer = self._observer if self._watches else None
+            if not self._said_full:
+                self._said_full = True
+                log.warning("could not watch %s: %s; scanning instead (see fs.inotify.max_user_watches)", place, error)
+            return
+        self._watches[path] = place, scheduled
+
+    def forget(self, path: str) -> None:
+        """Stop watching `path`."""
+        watched = self._watches.pop(path, None)
+        if watched is not None and self._observer is not None:
+            try:
+                self._observer.unschedule(watched[1])
+            except (KeyError, OSError) as error:
+                log.debug("unwatched %s: %s", path, error)
+
+    def expect_gone(self, path: str, names: set[str]) -> None:
+        """Give no hint for the disappearance of `names`: it is our own doing."""
+        self._gone[path] = names
+
+    def is_alive(self) -> bool:
+        """Whether hints still come, if any were promised."""
+        return self._observer is None or self._observer.is_alive()
+
+    def close(self) -> None:
+        """Stop; what is under way ends first."""
+        if self._observer is not None and self._observer.is_alive():
+            self._observer.stop()
+            self._observer.join()
+        self._observer = None
+        self._watches.clear()
+        logging.getLogger("watchdog").removeHandler(self._alarm)
+
+    def lost(self, text: str) -> None:
+        """watchdog is in trouble, an overflowed queue most of all: whatever it lost, the disk still has."""
+        log.debug("watchdog: %s; looking everywhere", text)
+        for path in list(self._watches):
+            self._hint(path)
+
+    def changed(self, path: str, event: FileSystemEvent) -> None:
+        """Decide whether an event is a hint; called by the observer's thread."""
+        names = [os.path.basename(os.fsdecode(p)) for p in (event.src_path, event.dest_path) if p]
+        if all(name in self._ours for name in names):
+            return
+        if event.event_type == "deleted" and names[0] in self._gone.get(path, ()):
+            return
+        self._hint(path)
+
+
+class _Handler(FileSystemEventHandler):
+    def __init__(self, watcher: Watcher, path: str) -> None:
+        self._watcher, self._path = watcher, path
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        self._watcher.changed(self._path, event)
+
+
+class _Alarm(logging.Handler):
+    """watchdog tells of lost events in its log only."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        super().__init__(logging.WARNING)
+        self._watcher = watcher
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._watcher.lost(record.getMessage())

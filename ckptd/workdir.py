@@ -1,0 +1,182 @@
+"""One work dir that this process looks after: its descriptor, its owner, its `.ckptd`, and the lock on it.
+
+Creates `.ckptd` only when it is asked to take the lock; nothing here deletes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import pwd
+import stat
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .disk import OWN_DIR, opened_own_dir
+from .errors import CkptdError, OwnedError, RefusedError, UsageError, why
+
+LOCK = "lock"
+_LOCK_WAIT_S, _LOCK_RETRY_S = 1.0, 0.05
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
+
+
+class WorkDir:
+    """A work dir, open. `path` is absolute; `fd` stays on the directory even if it is renamed.
+
+    Raises UsageError if it is no directory, CkptdError if it cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.path.abspath(path)
+        try:
+            self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise CkptdError(f"{path}: does not exist. Give the directory that the training job writes to") from error
+        except NotADirectoryError as error:
+            raise UsageError(f"{path}: not a directory. Give the directory that holds the checkpoints") from error
+        except OSError as error:
+            raise CkptdError(f"{path}: cannot be opened: {why(error)}. Run ckptd as its owner") from error
+        self.info = os.fstat(self.fd)
+        self.own_fd: int | None = None
+        self._lock_fd: int | None = None
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> WorkDir:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._stack.close()
+        self.own_fd = self._lock_fd = None
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def is_still_there(self) -> bool:
+        """Whether the path still leads to this directory: it may have been replaced, unmounted or removed."""
+        try:
+            now = os.stat(self.path)
+        except OSError:
+            return False
+        return (now.st_dev, now.st_ino) == (self.info.st_dev, self.info.st_ino)
+
+    def open_own(self) -> int | None:
+        """A descriptor of `.ckptd` if there is one, creating nothing. Raises RefusedError for a symlink there."""
+        if self.own_fd is None:
+            try:
+                self.own_fd = self._stack.enter_context(opened_own_dir(OWN_DIR, dir_fd=self.fd))
+            except FileNotFoundError:
+                return None
+            except PermissionError as error:
+                raise CkptdError(
+                    f"{self.path}/{OWN_DIR}: cannot be opened: {why(error)}. Run ckptd as its owner"
+                ) from error
+        return self.own_fd
+
+    def take(self) -> bool:
+        """Make `.ckptd` if need be, and take the lock on it: from here on this process owns the work dir.
+
+        Returns False where the file system knows no locks: every step is safe without one. Raises OwnedError if
+        another ckptd has it for longer than a second, CkptdError if the work dir cannot be written.
+        """
+        if self._lock_fd is not None:
+            return True
+        try:
+            self._make_own_dir()
+            own_fd = self.open_own()
+            assert own_fd is not None  # made above, and opened without following anything
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            fd = os.open(LOCK, flags, 0o666, dir_fd=own_fd)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise RefusedError(f"{self.path}/{OWN_DIR}/{LOCK}: not a file that ckptd made. Remove it") from error
+            raise CkptdError(f"{self.path}: cannot be written: {why(error)}. Run ckptd as its owner") from error
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise RefusedError(f"{self.path}/{OWN_DIR}/{LOCK}: not a file that ckptd made. Remove it")
+        self._stack.callback(os.close, fd)
+        locked = self._flock(fd)
+        self._lock_fd = fd
+        return locked
+
+    def _make_own_dir(self) -> None:
+        try:
+            os.mkdir(OWN_DIR, dir_fd=self.fd)
+        except FileExistsError:
+            return
+        with opened_own_dir(OWN_DIR, dir_fd=self.fd) as fd:
+            # Whoever may write checkpoints there may also run ckptd there.
+            os.fchmod(fd, stat.S_IMODE(self.info.st_mode))
+            with contextlib.suppress(PermissionError):
+                os.fchown(fd, self.info.st_uid, self.info.st_gid)
+
+    def _flock(self, fd: int) -> bool:
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    return False
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise CkptdError(f"{self.path}/{OWN_DIR}/{LOCK}: cannot be locked: {why(error)}") from error
+            if time.monotonic() > deadline:
+                raise OwnedError(f"{self.path}: {_holder(fd)} owns this work dir. Stop it, or leave the work to it")
+            time.sleep(_LOCK_RETRY_S)
+
+
+def become_owner(paths: Sequence[str | os.PathLike[str]]) -> None:
+    """As root: give up root and become the owner of the work dirs, before anything in them is touched.
+
+    Nothing a user plants in a directory of his own can then make root do anything. Raises RefusedError for several
+    owners: one process has one. A directory that does not exist yet counts as its nearest parent that does.
+    """
+    if os.geteuid() != 0:
+        return
+    owners = {_owner_of(Path(os.path.abspath(path))) for path in paths}
+    if len(owners) > 1:
+        raise RefusedError("several owners among these work dirs: run one ckptd for each owner")
+    for uid, gid in owners - {(0, 0)}:
+        if uid == 0:
+            continue
+        try:
+            os.initgroups(pwd.getpwuid(uid).pw_name, gid)
+        except KeyError:
+            os.setgroups([gid])  # an owner without a name, as on a file server
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+
+
+def check_library_use(work: WorkDir) -> None:
+    """Raise RefusedError if root calls into somebody else's directory: a library cannot change its caller's user."""
+    if os.geteuid() == 0 and work.info.st_uid != 0:
+        raise RefusedError(
+            f"{work.path}: belongs to another user. Call ckptd as its owner, or use the command, which becomes it"
+        )
+
+
+def _owner_of(path: Path) -> tuple[int, int]:
+    for place in (path, *path.parents):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            info = os.stat(place)
+            return info.st_uid, info.st_gid
+    return 0, 0
+
+
+def _holder(fd: int) -> str:
+    """Who holds the lock, as the kernel lists it; the file itself says nothing, so it can never be stale."""
+    info = os.fstat(fd)
+    ours = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            fields = line.split()
+            if "->" not in fields and fields[1] == "FLOCK" and fields[5] == ours:
+                words = Path(f"/proc/{int(fields[4])}/cmdline").read_bytes().split(b"\0")
+                return f"process {fields[4]} ({os.fsdecode(b' '.join(words)).strip()})"
+    return "another ckptd"
