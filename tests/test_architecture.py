@@ -1,0 +1,86 @@
+"""Who may import whom (STYLE: the house): walked in the source, and in a real interpreter."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "ckptd"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# What core may use of the standard library: nothing that could reach a disk, a clock, a log or a process.
+PURE = {"__future__", "collections", "dataclasses", "enum", "itertools", "json", "re", "string", "typing"}
+
+# What a training job may import: no click, no watchdog, and Python 3.9's syntax (checked in lint).
+SHARED_WITH_JOBS = {"errors", "disk", "scan", "verdict", "pointer"}
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """The absolute names of what a module imports, wherever in it."""
+    package = ["ckptd", *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if name_of(p).startswith("core.")], ids=name_of)
+def test_core_is_pure(path: Path) -> None:
+    for name in imports_of(path):
+        top = name.split(".")[0]
+        if top == "ckptd":
+            assert name.startswith(("ckptd.core", "ckptd.errors")), name
+        else:
+            assert top in PURE, name
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_click_watchdog_and_torch_each_have_one_place(path: Path) -> None:
+    tops = {name.split(".")[0] for name in imports_of(path)}
+    module = name_of(path)
+    assert "click" not in tops or module.startswith("cli.")
+    assert "watchdog" not in tops or module == "watch"
+    assert "torch" not in tops or module.startswith("shim.")
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if name_of(p) in SHARED_WITH_JOBS], ids=name_of)
+def test_what_jobs_share_reaches_nothing_else_of_the_daemon(path: Path) -> None:
+    for name in imports_of(path):
+        if name.startswith("ckptd."):
+            assert name.split(".")[1] in SHARED_WITH_JOBS | {"core"}, name
+
+
+SHELL = {"scan", "verdict", "delete", "pointer", "state", "journal", "watch", "notify", "workdir", "filesystem", "disk"}
+BELOW = {"disk", "errors", "core", "scan"}  # scan gives the others their Entry
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if name_of(p) in SHELL], ids=name_of)
+def test_shell_modules_do_not_know_each_other(path: Path) -> None:
+    for name in imports_of(path):
+        if name.startswith("ckptd.") and name.count(".") >= 1:
+            assert name.split(".")[1] in BELOW, name
+
+
+@pytest.mark.parametrize(("module", "absent"), [
+    ("ckptd", ["click", "watchdog", "torch", "ckptd.cli", "ckptd.reconcile"]),
+    ("ckptd.cli", ["torch", "watchdog", "ckptd.service", "asyncio"]),
+    ("ckptd.service", ["torch", "click"]),
+    ("ckptd.api", ["torch", "click", "watchdog"]),
+])  # fmt: skip
+def test_an_import_brings_nothing_that_it_does_not_need(module: str, absent: list[str]) -> None:
+    code = f"import sys, {module}; print(*[name for name in {absent!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
