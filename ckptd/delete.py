@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .disk import exists, opened_own_dir, sync_dir
-from .scan import Entry, stat_entry
+from .scan import Entry, entry_of, stat_entry
 
 NAME = "trash"
 _ITEM = re.compile(r"([0-9]{1,19})-([0-9]{1,9})(\.gone)?", re.ASCII)
@@ -42,7 +42,7 @@ def put(entry: Entry, *, work_fd: int, trash_fd: int, now_ms: int) -> str:
     Raises ChangedError if what bears the name is not `entry` any more, FileNotFoundError if nothing does, OSError
     for what the system refuses. No symlink is followed, nothing is overwritten.
     """
-    _check_same(entry, stat_entry(entry.name, dir_fd=work_fd))
+    _check_same(entry, work_fd)
     item = next(name for n in itertools.count() if not exists(name := f"{now_ms}-{n}", dir_fd=trash_fd))
     os.rename(entry.name, item, src_dir_fd=work_fd, dst_dir_fd=trash_fd)
     moved = stat_entry(item, dir_fd=trash_fd)
@@ -52,6 +52,17 @@ def put(entry: Entry, *, work_fd: int, trash_fd: int, now_ms: int) -> str:
             os.rename(item, entry.name, src_dir_fd=trash_fd, dst_dir_fd=work_fd)
         raise ChangedError("replaced while it was being renamed")
     return item
+
+
+def unlink(entry: Entry, *, work_fd: int) -> None:
+    """Delete a file without the trash, where there is no room even for that. One call: it is there or it is gone.
+
+    Raises as `put` does, and ChangedError for a directory, which cannot go in one call.
+    """
+    if entry.is_dir:
+        raise ChangedError("a directory, which needs the trash")
+    _check_same(entry, work_fd)
+    os.unlink(entry.name, dir_fd=work_fd)
 
 
 def sync(*, work_fd: int, trash_fd: int) -> None:
@@ -106,8 +117,9 @@ def opened_trash(own_fd: int) -> Iterator[int]:
         yield fd
 
 
-def _check_same(entry: Entry, info: os.stat_result) -> None:
-    if (info.st_dev, info.st_ino) != (entry.device, entry.inode):
+def _check_same(entry: Entry, work_fd: int) -> None:
+    now = entry_of(entry.name, dir_fd=work_fd)
+    if (now.device, now.inode) != (entry.device, entry.inode):
         raise ChangedError("replaced since it was scanned")
-    if not entry.is_dir and (info.st_size, info.st_mtime_ns) != (entry.size_bytes, entry.mtime_ns):
+    if (now.size_bytes, now.mtime_ns) != (entry.size_bytes, entry.mtime_ns):
         raise ChangedError("changed since it was scanned")

@@ -30,6 +30,10 @@ class OwnedError(CkptdError):
     exit_code = 5
 
 
+class NoRoomError(CkptdError):
+    """The disk is too full for even the few kB that ckptd keeps in a work dir."""
+
+
 class ReplacedError(CkptdError):
     """The work dir is not the directory it was, and this process cannot follow to the new one."""
 

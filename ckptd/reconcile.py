@@ -8,38 +8,28 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Any
 
-from . import delete, journal
+from . import delete
 from .core.checkpoint import Checkpoint, State
 from .core.memory import Memory, Seen
-from .core.plan import SKIP, Decision, Plan
+from .core.plan import Decision, Plan
 from .core.policy import Policy
 from .disk import NO_ROOM, SyncError, sync_dir, sync_file, sync_tree
-from .errors import why
-from .filesystem import free_bytes
+from .errors import NoRoomError, why
 from .pointer import named_by, replace_pointer
+from .pruner import Labelled, Pruner
 from .remover import Remover
 from .state import write_state
-from .survey import Survey, Surveyor, human_bytes
+from .survey import Survey, Surveyor
+from .units import human_bytes
 from .workdir import WorkDir
 
-LARGE_PRUNE_TTL_S = 3600.0
-_LOOK_AGAIN_S = 1.0
+_SETTLED_S = 0.05  # so that what has to be quiet for so long then is
 _BACK_OFF_S = (1.0, 60.0)
 
 log = logging.getLogger("ckptd")
-
-
-class Labelled(logging.LoggerAdapter[logging.Logger]):
-    """A log whose lines begin with the work dir they are about, where there are several."""
-
-    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        label = self.extra["label"] if self.extra else ""
-        return (f"{label}: {msg}" if label else msg), kwargs
 
 
 @dataclass(frozen=True)
@@ -58,7 +48,19 @@ class Report:
 
     @property
     def exit_code(self) -> int:
+        """3 if the system refused something, else 0 (DESIGN section 10)."""
         return 3 if self.failed or self.survey.unreadable else 0
+
+    @property
+    def counts(self) -> str:
+        """What is kept, pruned and so on, as one line of a log."""
+        states = [d.checkpoint.state for d in self.survey.plan.decisions]
+        newest = self.survey.plan.newest
+        return (
+            f"reconciled kept={len(states) - len(self.pruned)} pruned={len(self.pruned)} "
+            f"incomplete={states.count(State.INCOMPLETE)} in_flight={states.count(State.IN_FLIGHT)} "
+            f"failed={len(self.failed or ()) + len(self.survey.unreadable)} newest={newest.name if newest else None}"
+        )
 
 
 class Reconciler:
@@ -73,16 +75,14 @@ class Reconciler:
         clock: Callable[[], int] = time.time_ns,
         label: str = "",
     ) -> None:
-        self.work, self.policy, self.remover, self._clock = work, policy, remover, clock
+        self.work, self.policy, self._clock = work, policy, clock
         self._log = Labelled(log, {"label": label})  # several work dirs share one log
         self.surveyor = Surveyor(work, policy)
         self._on_disk: Memory | None = None
-        self._unwritten: list[dict[str, Any]] = []  # journal lines that found no room
-        self._expires_ms: dict[str, int] = {}  # what waits in the trash, and until when
         self._taken = False
         self._failures = 0
         self._beyond: dict[str, int] = {}
-        self._said_refusals: dict[str, str] = {}
+        self._pruner = Pruner(work, policy.trash_ttl_s, remover, clock, self._log)
 
     def survey(self) -> Survey:
         """Look and decide, changing nothing."""
@@ -91,54 +91,59 @@ class Reconciler:
     def reconcile(self) -> Report:
         """Make one pass. Raises CkptdError for what a person must mend, OSError if the disk does not answer."""
         survey = self.survey()
-        if not survey.entries and self.work.own_fd is None:
-            return Report(survey)  # nothing of ours in a work dir before its first checkpoint
-        if not survey.plan.decisions and self.work.own_fd is None:
-            return Report(survey)
-        self._take()
+        if self.work.own_fd is None and survey.plan.newest is None:
+            return Report(
+                survey, look_again_s=self._look_again_s(survey, False)
+            )  # no checkpoint yet, and nothing of ours before it
+        if not self._taken:
+            self._take(survey)
+            survey = self.survey()  # what was there before the lock was somebody else's to change
         survey, synced = self._make_durable(survey)
-        decided = survey.plan
         moved, prunes, room = self._point(survey, synced)
-        memory = _with_durable(decided.memory, synced, self.surveyor.unsynced)
+        memory = _with_durable(survey.plan.memory, synced, self.surveyor.unsynced)
         self._remember(memory)
-        pruned, failed = self._delete(survey, prunes)
+        pruned, failed = self._pruner.prune(survey, prunes)
         gone = {d.checkpoint.name for d in pruned}
         if gone:
             memory = replace(memory, seen={name: s for name, s in memory.seen.items() if name not in gone})
             self._remember(memory)
         self.surveyor.memory = memory
-        self._flush_journal()
-        self._expire()
-        self._warn_of_growth(decided)
-        self._failures = self._failures + 1 if failed or not room else 0
-        return Report(survey, tuple(pruned), failed, moved, self._look_again_s(survey, bool(failed) or not room))
+        self._pruner.settle()
+        self._warn_of_growth(survey.plan)
+        troubled = bool(failed) or not room
+        self._failures = self._failures + 1 if troubled else 0
+        return Report(survey, tuple(pruned), failed, moved, self._look_again_s(survey, troubled))
 
     # --- before anything goes -------------------------------------------------------------------------------
 
-    def _take(self) -> None:
-        if self._taken:
-            return
-        if not self.work.take():
+    def _take(self, survey: Survey) -> None:
+        """Own the work dir, then finish what a crash left there."""
+        try:
+            locked = self.work.take()
+        except NoRoomError:
+            self._make_room(survey)
+            locked = self.work.take()
+        if not locked:
             self._log.warning("no locks on this file system: make sure only one ckptd runs on %s", self.work.path)
         self._taken = True
-        self._on_disk = self.surveyor.memory
         assert self.work.own_fd is not None  # take() has made it
-        with delete.opened_trash(self.work.own_fd) as trash_fd:
-            left = delete.items(trash_fd)
-        if left:
-            self._adopt(left)
+        self.surveyor.memory = None  # somebody else may have written it until now
+        self._pruner.adopt()
 
-    def _adopt(self, left: list[delete.Item]) -> None:
-        """Finish what a crash left in the trash, and go on waiting for what is to be kept there."""
-        assert self.work.own_fd is not None
-        lines = {line["trash"]: line for line in journal.read(self.work.own_fd) if line.get("did") == "pruned"}
-        for item in left:
-            until_ms = lines.get(item.name, {}).get("until_ms")
-            if self.policy.trash_ttl_s is not None:
-                until_ms = item.at_ms + int(self.policy.trash_ttl_s * 1000)
-            elif not isinstance(until_ms, int):
-                until_ms = item.at_ms  # the crash came before the journal line
-            self._expires_ms[item.name] = item.at_ms if item.claimed else until_ms
+    def _make_room(self, survey: Survey) -> None:
+        """Delete the oldest that the plan prunes, on a disk so full that not even `.ckptd` fits (DESIGN section 7)."""
+        survey, synced = self._make_durable(survey)
+        pointed = named_by(survey.pointed) if survey.pointed else None
+        for decision in self._spared(self._standing(survey.plan, synced), pointed, survey.plan, synced):
+            name = decision.checkpoint.name
+            try:
+                delete.unlink(survey.entries[name], work_fd=self.work.fd)
+            except (OSError, delete.ChangedError) as error:
+                self._log.warning("could not prune %s: %s", name, error)
+                continue
+            sync_dir(self.work.fd)
+            self._log.warning("pruned %s at once: the disk is too full for a trash", name)
+            return
 
     def _make_durable(self, survey: Survey) -> tuple[Survey, set[str]]:
         """fsync what the plan relies on; plan anew without what cannot be made durable.
@@ -148,7 +153,7 @@ class Reconciler:
         """
         synced: set[str] = set()
         while True:
-            plan, fresh, failed = survey.plan, False, False
+            plan, fresh, failed = survey.plan, set[str](), False
             wanted = [*plan.relied_on, *([plan.newest] if plan.newest else [])]
             for checkpoint in {c.name: c for c in wanted}.values():
                 if checkpoint.name in synced or plan.memory.seen[checkpoint.name].durable:
@@ -166,10 +171,16 @@ class Reconciler:
                 except OSError as error:
                     self._log.warning("could not make %s durable: %s; will try again", checkpoint.name, why(error))
                 else:
-                    synced.add(checkpoint.name)
-                    fresh = True
+                    fresh.add(checkpoint.name)
             if fresh:
-                sync_dir(self.work.fd)
+                try:
+                    sync_dir(self.work.fd)
+                except SyncError as error:
+                    failed = True
+                    self.surveyor.unsynced |= {c.identity for c in wanted if c.name in fresh}
+                    self._log.error("fsync of %s failed (%s): check the disk", self.work.path, error.strerror)
+                else:
+                    synced |= fresh
             if not failed:
                 return survey, synced
             survey = self.survey()
@@ -183,7 +194,7 @@ class Reconciler:
     def _point(self, survey: Survey, synced: set[str]) -> tuple[str | None, list[Decision], bool]:
         """Move the pointer; return the name it was moved to, what may be deleted now, and whether there was room."""
         plan = survey.plan
-        prunes = [d for d in plan.prune if self._stands(d, plan, synced)]
+        prunes = self._standing(plan, synced)
         pointed = named_by(survey.pointed) if survey.pointed else None
         newest = plan.newest
         if newest is not None and pointed is not None and self._is_rewritten(pointed, newest, plan):
@@ -209,10 +220,14 @@ class Reconciler:
         self._log.info("pointed %s at %s", self.policy.pointer, newest.name)
         return newest.name, prunes, True
 
-    def _stands(self, decision: Decision, plan: Plan, synced: set[str]) -> bool:
-        """Whether everything that this deletion relies on is durable."""
-        series = next(s for s in plan.series if s.grid.template.text == decision.checkpoint.series)
-        return bool(series.relied_on) and all(c.name in synced for c in series.relied_on)
+    def _standing(self, plan: Plan, synced: set[str]) -> list[Decision]:
+        """What may be pruned because everything that it relies on is durable."""
+        sound = {
+            series.grid.template.text
+            for series in plan.series
+            if series.relied_on and all(c.name in synced for c in series.relied_on)
+        }
+        return [d for d in plan.prune if d.checkpoint.series in sound]
 
     def _is_rewritten(self, pointed: str, newest: Checkpoint, plan: Plan) -> bool:
         flying = any(d.checkpoint.name == pointed and d.checkpoint.state is State.IN_FLIGHT for d in plan.decisions)
@@ -247,90 +262,6 @@ class Reconciler:
         else:
             self._on_disk = memory
 
-    # --- deleting -------------------------------------------------------------------------------------------
-
-    def _delete(self, survey: Survey, prunes: list[Decision]) -> tuple[list[Decision], dict[str, str]]:
-        """Rename into the trash, oldest first, then hand it to the remover. One failure is not the end."""
-        pruned: list[Decision] = []
-        failed: dict[str, str] = {}
-        if not prunes:
-            return pruned, failed
-        assert self.work.own_fd is not None
-        now_ms = self._clock() // 1_000_000
-        until_ms = now_ms + int(self._ttl_s(survey.plan, len(prunes)) * 1000)
-        with delete.opened_trash(self.work.own_fd) as trash_fd:
-            binned: list[tuple[Decision, str]] = []
-            for decision in prunes:
-                checkpoint = decision.checkpoint
-                try:
-                    entry = survey.entries[checkpoint.name]
-                    binned.append((decision, delete.put(entry, work_fd=self.work.fd, trash_fd=trash_fd, now_ms=now_ms)))
-                except FileNotFoundError:
-                    pruned.append(decision)  # somebody else was faster
-                except delete.ChangedError as error:
-                    self._log.warning("left %s alone: %s", checkpoint.name, error)
-                except OSError as error:
-                    failed[checkpoint.name] = why(error)
-                    self._say_refusal(checkpoint.name, why(error))
-            delete.sync(work_fd=self.work.fd, trash_fd=trash_fd)
-        for decision, item in binned:
-            pruned.append(decision)
-            self._expires_ms[item] = until_ms
-            self._unwritten.append(_line(decision, item, now_ms, until_ms))
-            c = decision.checkpoint
-            self._log.info(
-                "pruned %s series=%s size_bytes=%d reason=%r",
-                c.name,
-                c.series,
-                c.size_bytes,
-                decision.reasons[0],
-            )
-        if binned and until_ms > now_ms:
-            freed = human_bytes(sum(d.checkpoint.allocated_bytes for d, _ in binned))
-            when = datetime.fromtimestamp(until_ms / 1000).strftime("%H:%M")
-            self._log.info(
-                "kept %d pruned (%s) in the trash until %s: `ckptd restore --all %s` brings them back, "
-                "`ckptd prune --trash-ttl 0 %s` frees the space at once",
-                len(binned), freed, when, self.work.path, self.work.path,
-            )  # fmt: skip
-        return pruned, failed
-
-    def _say_refusal(self, name: str, why: str) -> None:
-        if self._said_refusals.get(name) != why:
-            self._said_refusals[name] = why
-            self._log.warning("could not prune %s/%s: %s; will try again", self.work.path, name, why)
-
-    def _ttl_s(self, plan: Plan, count: int) -> float:
-        """How long the trash is kept: as asked for, or an hour for more than the saves since the last pass account
-        for (first contact, a changed policy), room permitting."""
-        if self.policy.trash_ttl_s is not None:
-            return self.policy.trash_ttl_s
-        expected = sum(max(1, 0 if s.grid.first_contact else s.grid.saves) for s in plan.series if s.decisions)
-        if count <= expected or plan.newest is None:
-            return 0.0
-        return LARGE_PRUNE_TTL_S if free_bytes(self.work.fd) >= 2 * plan.newest.size_bytes else 0.0
-
-    def _flush_journal(self) -> None:
-        if not self._unwritten or self.work.own_fd is None:
-            return
-        try:
-            journal.append(self._unwritten, self.work.own_fd)
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            self._log.warning("could not write the journal: %s; will try again", why(error))
-        else:
-            self._unwritten.clear()
-
-    def _expire(self) -> None:
-        """Hand to the remover what has been in the trash long enough."""
-        now_ms = self._clock() // 1_000_000
-        assert self.work.own_fd is not None
-        due = [item for item, until_ms in self._expires_ms.items() if until_ms <= now_ms]
-        for item in due:
-            del self._expires_ms[item]
-            self.remover.submit(self.work.own_fd, item)
-
     # --- afterwards -----------------------------------------------------------------------------------------
 
     def _warn_of_growth(self, plan: Plan) -> None:
@@ -347,12 +278,9 @@ class Reconciler:
                 )  # fmt: skip
 
     def _look_again_s(self, survey: Survey, troubled: bool) -> float | None:
-        waits: list[float] = []
-        if any(d.checkpoint.state is State.IN_FLIGHT for d in survey.plan.decisions):
-            waits.append(_LOOK_AGAIN_S)
-        if self._expires_ms:
-            waits.append(max(0.0, min(self._expires_ms.values()) / 1000 - self._clock() / 1e9))
-        if troubled or (any(d.decision == SKIP for d in survey.plan.decisions) and self._failures):
+        waits = [] if survey.settles_s is None else [survey.settles_s + _SETTLED_S]
+        waits.extend(self._pruner.expires_in_s())
+        if troubled:
             shortest, longest = _BACK_OFF_S
             waits.append(min(longest, shortest * 2 ** min(self._failures, 10)))
         return min(waits, default=None)
@@ -365,18 +293,3 @@ def _with_durable(memory: Memory, synced: set[str], unsynced: set[tuple[str, int
         return replace(seen, durable=True) if seen.name in synced and seen.durable is None else seen
 
     return replace(memory, seen={name: known(seen) for name, seen in memory.seen.items()})
-
-
-def _line(decision: Decision, item: str, now_ms: int, until_ms: int) -> dict[str, Any]:
-    c = decision.checkpoint
-    return {
-        "at": datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="milliseconds"),
-        "did": "pruned",
-        "name": c.name,
-        "series": c.series,
-        "step": c.step,
-        "size_bytes": c.size_bytes,
-        "reason": "; ".join(decision.reasons),
-        "trash": item,
-        "until_ms": until_ms,
-    }

@@ -12,7 +12,8 @@ from typing import Any
 
 from .core.checkpoint import Checkpoint
 from .core.plan import KEEP, PRUNE, SKIP, Decision, SeriesPlan
-from .survey import Survey, human_bytes
+from .survey import Survey
+from .units import human_age, human_bytes
 
 
 def summary(survey: Survey, work_dir: str) -> str:
@@ -75,14 +76,6 @@ def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> Iter
             cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         )
         yield "  " + "  ".join(cells).rstrip()
-
-
-def human_age(seconds: float) -> str:
-    """How long ago, in the one unit that fits."""
-    for limit, unit, size in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
-        if seconds < limit:
-            return f"{max(0, int(seconds // size))} {unit}"
-    return f"{int(seconds // 86400)} d"
 
 
 def _series_summary(series: SeriesPlan) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .core.checkpoint import Checkpoint, State
 from .core.layouts import FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS
-from .core.memory import Memory
+from .core.memory import Memory, Seen
 from .core.naming import Template
 from .core.plan import Plan, plan
 from .core.policy import Policy
@@ -23,6 +23,7 @@ from .filesystem import is_local
 from .pointer import framework_pointers, link_target, named_by, read_pointer
 from .scan import Entry, Found, LeftAlone, scan
 from .state import read_state
+from .units import human_bytes
 from .verdict import Settling, Verdict, has_writer, judge
 from .workdir import WorkDir
 
@@ -36,7 +37,8 @@ class Survey:
     """One work dir, judged.
 
     entries: what a scan found, by name. unreadable: names with the system's reason. remembered: whether an earlier
-    pass left a state. pointed: the line in the pointer file, if any.
+    pass left a state. pointed: the line in the pointer file, if any. settles_s: after how many seconds something
+    that is in flight now can have become quiet, if nothing else happens.
     """
 
     plan: Plan
@@ -47,6 +49,15 @@ class Survey:
     pointed: str | None
     declared: dict[str, Schedule]
     advice: tuple[str, ...]
+    settles_s: float | None
+
+
+@dataclass
+class _Judged:
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    left_alone: list[LeftAlone] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    settles_s: float | None = None
 
 
 @dataclass
@@ -74,26 +85,31 @@ class Surveyor:
         if not self.policy.asked_for:
             patterns += tuple(Template(text) for text in declared if Template(text) not in patterns)
         found = scan(work.path, work.fd, patterns)
-        settling = Settling(is_local(work.fd), self.policy.settle_s)
-        left_alone = list(found.left_alone)
-        checkpoints, unreadable = self._judge(found, left_alone, settling, remembered, declared, now_ns)
+        judged = self._judge(found, remembered, declared, now_ns)
         entries = {entry.name: entry for entry in found.entries}
         protected = self._protections(found)
-        pointed = read_pointer(self.policy.pointer, dir_fd=work.fd)
-        trusted = None if remembered else self._trusted({c.name for c in checkpoints if c.state.whole})
+        trusted = None if remembered else self._trusted({c.name for c in judged.checkpoints if c.state.whole})
         while True:
             decided = plan(
-                checkpoints, self.policy, memory=remembered or Memory(), now_ns=now_ns,
+                judged.checkpoints, self.policy, memory=remembered or Memory(), now_ns=now_ns,
                 protected=protected, declared=declared, trusted=trusted, patterns=patterns,
             )  # fmt: skip
-            written = [d.checkpoint.name for d in decided.prune if self._is_open(entries[d.checkpoint.name], settling)]
+            written = [d.checkpoint.name for d in decided.prune if self._is_open(entries[d.checkpoint.name])]
             if not written:
                 break
             for name in written:
                 protected.setdefault(name, []).append("open for writing")
-        left_alone.sort(key=lambda each: each.name)
-        advice = _advice(decided, remembered is None, trusted)
-        return Survey(decided, entries, tuple(left_alone), unreadable, remembered, pointed, declared, advice)
+        return Survey(
+            decided,
+            entries,
+            tuple(judged.left_alone),
+            judged.unreadable,
+            remembered,
+            read_pointer(self.policy.pointer, dir_fd=work.fd),
+            declared,
+            _advice(decided, remembered is None, trusted),
+            judged.settles_s,
+        )
 
     def _remember(self, own_fd: int | None) -> Memory | None:
         if self.memory is None and own_fd is not None:
@@ -122,59 +138,47 @@ class Surveyor:
                     declared[schedule.template] = schedule
         return declared
 
-    def _judge(
-        self,
-        found: Found,
-        left_alone: list[LeftAlone],
-        settling: Settling,
-        remembered: Memory | None,
-        declared: dict[str, Schedule],
-        now_ns: int,
-    ) -> tuple[list[Checkpoint], dict[str, str]]:
-        checkpoints, unreadable = [], {}
+    def _judge(self, found: Found, remembered: Memory | None, declared: dict[str, Schedule], now_ns: int) -> _Judged:
+        """Turn entries into checkpoints; what is none by its bytes is left alone."""
+        judged = _Judged(left_alone=list(found.left_alone))
+        settling = self._settling()
+        seen = remembered.seen if remembered else {}
         verdicts: dict[str, tuple[Entry, Verdict]] = {}
         for entry in found.entries:
-            cached = self._verdicts.get(entry.name)
-            if cached is not None and cached[0] == entry:
-                verdict = cached[1]
-            else:
+            before, verdict = self._verdicts.get(entry.name, (None, None))
+            if verdict is None or before != entry:
                 try:
                     verdict = judge(entry, dir_fd=self.work.fd, settling=settling, now_ns=now_ns)
                 except (FileNotFoundError, RefusedError):
                     continue  # gone, or something else by now: the next look tells
                 except OSError as error:
-                    unreadable[entry.name] = why(error)
+                    judged.unreadable[entry.name] = why(error)
                     # What was seen before keeps its place; what was not is not met before it can be read.
-                    was_seen = remembered is not None and entry.name in remembered.seen
-                    verdict = Verdict(State.IN_FLIGHT, f"cannot be read: {why(error)}", was_seen)
-            asked_for = self.policy.asked_for or entry.series in declared
-            if not verdict.known and not asked_for:
-                left_alone.append(LeftAlone(entry.name, verdict.evidence))
+                    verdict = Verdict(State.IN_FLIGHT, f"cannot be read: {why(error)}", entry.name in seen)
+            if not (verdict.known or self.policy.asked_for or entry.series in declared):
+                judged.left_alone.append(LeftAlone(entry.name, verdict.evidence))
                 continue
             if verdict.state is not State.IN_FLIGHT:
                 verdicts[entry.name] = entry, verdict
-            known = remembered.seen.get(entry.name) if remembered else None
-            identity = (entry.name, entry.size_bytes, entry.mtime_ns)
-            failed = identity in self.unsynced or (
-                known is not None
-                and known.durable is False
-                and (known.name, known.size_bytes, known.mtime_ns) == identity
-            )
-            checkpoints.append(
-                Checkpoint(
-                    entry.series,
-                    *identity[:1],
-                    entry.step,
-                    entry.size_bytes,
-                    entry.mtime_ns,
-                    verdict.state,
-                    verdict.evidence,
-                    durable=not failed,
-                    allocated_bytes=entry.allocated_bytes,
-                )
-            )
+            elif verdict.settles_s is not None:
+                judged.settles_s = min(verdict.settles_s, judged.settles_s or verdict.settles_s)
+            judged.checkpoints.append(self._checkpoint(entry, verdict, seen.get(entry.name)))
         self._verdicts = verdicts
-        return checkpoints, unreadable
+        judged.left_alone.sort(key=lambda each: each.name)
+        return judged
+
+    def _checkpoint(self, entry: Entry, verdict: Verdict, known: Seen | None) -> Checkpoint:
+        checkpoint = Checkpoint(
+            entry.series, entry.name, entry.step, entry.size_bytes, entry.mtime_ns, verdict.state, verdict.evidence,
+            allocated_bytes=entry.allocated_bytes,
+        )  # fmt: skip
+        failed_before = known is not None and known.durable is False and known.identity == checkpoint.identity
+        if failed_before or checkpoint.identity in self.unsynced:
+            return replace(checkpoint, durable=False)
+        return checkpoint
+
+    def _settling(self) -> Settling:
+        return Settling(is_local(self.work.fd), self.policy.settle_s)
 
     def _protections(self, found: Found) -> dict[str, list[str]]:
         """Who must stay whatever a rule says, with the reasons: DESIGN section 4."""
@@ -202,8 +206,8 @@ class Surveyor:
                 return target
         return None
 
-    def _is_open(self, entry: Entry, settling: Settling) -> bool:
-        if entry.is_dir or not settling.local:
+    def _is_open(self, entry: Entry) -> bool:
+        if entry.is_dir or not is_local(self.work.fd):
             return False
         try:
             with opened_file(entry.name, dir_fd=self.work.fd) as fd:
@@ -243,13 +247,3 @@ def _advice(decided: Plan, first: bool, trusted: str | None) -> tuple[str, ...]:
                 f"({human_bytes(freed)}); --rule newest prunes by order of writing instead"
             )
     return tuple(advice)
-
-
-def human_bytes(size_bytes: int) -> str:
-    """A size for a person: 1.2 GB, in powers of 1000 as disks are sold and df -H prints."""
-    size, unit = float(size_bytes), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
-        if size < 999.5 or unit == "PB":
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "B" or size >= 99.5 else f"{size:.1f} {unit}"

@@ -38,10 +38,10 @@ def render(
         where, head = _Where.of_path(_absolute(work_dir)), _head_of_finished(unit_name(work_dir), user=user)
     sections = [
         head,
-        _UNIT.format(description=where.description, mounts_for=where.mounts_for),
+        _UNIT.format(text=where.text, word=where.word),
         _SERVICE.format(
             # The colon: a $ in a name or in an option begins no variable.
-            exec_start=" ".join([_word(f":{command}"), "watch", where.argument, *map(_word, options)]),
+            exec_start=" ".join([_word(f":{command}"), "watch", where.word, *map(_word, options)]),
             # The plus: the process is the owner's by then, and root without CAP_KILL may not signal it.
             exec_reload=f"{'' if user else '+'}/bin/kill -HUP $MAINPID",
             environment_files="".join(f"EnvironmentFile=-{path}\n" for path in where.environment_files),
@@ -64,11 +64,10 @@ def unit_name(work_dir: Path) -> str:
 
 @dataclass(frozen=True)
 class _Where:
-    """The work dir as each setting wants it written: systemd does not read them all by the same rules."""
+    """The work dir as the settings name it: as a word of a list, as text, and for the sandbox."""
 
-    argument: str
-    description: str
-    mounts_for: str
+    word: str
+    text: str
     writable: str
     environment_files: tuple[str, ...] = ()
 
@@ -76,11 +75,11 @@ class _Where:
     def of_instance(cls, *, user: bool) -> _Where:
         # Not %i.env: the value is a glob pattern, and the \x2d of an escaped dash would there mean "x2d".
         folder = "%E/ckptd" if user else "/etc/ckptd"
-        return cls("%f", "%f", "%f", "-%f", (f"{folder}/ckptd.env", f"{folder}%f.env"))
+        return cls("%f", "%f", "-%f", (f"{folder}/ckptd.env", f"{folder}%f.env"))
 
     @classmethod
     def of_path(cls, path: str) -> _Where:
-        return cls(_word(path), _percents(path), _word_of_raw_backslashes(path), _word(f"-{path}"))
+        return cls(_word(path), _percents(path), _word(f"-{path}"))
 
 
 def _absolute(work_dir: Path) -> str:
@@ -101,23 +100,11 @@ def _refuse_unwritable(text: str) -> None:
 def _word(text: str) -> str:
     """One word of a list, whatever is in it."""
     escaped = _percents(text).replace("\\", "\\\\").replace('"', '\\"')
-    return escaped if _is_plain(escaped) else f'"{escaped}"'
-
-
-def _word_of_raw_backslashes(text: str) -> str:
-    """One word of RequiresMountsFor=, where a backslash is only itself: each quote is quoted by the other."""
-    escaped = _percents(text)
-    if _is_plain(escaped):
-        return escaped
-    return "".join(f"'{part}'" if part == '"' else f'"{part}"' for part in re.split('(")', escaped) if part)
+    return escaped if re.fullmatch(r"[\w:@%+=.,/{}<>-]+", escaped) else f'"{escaped}"'
 
 
 def _percents(text: str) -> str:
     return text.replace("%", "%%")
-
-
-def _is_plain(text: str) -> bool:
-    return re.fullmatch(r"[\w:@%+=.,/{}<>-]+", text) is not None
 
 
 def _escape_path(path: str) -> str:
@@ -181,8 +168,8 @@ _LINGER = """\
 
 _UNIT = """\
 [Unit]
-Description=ckptd for {description} (keeps the newest checkpoints)
-RequiresMountsFor={mounts_for}
+Description=ckptd for {text} (keeps the newest checkpoints)
+RequiresMountsFor={word}
 After=nss-user-lookup.target
 # One that only ever fails is "failed", for all to see, in about three minutes.
 StartLimitIntervalSec=10min

@@ -29,11 +29,15 @@ _HEAD = 4096
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the bytes say: a state with its evidence, or `known` False for bytes that are no checkpoint's."""
+    """What the bytes say: a state with its evidence, or `known` False for bytes that are no checkpoint's.
+
+    settles_s: of one in flight, after how many quiet seconds it is to be judged again; None: once its writer is done.
+    """
 
     state: State
     evidence: str
     known: bool = True
+    settles_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,11 @@ def judge(entry: Entry, *, dir_fd: int, settling: Settling, now_ns: int) -> Verd
         writer = has_writer(fd) if settling.local else None
     if writer:
         return Verdict(State.IN_FLIGHT, "open for writing", verdict.known)
-    age_s = age_seconds(entry, now_ns)
-    young = age_s < settling.quiet_s()
-    if verdict.state is State.INCOMPLETE and young:
-        return Verdict(State.IN_FLIGHT, f"{verdict.evidence}, changed {age_s:.0f} s ago", verdict.known)
-    if young and (writer is None or verdict.state is State.UNVERIFIABLE):
-        # Whole so far, but nobody can tell whether its writer is done.
-        return Verdict(State.IN_FLIGHT, f"changed {age_s:.0f} s ago", verdict.known)
+    age_s, quiet_s = age_seconds(entry, now_ns), settling.quiet_s()
+    # Whole so far, but nobody can tell whether its writer is done; or broken, but perhaps not yet whole.
+    unsure = writer is None or verdict.state is not State.COMPLETE
+    if unsure and age_s < quiet_s:
+        return _young(verdict.evidence, age_s, quiet_s, verdict.known)
     return verdict
 
 
@@ -171,9 +173,13 @@ def _directory(entry: Entry, dir_fd: int, settling: Settling, now_ns: int) -> Ve
     sharded = any(name.endswith(".distcp") for name in names)
     if not (marked or sharded):
         return Verdict(State.UNVERIFIABLE, "a directory without any known marker", known=False)
-    if marked and sharded:
-        young = not settling.local and age_seconds(entry, now_ns) < settling.quiet_s()
-        return Verdict(State.IN_FLIGHT if young else State.COMPLETE, "distributed checkpoint, .metadata there")
-    if age_seconds(entry, now_ns) < settling.quiet_s(marked=False):
-        return Verdict(State.IN_FLIGHT, "distributed checkpoint, not marked complete yet")
-    return Verdict(State.INCOMPLETE, "distributed checkpoint, never marked complete")
+    age_s = age_seconds(entry, now_ns)
+    quiet_s = 0.0 if marked and settling.local else settling.quiet_s(marked=marked)
+    evidence = "distributed checkpoint, " + (".metadata there" if marked else "not marked complete")
+    if age_s < quiet_s:
+        return _young(evidence, age_s, quiet_s, known=True)
+    return Verdict(State.COMPLETE if marked and sharded else State.INCOMPLETE, evidence)
+
+
+def _young(evidence: str, age_s: float, quiet_s: float, known: bool) -> Verdict:
+    return Verdict(State.IN_FLIGHT, f"{evidence}; changed {age_s:.0f} s ago", known, quiet_s - age_s)

@@ -15,8 +15,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .disk import OWN_DIR, opened_own_dir
-from .errors import CkptdError, OwnedError, RefusedError, UsageError, why
+from .disk import NO_ROOM, OWN_DIR, opened_own_dir
+from .errors import CkptdError, NoRoomError, OwnedError, RefusedError, UsageError, why
 
 LOCK = "lock"
 _LOCK_WAIT_S, _LOCK_RETRY_S = 1.0, 0.05
@@ -95,6 +95,10 @@ class WorkDir:
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
                 raise RefusedError(f"{self.path}/{OWN_DIR}/{LOCK}: not a file that ckptd made. Remove it") from error
+            if error.errno in NO_ROOM:
+                raise NoRoomError(
+                    f"{self.path}: {why(error)}. Free a few kB on that disk, and run ckptd again"
+                ) from error
             raise CkptdError(f"{self.path}: cannot be written: {why(error)}. Run ckptd as its owner") from error
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
@@ -134,17 +138,18 @@ class WorkDir:
 def become_owner(paths: Sequence[str | os.PathLike[str]]) -> None:
     """As root: give up root and become the owner of the work dirs, before anything in them is touched.
 
-    Nothing a user plants in a directory of his own can then make root do anything. Raises RefusedError for several
-    owners: one process has one. A directory that does not exist yet counts as its nearest parent that does.
+    Nothing that a user plants can then make root do anything. Raises RefusedError for several owners, since one process
+    has one, and for a symlink on the way that is neither root's nor the owner's: whoever made it would choose on whose
+    directory ckptd acts, and as whom. A directory that does not exist yet has no owner yet.
     """
     if os.geteuid() != 0:
         return
-    owners = {_owner_of(Path(os.path.abspath(path))) for path in paths}
-    if len(owners) > 1:
+    owners = {_owner_of(path) for path in paths if os.path.exists(path)}
+    if len({uid for uid, _ in owners}) > 1:
         raise RefusedError("several owners among these work dirs: run one ckptd for each owner")
-    for uid, gid in owners - {(0, 0)}:
+    for uid, gid in owners:
         if uid == 0:
-            continue
+            return
         try:
             os.initgroups(pwd.getpwuid(uid).pw_name, gid)
         except KeyError:
@@ -161,12 +166,14 @@ def check_library_use(work: WorkDir) -> None:
         )
 
 
-def _owner_of(path: Path) -> tuple[int, int]:
-    for place in (path, *path.parents):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            info = os.stat(place)
-            return info.st_uid, info.st_gid
-    return 0, 0
+def _owner_of(path: str | os.PathLike[str]) -> tuple[int, int]:
+    info = os.stat(path)
+    place = Path(os.path.abspath(path))
+    for part in (place, *place.parents):
+        on_the_way = os.lstat(part)
+        if stat.S_ISLNK(on_the_way.st_mode) and on_the_way.st_uid not in (0, info.st_uid):
+            raise RefusedError(f"{part}: a symlink of another user than {path} belongs to. Name the directory itself")
+    return info.st_uid, info.st_gid
 
 
 def _holder(fd: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -91,8 +92,10 @@ def plan(work_dirs: tuple[str, ...], json_: bool, **policy: Any) -> None:
     """Show what would be kept and pruned, and why. Changes nothing; `prune` does exactly this."""
     log_to_stderr()
     from .. import api, render
+    from ..workdir import become_owner
 
     made = Policy(**policy)
+    become_owner(work_dirs)
     for work_dir in work_dirs:
         survey = api.plan(work_dir, made)
         if json_:
@@ -124,8 +127,12 @@ def prune(work_dirs: tuple[str, ...], **policy: Any) -> None:
             codes.append(error.exit_code)
         else:
             codes.append(report.exit_code)
+            log = logging.getLogger("ckptd")
+            for name, reason in report.survey.unreadable.items():
+                log.warning("could not read %s: %s", os.path.join(work_dir, name), reason)
             for advice in report.survey.advice:
-                logging.getLogger("ckptd").warning("%s", advice)
+                log.warning("%s", advice)
+            log.info("%s", report.counts if len(work_dirs) == 1 else f"{work_dir}: {report.counts}")
     raise click.exceptions.Exit(max(codes))
 
 
@@ -140,7 +147,9 @@ def latest(work_dir: str, json_: bool, **policy: Any) -> None:
     """Print the path of the newest complete checkpoint, or nothing and exit 1."""
     log_to_stderr()
     from .. import api
+    from ..workdir import become_owner
 
+    become_owner([work_dir])
     path = api.latest(work_dir, Policy(**policy))
     if json_:
         click.echo(json.dumps({"work_dir": os.path.abspath(work_dir), "latest": str(path) if path else None}))
@@ -217,9 +226,10 @@ def history(work_dir: str, json_: bool) -> None:
     """List what was pruned from a work dir, and why, oldest first."""
     log_to_stderr()
     from .. import journal, render
-    from ..survey import human_bytes
-    from ..workdir import WorkDir
+    from ..units import human_bytes
+    from ..workdir import WorkDir, become_owner
 
+    become_owner([work_dir])
     with WorkDir(work_dir) as work:
         own_fd = work.open_own()
         lines = journal.read(own_fd) if own_fd is not None else []
@@ -250,5 +260,5 @@ def unit(work_dir: str, user: bool, **policy: Any) -> None:
     from ..unit import render as render_unit
 
     made = Policy(**policy)
-    command = os.path.abspath(sys.argv[0])
+    command = shutil.which("ckptd", path=os.path.dirname(sys.executable)) or os.path.abspath(sys.argv[0])
     click.echo(render_unit(Path(work_dir), options_of(made), command=command, user=user), nl=False)

@@ -38,9 +38,14 @@ class Seen:
     durable: bool | None = None
     owed: bool = False
 
+    @property
+    def identity(self) -> tuple[str, int, int]:
+        """As a checkpoint's."""
+        return self.name, self.size_bytes, self.mtime_ns
+
     def is_still(self, found: Checkpoint) -> bool:
         """Whether `found` is this checkpoint, and not one written over it since."""
-        same = (self.series, self.name, self.size_bytes, self.mtime_ns) == (found.series, *found.identity)
+        same = (self.series, self.identity) == (found.series, found.identity)
         # A directory can become whole without a change of its marker: then it has only now been saved.
         return same and (self.whole or not found.state.whole)
 

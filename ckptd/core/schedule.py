@@ -53,7 +53,7 @@ class Schedule:
         """The schedule in `text`; raises CkptdError for what is not one of this version."""
         try:
             fields = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CkptdError(f"not a schedule: {error}") from error
         if not isinstance(fields, dict) or fields.get("version") != VERSION:
             raise CkptdError(f"not a schedule of version {VERSION}")
