@@ -15,7 +15,8 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .disk import exists, opened_own_dir, sync_dir
+from .disk import NO_ROOM, exists, opened_own_dir, sync_dir
+from .errors import NoRoomError, why
 from .scan import Entry, entry_of, stat_entry
 
 NAME = "trash"
@@ -111,8 +112,14 @@ def restore(item: str, name: str, *, work_fd: int, trash_fd: int) -> None:
 @contextlib.contextmanager
 def opened_trash(own_fd: int) -> Iterator[int]:
     """A descriptor of the trash below the `.ckptd` directory `own_fd`, made if it is missing."""
-    with contextlib.suppress(FileExistsError):
+    try:
         os.mkdir(NAME, dir_fd=own_fd)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise NoRoomError(f"{NAME}: {why(error)}. Free a few kB on that disk, and run ckptd again") from error
+        raise
     with opened_own_dir(NAME, dir_fd=own_fd) as fd:
         yield fd
 

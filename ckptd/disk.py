@@ -43,7 +43,8 @@ def opened_own_dir(name: str, *, dir_fd: int) -> Iterator[int]:
         fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
     except OSError as error:
         if error.errno in (errno.ENOTDIR, errno.ELOOP):
-            raise RefusedError(f"{name}: a symlink or a file where ckptd keeps a directory. Remove it") from error
+            where = path_of(name, dir_fd=dir_fd)
+            raise RefusedError(f"{where}: a symlink or a file where ckptd keeps a directory. Remove it") from error
         raise
     try:
         yield fd
@@ -57,7 +58,7 @@ def opened_file(name: str, *, dir_fd: int) -> Iterator[int]:
     fd = os.open(name, _READ, dir_fd=dir_fd)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise RefusedError(f"{name}: not a regular file. Remove it, and run ckptd again")
+            raise RefusedError(f"{path_of(name, dir_fd=dir_fd)}: not a regular file. Remove it, and run ckptd again")
         yield fd
     finally:
         os.close(fd)
@@ -72,7 +73,8 @@ def read_small(name: str, *, dir_fd: int, at_most: int) -> bytes | None:
         return None
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise RefusedError(f"{name}: a symlink where ckptd keeps a file of its own. Remove it") from error
+            where = path_of(name, dir_fd=dir_fd)
+            raise RefusedError(f"{where}: a symlink where ckptd keeps a file of its own. Remove it") from error
         raise
     if len(content) > at_most:
         raise CkptdError(f"{name}: larger than {at_most} bytes, so nothing that ckptd wrote. Remove it")
@@ -136,6 +138,14 @@ def sync_tree(name: str, *, dir_fd: int) -> None:
             elif entry.is_file(follow_symlinks=False):
                 sync_file(entry.name, dir_fd=fd)
         sync_dir(fd)
+
+
+def path_of(name: str, *, dir_fd: int) -> str:
+    """Where `name` is, for a message: with the path of the directory, where /proc tells it."""
+    try:
+        return os.path.join(os.readlink(f"/proc/self/fd/{dir_fd}"), name)
+    except OSError:
+        return name
 
 
 def exists(name: str, *, dir_fd: int) -> bool:

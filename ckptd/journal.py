@@ -5,14 +5,16 @@ It also holds where each thing in the trash came from. A line cut short by a cra
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .disk import read_small
-from .errors import RefusedError
+from .disk import path_of, read_small
+from .errors import CkptdError, RefusedError, why
 
 NAME = "journal.jsonl"
 _LARGEST = 1 << 30
@@ -23,18 +25,20 @@ def append(records: Iterable[dict[str, Any]], own_fd: int) -> None:
     text = "".join(json.dumps(record) + "\n" for record in records).encode()
     if not text:
         return
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    fd = os.open(NAME, flags, 0o666, dir_fd=own_fd)
-    try:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            raise RefusedError(f"{NAME}: not a regular file. Remove it")
-        if info.st_size and os.pread(fd, 1, info.st_size - 1) != b"\n":
+    with _opened(own_fd, os.O_CREAT) as fd:
+        size_bytes = os.fstat(fd).st_size
+        if size_bytes and os.pread(fd, 1, size_bytes - 1) != b"\n":
             text = b"\n" + text  # a crash cut the last line short: it must not swallow this one
-        os.write(fd, text)
+        written = 0
+        while written < len(text):
+            written += os.write(fd, text[written:])
         os.fsync(fd)
-    finally:
-        os.close(fd)
+
+
+def check(own_fd: int) -> None:
+    """Raise CkptdError if no line could be written because of what bears the journal's name; creates nothing."""
+    with contextlib.suppress(FileNotFoundError), _opened(own_fd, 0):
+        pass
 
 
 def read(own_fd: int) -> list[dict[str, Any]]:
@@ -44,8 +48,28 @@ def read(own_fd: int) -> list[dict[str, Any]]:
     for line in content.splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict) and isinstance(record.get("name"), str):
             records.append(record)
     return records
+
+
+@contextlib.contextmanager
+def _opened(own_fd: int, more_flags: int) -> Iterator[int]:
+    flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | more_flags
+    where = path_of(NAME, dir_fd=own_fd)
+    try:
+        fd = os.open(NAME, flags, 0o666, dir_fd=own_fd)
+    except PermissionError as error:
+        raise CkptdError(f"{where}: cannot be written: {why(error)}. Run ckptd as its owner") from error
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR):
+            raise RefusedError(f"{where}: not a file that ckptd made. Remove it") from error
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise RefusedError(f"{where}: not a file that ckptd made. Remove it")
+        yield fd
+    finally:
+        os.close(fd)

@@ -51,6 +51,7 @@ class Keeper:
         self._reconciler: Reconciler | None = None
         self._looked_for = False
         self._said = ""
+        self._announced: list[str] = []
         self._failures = 0
         self._interval_s = SCAN_LOCAL_S
 
@@ -85,7 +86,7 @@ class Keeper:
 
     def _pass(self) -> float | None:
         if self._reconciler is not None and not self._reconciler.work.is_still_there():
-            self._say(logging.WARNING, f"lost {self.path}: replaced, unmounted or removed; waiting for it")
+            self._say(logging.WARNING, f"lost {self.path}: it, or .ckptd in it, was replaced, unmounted or removed")
             self.close()
         self._watcher.watch(self.path)  # before the look, so that nothing falls between them
         met = self._reconciler is None
@@ -94,18 +95,16 @@ class Keeper:
         assert self._reconciler is not None
         if met or self._dry_run:
             survey = self._reconciler.survey()
-            text = summary(survey, self.path)
-            if text != self._said:
-                self._say(logging.INFO, text)
-                if self._dry_run:
-                    for line in will_happen(survey):
-                        self._say(logging.INFO, line)
-                self._said = text
+            lines = [summary(survey, self.path), *(will_happen(survey) if self._dry_run else ())]
+            if lines != self._announced:
+                self._announced = lines
+                for line in lines:
+                    log.info("%s", line)
             if met:
                 for advice in survey.advice:
-                    self._say(logging.WARNING, advice)
+                    log.warning("%s", advice)
             if self._dry_run:
-                return None
+                return survey.settles_s
         self.report = self._reconciler.reconcile()
         self._watcher.expect_gone(self.path, {d.checkpoint.name for d in self.report.pruned})
         return self.report.look_again_s
@@ -131,4 +130,4 @@ class Keeper:
         """Log it, unless it was the last thing said: a wait of a week is one line."""
         if text != self._said:
             self._said = text
-            log.log(level, text)
+            log.log(level, "%s", text)

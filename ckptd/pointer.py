@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Iterable
 
-from .disk import opened_file, replace_file
+from .disk import opened_file, path_of, replace_file
 from .errors import RefusedError
 
 _LONGEST = 8192  # bytes; two paths of PATH_MAX
@@ -40,7 +40,8 @@ def replace_pointer(name: str, target: str, *, dir_fd: int) -> None:
         replace_file(name, os.fsencode(target) + b"\n", dir_fd=dir_fd)
     except (IsADirectoryError, NotADirectoryError) as error:
         raise RefusedError(
-            f"{name}: a directory where the pointer goes. Move it away, or name another --pointer"
+            f"{path_of(name, dir_fd=dir_fd)}: a directory where the pointer goes. "
+            "Move it away, or name another --pointer"
         ) from error
 
 

@@ -47,11 +47,12 @@ class Pruner:
 
     def adopt(self) -> None:
         """Finish what a crash left in the trash, and go on waiting for what is to be kept there."""
+        journal.check(self._own_fd)  # before anything goes that could not be written down
         with delete.opened_trash(self._own_fd) as trash_fd:
             left = delete.items(trash_fd)
         if not left:
             return
-        lines = {line["trash"]: line for line in journal.read(self._own_fd) if line.get("did") == "pruned"}
+        lines = {str(line.get("trash")): line for line in journal.read(self._own_fd) if line.get("did") == "pruned"}
         for item in left:
             until_ms = lines.get(item.name, {}).get("until_ms")
             if self._trash_ttl_s is not None:

@@ -81,6 +81,7 @@ class Reconciler:
         self._on_disk: Memory | None = None
         self._taken = False
         self._failures = 0
+        self._said_full = ""
         self._beyond: dict[str, int] = {}
         self._pruner = Pruner(work, policy.trash_ttl_s, remover, clock, self._log)
 
@@ -92,12 +93,12 @@ class Reconciler:
         """Make one pass. Raises CkptdError for what a person must mend, OSError if the disk does not answer."""
         survey = self.survey()
         if self.work.own_fd is None and survey.plan.newest is None:
-            return Report(
-                survey, look_again_s=self._look_again_s(survey, False)
-            )  # no checkpoint yet, and nothing of ours before it
+            # No checkpoint yet, and nothing of ours before there is one.
+            return Report(survey, look_again_s=self._look_again_s(survey, troubled=False))
         if not self._taken:
             self._take(survey)
             survey = self.survey()  # what was there before the lock was somebody else's to change
+            self._on_disk = survey.remembered
         survey, synced = self._make_durable(survey)
         moved, prunes, room = self._point(survey, synced)
         memory = _with_durable(survey.plan.memory, synced, self.surveyor.unsynced)
@@ -110,27 +111,27 @@ class Reconciler:
         self.surveyor.memory = memory
         self._pruner.settle()
         self._warn_of_growth(survey.plan)
-        troubled = bool(failed) or not room
+        troubled = bool(failed) or not room or memory != self._on_disk
         self._failures = self._failures + 1 if troubled else 0
-        return Report(survey, tuple(pruned), failed, moved, self._look_again_s(survey, troubled))
+        return Report(survey, tuple(pruned), failed, moved, self._look_again_s(survey, troubled=troubled))
 
     # --- before anything goes -------------------------------------------------------------------------------
 
     def _take(self, survey: Survey) -> None:
         """Own the work dir, then finish what a crash left there."""
-        try:
-            locked = self.work.take()
-        except NoRoomError:
-            self._make_room(survey)
-            locked = self.work.take()
-        if not locked:
-            self._log.warning("no locks on this file system: make sure only one ckptd runs on %s", self.work.path)
-        self._taken = True
-        assert self.work.own_fd is not None  # take() has made it
+        while not self._taken:
+            try:
+                if not self.work.take():
+                    self._log.warning("no locks on this file system: run only one ckptd on %s", self.work.path)
+                self._pruner.adopt()
+                self._taken = True
+            except NoRoomError:
+                if not self._make_room(survey):
+                    raise
+                survey = self.survey()
         self.surveyor.memory = None  # somebody else may have written it until now
-        self._pruner.adopt()
 
-    def _make_room(self, survey: Survey) -> None:
+    def _make_room(self, survey: Survey) -> bool:
         """Delete the oldest that the plan prunes, on a disk so full that not even `.ckptd` fits (DESIGN section 7)."""
         survey, synced = self._make_durable(survey)
         pointed = named_by(survey.pointed) if survey.pointed else None
@@ -143,7 +144,8 @@ class Reconciler:
                 continue
             sync_dir(self.work.fd)
             self._log.warning("pruned %s at once: the disk is too full for a trash", name)
-            return
+            return True
+        return False
 
     def _make_durable(self, survey: Survey) -> tuple[Survey, set[str]]:
         """fsync what the plan relies on; plan anew without what cannot be made durable.
@@ -258,9 +260,11 @@ class Reconciler:
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
-            self._log.warning("could not write the state: %s; will try again", why(error))
+            if self._said_full != why(error):
+                self._said_full = why(error)
+                self._log.warning("could not write the state: %s; will try again", why(error))
         else:
-            self._on_disk = memory
+            self._on_disk, self._said_full = memory, ""
 
     # --- afterwards -----------------------------------------------------------------------------------------
 
@@ -277,7 +281,7 @@ class Reconciler:
                     human_bytes(sum(c.allocated_bytes for c in series.beyond)),
                 )  # fmt: skip
 
-    def _look_again_s(self, survey: Survey, troubled: bool) -> float | None:
+    def _look_again_s(self, survey: Survey, *, troubled: bool) -> float | None:
         waits = [] if survey.settles_s is None else [survey.settles_s + _SETTLED_S]
         waits.extend(self._pruner.expires_in_s())
         if troubled:

@@ -68,6 +68,11 @@ def as_table(survey: Survey, work_dir: str, now_s: float) -> Iterator[str]:
         )
 
 
+def one_line(text: str) -> str:
+    """`text` as one line that moves no cursor: names and pointers are data, and may hold whatever a file name may."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> Iterator[str]:
     """Rows as aligned columns; those in `right` stand flush right. No trailing blanks."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

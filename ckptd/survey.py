@@ -74,6 +74,7 @@ class Surveyor:
     unsynced: set[tuple[str, int, int]] = field(default_factory=set)
     _verdicts: dict[str, tuple[Entry, Verdict]] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
+    _local: bool | None = None
 
     def survey(self, now_ns: int) -> Survey:
         """Look and decide. Raises OSError if the work dir cannot be read, CkptdError for what a person must mend."""
@@ -178,7 +179,9 @@ class Surveyor:
         return checkpoint
 
     def _settling(self) -> Settling:
-        return Settling(is_local(self.work.fd), self.policy.settle_s)
+        if self._local is None:
+            self._local = is_local(self.work.fd)
+        return Settling(self._local, self.policy.settle_s)
 
     def _protections(self, found: Found) -> dict[str, list[str]]:
         """Who must stay whatever a rule says, with the reasons: DESIGN section 4."""
@@ -207,7 +210,7 @@ class Surveyor:
         return None
 
     def _is_open(self, entry: Entry) -> bool:
-        if entry.is_dir or not is_local(self.work.fd):
+        if entry.is_dir or not self._settling().local:
             return False
         try:
             with opened_file(entry.name, dir_fd=self.work.fd) as fd:

@@ -24,8 +24,13 @@ from watchdog.events import (
 )
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
+from watchdog.observers.inotify_move_event_grouper import InotifyMoveEventGrouper
 
 from .disk import OWN_DIR, temporary_name
+
+# watchdog holds back what follows a file moved away, our own renames into the trash, for half a second, to pair it with
+# its arrival. A hint needs no pairs.
+InotifyMoveEventGrouper.delay = 0.0
 
 # Asked of the kernel, so that the thousands of writes into one big file never wake this process.
 _EVENTS: list[type[FileSystemEvent]] = [

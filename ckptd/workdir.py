@@ -58,12 +58,19 @@ class WorkDir:
             self.fd = -1
 
     def is_still_there(self) -> bool:
-        """Whether the path still leads to this directory: it may have been replaced, unmounted or removed."""
+        """Whether the path still leads to this directory, and to the same `.ckptd` in it.
+
+        A directory can be replaced, unmounted or removed while we hold it open; then nothing we do is seen any more.
+        """
         try:
-            now = os.stat(self.path)
+            if not os.path.samestat(os.stat(self.path), self.info):
+                return False
+            if self.own_fd is None:
+                return True
+            own = os.stat(OWN_DIR, dir_fd=self.fd, follow_symlinks=False)
+            return os.path.samestat(own, os.fstat(self.own_fd))
         except OSError:
             return False
-        return (now.st_dev, now.st_ino) == (self.info.st_dev, self.info.st_ino)
 
     def open_own(self) -> int | None:
         """A descriptor of `.ckptd` if there is one, creating nothing. Raises RefusedError for a symlink there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -16,6 +17,8 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command; a CkptdError is one line and an exit code, anything else is our bug and shows its trace."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a path is printed as the bytes that it is
     try:
         code = cli.main(standalone_mode=False, prog_name="ckptd")
     except click.ClickException as error:

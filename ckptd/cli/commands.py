@@ -102,7 +102,7 @@ def plan(work_dirs: tuple[str, ...], json_: bool, **policy: Any) -> None:
             click.echo(json.dumps(render.as_json(survey, os.path.abspath(work_dir))))
         else:
             for line in render.as_table(survey, work_dir, time.time()):
-                click.echo(line)
+                click.echo(render.one_line(line))
 
 
 @cli.command(options_metavar="[POLICY]")
@@ -248,7 +248,7 @@ def history(work_dir: str, json_: bool) -> None:
             for x in lines
         ]
         for line in render.columns(rows, right=(3,)):
-            click.echo(line)
+            click.echo(render.one_line(line))
 
 
 @cli.command(options_metavar="[POLICY]")

@@ -47,6 +47,8 @@ class Template:
         fields = _SPEC.fullmatch(spec)
         if fields is None or fields["type"] not in _BASES:
             self._refuse(f"its field has the format {spec!r}, which no name can be read back from as a whole number")
+        if len(fields["width"] or "") > 3:  # before anything is formatted with it: it could fill the memory
+            self._refuse(f"its names are longer than {LONGEST_NAME_BYTES} bytes")
         base = _BASES[fields["type"]]
         digits = string.hexdigits if base == 16 else string.digits
         if (head and head[-1] in digits) or (tail and tail[0] in digits):

@@ -1,0 +1,147 @@
+# `make` is lint and test; `make help` lists the rest. Every target sets up what it needs, in .venv.
+
+PYTHON ?= python3
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.NOTPARALLEL:
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+# Training jobs import these, and are older than daemons. pyproject.toml tells ruff the same.
+PY39 := $(addprefix ckptd/,__init__.py errors.py disk.py scan.py verdict.py pointer.py core shim)
+# What tests/root needs of Debian: strace injects faults, xfsprogs and e2fsprogs make the file systems
+# whose power is cut, the others run a systemd of our own.
+ROOT_PACKAGES := strace xfsprogs systemd dbus e2fsprogs util-linux procps
+
+.PHONY: all test lint format real root smoke demo install uninstall clean help check-python check-root
+all: lint test
+
+test: .venv/.test  ## the tests that need neither root nor other frameworks
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.lint  ## ruff, mypy, and nothing newer than Python 3.9 in what jobs import
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/vermin --quiet --violations --no-tips --target=3.9- $(wildcard $(PY39))
+
+format: .venv/.lint  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: .venv/.test  ## a real training run with ckptd beside it
+	@$(BIN)/python tests/demo/run.py
+
+real: .venv/.real  ## the tests against real training frameworks
+	$(BIN)/python -m pytest tests/real $(ARGS)
+
+root: check-root .venv/.test  ## the tests that need root: systemd, mounts, power cuts
+	@missing=$$(for package in $(ROOT_PACKAGES); do \
+	    dpkg-query -W -f '$${Status}\n' "$$package" 2>/dev/null | grep -q '^install ok' || echo "$$package"; done); \
+	[ -z "$$missing" ] || { \
+	  command -v apt-get >/dev/null || { echo "make root: not Debian; install these by hand:" $$missing; exit 1; }; \
+	  echo "installing" $$missing "..."; apt-get update -qq; \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
+	$(BIN)/python -m pytest tests/root $(ARGS)
+
+smoke: check-python  ## a fresh install without torch, and does the command start
+	@echo 'making a fresh environment ...'; \
+	dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; $(call copy_source,$$dir/source); \
+	$(PYTHON) -m venv "$$dir/venv"; \
+	"$$dir/venv/bin/python" -m pip -qq --disable-pip-version-check install "$$dir/source"; \
+	cd "$$dir"; \
+	venv/bin/ckptd --help; \
+	venv/bin/python -m ckptd --help >/dev/null; \
+	venv/bin/python -c 'import ckptd.cli, importlib.util as u, sys; \
+	  assert u.find_spec("torch") is None, "torch came along"; \
+	  assert u.find_spec("tests") is None, "the tests came along"; \
+	  assert (u.find_spec("ckptd").origin or "").startswith(sys.prefix), "not the installed ckptd"'; \
+	echo 'smoke: ckptd is installed and starts; torch is not there'
+
+# A private environment, so that an upgrade of the system's packages cannot break the command. Scripts in it name
+# the interpreter by its full path, which must be the one without DESTDIR.
+lib = $(DESTDIR)$(PREFIX)/lib/ckptd
+install: check-python  ## put the command and the systemd units below PREFIX (/usr/local), with DESTDIR before it
+	@umask 022; echo 'installing ckptd into $(DESTDIR)$(PREFIX) ...'; \
+	dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; $(call copy_source,$$dir/source); \
+	rm -rf '$(lib)'; mkdir -p '$(lib)' '$(DESTDIR)$(PREFIX)/bin'; \
+	$(PYTHON) -m venv '$(lib)'; \
+	'$(lib)/bin/python' -m pip -qq --disable-pip-version-check install --no-warn-script-location "$$dir/source"; \
+	sed -i '1,3s|$(DESTDIR)$(PREFIX)/lib/ckptd/|$(PREFIX)/lib/ckptd/|' '$(lib)/bin/ckptd'; \
+	ln -sfn ../lib/ckptd/bin/ckptd '$(DESTDIR)$(PREFIX)/bin/ckptd'
+	@umask 022; for where in system user; do \
+	  from=systemd/ckptd@.service; [ $$where = system ] || from=systemd/user/ckptd@.service; \
+	  to='$(DESTDIR)$(PREFIX)'/lib/systemd/$$where; mkdir -p "$$to"; \
+	  sed 's|/usr/local/bin/ckptd|$(PREFIX)/bin/ckptd|g' "$$from" > "$$to/ckptd@.service"; \
+	done
+	@'$(lib)/bin/python' -c "$$warn_if_private" '$(PREFIX)'
+
+uninstall:  ## take away what install put there
+	rm -rf '$(lib)'
+	rm -f '$(DESTDIR)$(PREFIX)/bin/ckptd'
+	rm -f '$(DESTDIR)$(PREFIX)/lib/systemd/system/ckptd@.service' '$(DESTDIR)$(PREFIX)/lib/systemd/user/ckptd@.service'
+
+clean:  ## remove what was made here, .venv and its downloads too
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage htmlcov
+	find ckptd tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+	  printf 'make %-10s %s\n' "$$name" "$$text"; done
+
+# One environment for all targets: torch is large. Each stamp is newer than what it was made from.
+.venv/.made:
+	@$(MAKE) --no-print-directory check-python
+	@echo 'making .venv ...'
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.test: .venv/.made setup.cfg pyproject.toml tests/requirements.txt
+	@echo 'installing ckptd and tests/requirements.txt into .venv (torch takes a while) ...'
+	@$(PIP) install -e . -r tests/requirements.txt
+	@touch $@
+
+.venv/.lint: .venv/.test tests/requirements-lint.txt
+	@echo 'installing tests/requirements-lint.txt into .venv ...'
+	@$(PIP) install -r tests/requirements-lint.txt
+	@touch $@
+
+# In two steps: mmcv is built from source with what is already there, as the file says.
+.venv/.real: .venv/.test tests/requirements-real.txt
+	@echo 'installing tests/requirements-real.txt into .venv ...'
+	@grep -E '^(setuptools|opencv)' tests/requirements-real.txt > .venv/real-first.txt
+	@$(PIP) install -r .venv/real-first.txt
+	@$(PIP) install --no-build-isolation -r tests/requirements-real.txt
+	@touch $@
+
+check-python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo 'make: $(PYTHON) is missing or older than 3.11: name a newer one, as in `make PYTHON=/usr/bin/python3.12`'; \
+	  exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo 'make: $(PYTHON) has no venv module: install it (on Debian: `apt-get install python3-venv`)'; exit 1; }
+
+check-root:
+	@[ "$$(id -u)" = 0 ] || { \
+	  echo 'make root: needs root. Without it these cannot run:'; ls tests/root/test_*.py | sed 's/^/  /'; \
+	  exit 1; }
+
+# Builds leave files beside the source: built from a copy, they leave none here, and none of root's.
+define copy_source
+mkdir -p "$(1)"; cp -R $(wildcard setup.cfg pyproject.toml README.md LICENSE) ckptd "$(1)/"
+endef
+
+# A service's user must be able to reach the interpreter, which one in somebody's home prevents.
+define warn_if_private
+import os, pathlib, sys
+python = pathlib.Path(sys.executable).resolve()
+closed = [str(p) for p in python.parents if not os.stat(p).st_mode & 0o001]
+print(f"ckptd is in {sys.argv[1]}/bin, run by {python}")
+if closed:
+    print(f"note: {closed[-1]} is closed to other users, so a service with User= cannot run it; "
+          "use a system interpreter: make install PYTHON=/usr/bin/python3")
+endef
+export warn_if_private
