@@ -43,9 +43,11 @@ def prune(work_dir: StrPath, policy: Policy | None = None) -> Report:
     with WorkDir(work_dir) as work:
         check_library_use(work)
         try:
-            return Reconciler(work, policy or Policy(), remover).reconcile()
+            report = Reconciler(work, policy or Policy(), remover).reconcile()
         finally:
             remover.close()
+    stuck = {f".ckptd/trash/{item}": why(error) for item, error in remover.failed}
+    return replace(report, failed={**(report.failed or {}), **stuck}) if stuck else report
 
 
 def latest(work_dir: StrPath, policy: Policy | None = None) -> Path | None:

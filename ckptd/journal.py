@@ -18,6 +18,8 @@ from .errors import CkptdError, RefusedError, why
 
 NAME = "journal.jsonl"
 _LARGEST = 1 << 30
+_KINDS = {"at": str, "did": str, "name": str, "reason": str, "trash": str, "size_bytes": int, "until_ms": int}
+_YEAR_10000_MS = 253_402_300_800_000
 
 
 def append(records: Iterable[dict[str, Any]], own_fd: int) -> None:
@@ -50,9 +52,16 @@ def read(own_fd: int) -> list[dict[str, Any]]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and isinstance(record.get("name"), str):
+        if isinstance(record, dict) and "name" in record and _is_sound(record):
             records.append(record)
     return records
+
+
+def _is_sound(record: dict[str, Any]) -> bool:
+    """Whether a line, which somebody may have edited, holds in each of its known fields what was written there."""
+    if not all(isinstance(record[key], kind) for key, kind in _KINDS.items() if key in record):
+        return False
+    return 0 <= record.get("until_ms", 0) < _YEAR_10000_MS
 
 
 @contextlib.contextmanager

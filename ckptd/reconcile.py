@@ -135,7 +135,7 @@ class Reconciler:
         """Delete the oldest that the plan prunes, on a disk so full that not even `.ckptd` fits (DESIGN section 7)."""
         survey, synced = self._make_durable(survey)
         pointed = named_by(survey.pointed) if survey.pointed else None
-        for decision in self._spared(self._standing(survey.plan, synced), pointed, survey.plan, synced):
+        for decision in self._spared(self._standing(survey.plan, synced), pointed, survey, synced):
             name = decision.checkpoint.name
             try:
                 delete.unlink(survey.entries[name], work_fd=self.work.fd)
@@ -202,7 +202,7 @@ class Reconciler:
         if newest is not None and pointed is not None and self._is_rewritten(pointed, newest, plan):
             newest = None  # the pointer stays while what it names is being written over
         if newest is None or newest.name not in synced:
-            return None, self._spared(prunes, pointed, plan, synced), True
+            return None, self._spared(prunes, pointed, survey, synced), True
         view = next((s.work_dir for s in survey.declared.values() if s.template == newest.series and s.work_dir), None)
         target = os.path.join(view or self.work.path, newest.name)
         if survey.pointed == target:
@@ -218,7 +218,7 @@ class Reconciler:
                 newest.name,
                 why(error),
             )
-            return None, self._spared(prunes, pointed, plan, synced), False
+            return None, self._spared(prunes, pointed, survey, synced), False
         self._log.info("pointed %s at %s", self.policy.pointer, newest.name)
         return newest.name, prunes, True
 
@@ -236,18 +236,21 @@ class Reconciler:
         seen = plan.memory.seen
         return flying and pointed in seen and seen[pointed].order > seen[newest.name].order
 
-    def _spared(self, prunes: list[Decision], pointed: str | None, plan: Plan, synced: set[str]) -> list[Decision]:
+    def _spared(self, prunes: list[Decision], pointed: str | None, survey: Survey, synced: set[str]) -> list[Decision]:
         """What may go while the pointer stays where it is: nothing that it names, and nothing at all on the strength
         of a pointer whose checkpoint is not complete and durable (DESIGN section 7, disk full)."""
         if pointed is None:
             return prunes
-        target = next((d.checkpoint for d in plan.decisions if d.checkpoint.name == pointed), None)
+        target = next((d.checkpoint for d in survey.plan.decisions if d.checkpoint.name == pointed), None)
         if target is None or not target.relied_on:
             return []
         if target.name not in synced:
             try:
-                sync_file(target.name, dir_fd=self.work.fd)
+                self._sync(target, survey)
                 sync_dir(self.work.fd)
+            except SyncError:
+                self.surveyor.unsynced.add(target.identity)
+                return []
             except OSError:
                 return []
         return [d for d in prunes if d.checkpoint.name != pointed]

@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, fields
 from typing import Any
 
-from .core.memory import Memory, Seen, SeriesMemory
+from .core.memory import BROUGHT_BACK, Memory, Seen, SeriesMemory
 from .disk import read_small, replace_file
 from .errors import CkptdError
 
@@ -30,11 +30,14 @@ def read_state(own_fd: int) -> Memory | None:
         raw = json.loads(content)
         if raw["version"] != VERSION:
             raise ValueError(f"version {raw['version']!r}")
-        return Memory(
+        memory = Memory(
             {name: _seen(name, **known) for name, known in raw["seen"].items()},
             {text: _series(**known) for text, known in raw["series"].items()},
             _number(raw["next_order"]),
         )
+        if not all(BROUGHT_BACK <= known.order < memory.next_order for known in memory.seen.values()):
+            raise ValueError("an order that the next save would get again")
+        return memory
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CkptdError(f"{NAME}: not a state of this version ({error})") from error
 
@@ -64,6 +67,8 @@ def _seen(
 ) -> Seen:
     if not isinstance(series, str):
         raise TypeError("a series is not a name")
+    if not (durable is None or isinstance(durable, bool)):
+        raise TypeError("durable is neither true nor false")
     checked = {key: _number(value) for key, value in numbers.items()}
     return Seen(series=series, name=name, owed=owed is True, whole=whole is True, durable=durable, **checked)
 

@@ -194,8 +194,10 @@ class Surveyor:
         for file, name in framework_pointers(others, dir_fd=self.work.fd).items():
             protected.setdefault(name, []).append(f"named by {file}")
         for entry in found.entries:
-            if entry.device != self.work.info.st_dev:
-                protected.setdefault(entry.name, []).append("on another device")
+            # Of directories only: on overlayfs a file's device is that of its layer. A file that something is mounted
+            # on cannot be renamed, and says so then.
+            if entry.is_dir and entry.device != self.work.info.st_dev:
+                protected.setdefault(entry.name, []).append("a mount point")
         return protected
 
     def _trusted(self, whole: set[str]) -> str | None:

@@ -129,8 +129,8 @@ def _zip(fd: int, head: bytes) -> Verdict:
         NotImplementedError,
         OverflowError,
     ) as error:
-        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE):
-            raise
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise  # the disk's trouble; EINVAL is an offset in the file that leads nowhere
         # Its first member tells what it would have become: torch begins with <name>/data.pkl.
         name_length = struct.unpack_from("<H", head, 26)[0] if len(head) >= 30 else 0
         first = head[30 : 30 + name_length]

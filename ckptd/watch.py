@@ -48,44 +48,52 @@ class Watcher:
         self._hint = hint
         self._ours = {pointer, temporary_name(pointer), OWN_DIR}
         self._observer: BaseObserver | None = None
-        self._watches: dict[str, tuple[str, ObservedWatch]] = {}
+        self._watches: dict[str, dict[str, tuple[_Handler, ObservedWatch]]] = {}  # by path, then by the place watched
         self._gone: dict[str, set[str]] = {}
         self._said_full = False
         self._alarm = _Alarm(self)
 
     def watch(self, path: str) -> None:
-        """Watch `path`, or its nearest parent that exists: then its appearance is the hint."""
-        place = str(next(p for p in (Path(path), *Path(path).parents) if p.is_dir()))
-        if self._watches.get(path, ("",))[0] == place:
+        """Watch `path` and, for its own fate, its parent; while it is missing, the nearest parent that exists."""
+        there = os.path.isdir(path)
+        places = {path, os.path.dirname(path)} if there else {str(next(p for p in Path(path).parents if p.is_dir()))}
+        if places == set(self._watches.get(path, ())):
             return
         self.forget(path)
         if self._observer is None:
             self._observer = Observer()
             logging.getLogger("watchdog").addHandler(self._alarm)  # adding it again does nothing
-        handler = _Handler(self, path)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # watchdog's own, about directories that churn
-                scheduled = self._observer.schedule(handler, place, event_filter=_EVENTS)
-                if not self._observer.is_alive():
-                    self._observer.start()
-        except OSError as error:
-            # Out of watches or instances (ENOSPC, EMFILE), or gone again: scanning goes on without.
-            self._observer = self._observer if self._watches else None
-            if not self._said_full:
-                self._said_full = True
-                log.warning("could not watch %s: %s; scanning instead (see fs.inotify.max_user_watches)", place, error)
-            return
-        self._watches[path] = place, scheduled
+        self._watches[path] = {}
+        for place in sorted(places):
+            handler = _Handler(self, path, None if place == path else path)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", RuntimeWarning)  # watchdog's own, about directories that churn
+                    scheduled = self._observer.schedule(handler, place, event_filter=_EVENTS)
+                    if not self._observer.is_alive():
+                        self._observer.start()
+            except OSError as error:
+                # Out of watches or instances (ENOSPC, EMFILE), or gone again: scanning goes on without.
+                if not self._said_full:
+                    self._said_full = True
+                    log.warning(
+                        "could not watch %s: %s; scanning instead (see fs.inotify.max_user_watches)", place, error
+                    )
+                if not any(self._watches.values()):
+                    self._observer = None
+                return
+            self._watches[path][place] = handler, scheduled
 
     def forget(self, path: str) -> None:
         """Stop watching `path`."""
-        watched = self._watches.pop(path, None)
-        if watched is not None and self._observer is not None:
-            try:
-                self._observer.unschedule(watched[1])
-            except (KeyError, OSError) as error:
-                log.debug("unwatched %s: %s", path, error)
+        for handler, scheduled in self._watches.pop(path, {}).values():
+            if self._observer is not None:
+                try:
+                    self._observer.remove_handler_for_watch(handler, scheduled)
+                    if not any(scheduled == w for watched in self._watches.values() for _, w in watched.values()):
+                        self._observer.unschedule(scheduled)
+                except (KeyError, OSError) as error:
+                    log.debug("unwatched %s: %s", path, error)
 
     def expect_gone(self, path: str, names: set[str]) -> None:
         """Give no hint for the disappearance of `names`: it is our own doing."""
@@ -110,10 +118,13 @@ class Watcher:
         for path in list(self._watches):
             self._hint(path)
 
-    def changed(self, path: str, event: FileSystemEvent) -> None:
-        """Decide whether an event is a hint; called by the observer's thread."""
-        names = [os.path.basename(os.fsdecode(p)) for p in (event.src_path, event.dest_path) if p]
-        if all(name in self._ours for name in names):
+    def changed(self, path: str, event: FileSystemEvent, only: str | None) -> None:
+        """Decide whether an event is a hint; called by the observer's thread. `only`: all that counts in a parent."""
+        places = [os.fsdecode(p) for p in (event.src_path, event.dest_path) if p]
+        if only is not None and not any(only == p or only.startswith(p + os.sep) for p in places):
+            return
+        names = [os.path.basename(p) for p in places]
+        if only is None and all(name in self._ours for name in names):
             return
         if event.event_type == "deleted" and names[0] in self._gone.get(path, ()):
             return
@@ -121,11 +132,11 @@ class Watcher:
 
 
 class _Handler(FileSystemEventHandler):
-    def __init__(self, watcher: Watcher, path: str) -> None:
-        self._watcher, self._path = watcher, path
+    def __init__(self, watcher: Watcher, path: str, only: str | None) -> None:
+        self._watcher, self._path, self._only = watcher, path, only
 
     def on_any_event(self, event: FileSystemEvent) -> None:
-        self._watcher.changed(self._path, event)
+        self._watcher.changed(self._path, event, self._only)
 
 
 class _Alarm(logging.Handler):

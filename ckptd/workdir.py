@@ -122,9 +122,14 @@ class WorkDir:
             return
         with opened_own_dir(OWN_DIR, dir_fd=self.fd) as fd:
             # Whoever may write checkpoints there may also run ckptd there.
-            os.fchmod(fd, stat.S_IMODE(self.info.st_mode))
             with contextlib.suppress(PermissionError):
                 os.fchown(fd, self.info.st_uid, self.info.st_gid)
+            try:
+                os.fchmod(fd, stat.S_IMODE(self.info.st_mode))
+            except PermissionError:
+                os.fchmod(
+                    fd, self.info.st_mode & 0o777
+                )  # a sandbox forbids setgid bits; what is made there inherits it
 
     def _flock(self, fd: int) -> bool:
         deadline = time.monotonic() + _LOCK_WAIT_S

@@ -261,4 +261,9 @@ def unit(work_dir: str, user: bool, **policy: Any) -> None:
 
     made = Policy(**policy)
     command = shutil.which("ckptd", path=os.path.dirname(sys.executable)) or os.path.abspath(sys.argv[0])
+    if not user and os.path.exists(command) and os.stat(command).st_uid != 0:
+        log_to_stderr()
+        logging.getLogger("ckptd").warning(
+            "%s: root would run it, and another user can change it; see `make install`", command
+        )
     click.echo(render_unit(Path(work_dir), options_of(made), command=command, user=user), nl=False)
