@@ -61,7 +61,8 @@ def _is_sound(record: dict[str, Any]) -> bool:
     """Whether a line, which somebody may have edited, holds in each of its known fields what was written there."""
     if not all(isinstance(record[key], kind) for key, kind in _KINDS.items() if key in record):
         return False
-    return 0 <= record.get("until_ms", 0) < _YEAR_10000_MS
+    until_ms: int = record.get("until_ms", 0)
+    return 0 <= until_ms < _YEAR_10000_MS
 
 
 @contextlib.contextmanager

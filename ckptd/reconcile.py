@@ -16,7 +16,7 @@ from .core.checkpoint import Checkpoint, State
 from .core.memory import Memory, Seen
 from .core.plan import Decision, Plan
 from .core.policy import Policy
-from .disk import NO_ROOM, SyncError, sync_dir, sync_file, sync_tree
+from .disk import NO_ROOM, SyncError, exists, sync_dir, sync_file, sync_tree
 from .errors import NoRoomError, why
 from .pointer import named_by, replace_pointer
 from .pruner import Labelled, Pruner
@@ -199,8 +199,10 @@ class Reconciler:
         prunes = self._standing(plan, synced)
         pointed = named_by(survey.pointed) if survey.pointed else None
         newest = plan.newest
-        if newest is not None and pointed is not None and self._is_rewritten(pointed, newest, plan):
-            newest = None  # the pointer stays while what it names is being written over
+        if newest is not None and pointed is not None and self._stays(pointed, newest, plan):
+            if all(d.checkpoint.name != pointed for d in plan.decisions):
+                return None, prunes, True
+            newest = None
         if newest is None or newest.name not in synced:
             return None, self._spared(prunes, pointed, survey, synced), True
         view = next((s.work_dir for s in survey.declared.values() if s.template == newest.series and s.work_dir), None)
@@ -231,10 +233,14 @@ class Reconciler:
         }
         return [d for d in plan.prune if d.checkpoint.series in sound]
 
-    def _is_rewritten(self, pointed: str, newest: Checkpoint, plan: Plan) -> bool:
-        flying = any(d.checkpoint.name == pointed and d.checkpoint.state is State.IN_FLIGHT for d in plan.decisions)
+    def _stays(self, pointed: str, newest: Checkpoint, plan: Plan) -> bool:
+        """Whether the pointer stays on something newer than this plan's newest: on what is being written over, or on a
+        checkpoint of a series that this policy does not look at."""
         seen = plan.memory.seen
-        return flying and pointed in seen and seen[pointed].order > seen[newest.name].order
+        if pointed not in seen or seen[pointed].order <= seen[newest.name].order:
+            return False
+        states = [d.checkpoint.state for d in plan.decisions if d.checkpoint.name == pointed]
+        return State.IN_FLIGHT in states or (not states and exists(pointed, dir_fd=self.work.fd))
 
     def _spared(self, prunes: list[Decision], pointed: str | None, survey: Survey, synced: set[str]) -> list[Decision]:
         """What may go while the pointer stays where it is: nothing that it names, and nothing at all on the strength

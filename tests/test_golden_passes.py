@@ -14,7 +14,7 @@ import pytest
 import ckptd
 from ckptd.core.plan import SKIP
 from ckptd.reconcile import Report
-from tests.golden_cases import CASES, Outside, happenings, policy_of
+from tests.golden_cases import CASES, Outside, Save, happenings, policy_of
 
 SHARDS = 6  # the cases in so many tests, so that a failure names a part
 
@@ -89,22 +89,38 @@ def test_passes_missed_and_seen_late_with_restarts_between_end_the_same(tmp_path
 
 
 def test_two_series_in_one_directory_are_each_pruned_as_if_alone(tmp_path: Path) -> None:
-    epochs, iters = (
-        next(c for c in CASES if c["id"] == name and not c["pre"])
-        for name in (
-            next(c["id"] for c in CASES if policy_of(c["segments"][0]).templates == ("epoch_{}.pth",) and not c["pre"]),
-            next(c["id"] for c in CASES if policy_of(c["segments"][0]).templates == ("iter_{}.pth",) and not c["pre"]),
+    """Each with a policy of its own that names only its template, in turns, as two hooks would."""
+    quiet = [case for case in CASES if not any(isinstance(each, Outside) for each in happenings(case))]
+    for at, first in enumerate(quiet[::4]):
+        rng = random.Random(at)
+        mine = {policy_of(segment).templates for segment in first["segments"]}
+        second = rng.choice(
+            [c for c in quiet if not mine & {policy_of(segment).templates for segment in c["segments"]}]
         )
-    )
-    directory = Directory(tmp_path / "both", epochs)
-    streams = [list(happenings(epochs)), list(happenings(iters))]
-    expected: dict[int, set[str]] = {0: set(), 1: set()}
-    rng = random.Random(0)
-    while any(streams):
-        which = rng.choice([i for i, stream in enumerate(streams) if stream])
-        each = streams[which].pop(0)
-        assert not isinstance(each, Outside)
-        directory.write(each.name)
-        report = ckptd.prune(directory.path, each.policy)
-        expected[which] = each.files | owed(report)
-        assert expected[0] | expected[1] == directory.files()
+        directory = Directory(tmp_path / str(at), first)
+        for name in second["pre"]:
+            directory.write(name)
+        ckptd.prune(directory.path, replace(policy_of(second["segments"][0]), max_keep=None))
+        streams = {0: list(happenings(first)), 1: list(happenings(second))}
+        expected = {0: set(first["pre"]), 1: set(second["pre"])}
+        while any(streams.values()):
+            turn = rng.choice([turn for turn, stream in streams.items() if stream])
+            each = streams[turn].pop(0)
+            assert isinstance(each, Save)
+            directory.write(each.name)
+            expected[turn] = each.files | owed(ckptd.prune(directory.path, each.policy))
+            assert expected[0] | expected[1] == directory.files(), (first["id"], second["id"], each.step)
+
+
+def test_a_pass_that_looks_at_one_series_leaves_the_pointer_on_a_newer_checkpoint_of_another(tmp_path: Path) -> None:
+    directory = Directory(tmp_path / "both", {"pre": [], "segments": []})
+    epochs, iters = (ckptd.Policy(max_keep=1, interval=1, templates=(text,)) for text in ("epoch_{}.pth", "iter_{}.pth"))
+    for name, policy in (("epoch_1.pth", epochs), ("iter_1.pth", iters), ("iter_2.pth", iters)):
+        directory.write(name)
+        ckptd.prune(directory.path, policy)
+    ckptd.prune(directory.path, epochs)
+    assert (directory.path / "last_ckpt").read_text() == f"{directory.path / 'iter_2.pth'}\n"
+    directory.write("epoch_2.pth")
+    ckptd.prune(directory.path, epochs)
+    assert (directory.path / "last_ckpt").read_text() == f"{directory.path / 'epoch_2.pth'}\n"
+    assert {"epoch_2.pth", "iter_2.pth"} == directory.files()

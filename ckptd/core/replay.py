@@ -53,7 +53,11 @@ def replay(
     where the order of writing is in doubt. Steps that a rule prunes come out as `owed`.
     """
     found = list(found)
+    looked_for = policy.patterns if patterns is None else tuple(patterns)
     seen, unseen, there = _sort_out(found, memory)
+    # A series that this policy does not name is another's business: what is remembered of it stays as it is.
+    others = set(memory.series) - {template.text for template in looked_for}
+    seen.update((name, known) for name, known in memory.seen.items() if known.series in others and name not in seen)
     saves: dict[str, list[Seen]] = {}
     order = _Order(seen.values(), memory.next_order)
     arrivals: list[Seen] = []
@@ -68,7 +72,7 @@ def replay(
 
     series: dict[str, SeriesMemory] = dict(memory.series)
     grids: dict[str, Grid] = {}
-    for template in policy.patterns if patterns is None else patterns:
+    for template in looked_for:
         text = template.text
         if text not in first_met and text not in series:
             continue
