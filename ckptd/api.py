@@ -6,20 +6,20 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .core.layouts import DEFAULT_TEMPLATES
-from .core.naming import Template
 from .core.policy import Policy
 from .disk import opened_dir
 from .errors import CkptdError, why
 from .filesystem import is_local
 from .pointer import named_by
-from .reconcile import Reconciler, Report
-from .remover import Remover
 from .scan import entry_of
 from .survey import Survey, Surveyor
 from .verdict import Settling, Verdict, judge
 from .workdir import WorkDir, check_library_use
+
+if TYPE_CHECKING:
+    from .reconcile import Report
 
 StrPath = str | os.PathLike[str]
 
@@ -30,7 +30,7 @@ def plan(work_dir: StrPath, policy: Policy | None = None) -> Survey:
     Raises CkptdError for what the caller can mend, OSError if the disk does not answer.
     """
     with WorkDir(work_dir) as work:
-        return _remembering_templates(work, policy or Policy())
+        return Surveyor(work, policy or Policy()).survey(time.time_ns())
 
 
 def prune(work_dir: StrPath, policy: Policy | None = None) -> Report:
@@ -39,6 +39,10 @@ def prune(work_dir: StrPath, policy: Policy | None = None) -> Report:
     What it deleted is freed when it returns. Raises as `plan` does, and OwnedError while another ckptd, such as a
     `ckptd watch`, owns the work dir.
     """
+    # Here, because those who only read should not wait for what deletes.
+    from .reconcile import Reconciler
+    from .remover import Remover
+
     remover = Remover()
     with WorkDir(work_dir) as work:
         check_library_use(work)
@@ -53,7 +57,7 @@ def prune(work_dir: StrPath, policy: Policy | None = None) -> Report:
 def latest(work_dir: StrPath, policy: Policy | None = None) -> Path | None:
     """The newest complete checkpoint of `work_dir`, None if there is none; changes nothing."""
     with WorkDir(work_dir) as work:
-        survey = _remembering_templates(work, policy or Policy())
+        survey = Surveyor(work, policy or Policy(), as_remembered=True).survey(time.time_ns())
         if survey.plan.newest is not None:
             return Path(work.path, survey.plan.newest.name)
         # A pointer may name what no template knows; it is believed if the bytes bear it out.
@@ -79,15 +83,3 @@ def verify(path: StrPath, *, settle_s: float | None = None) -> Verdict:
             return judge(entry, dir_fd=fd, settling=Settling(is_local(fd), settle_s), now_ns=time.time_ns())
     except OSError as error:
         raise CkptdError(f"{path}: cannot be read: {why(error)}") from error
-
-
-def _remembering_templates(work: WorkDir, policy: Policy) -> Survey:
-    """A survey that also looks for the templates which earlier passes were given, where none is given now."""
-    surveyor = Surveyor(work, policy)
-    survey = surveyor.survey(time.time_ns())
-    known = set(survey.remembered.series) if survey.remembered else set()
-    defaults = {template.text for template in DEFAULT_TEMPLATES}
-    if policy.templates or known <= defaults:
-        return survey
-    surveyor.policy = replace(policy, templates=tuple(Template(text).text for text in sorted(known)))
-    return surveyor.survey(time.time_ns())

@@ -6,7 +6,6 @@ Never an error: where nobody listens, or the listener is dead, every call does n
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import time
 
@@ -84,6 +83,8 @@ def _send(*fields: str) -> None:
         return
     if address.startswith("@"):  # an abstract name
         address = "\0" + address[1:]
+    import socket  # here, because most commands have nobody to tell, and it is slow to import
+
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
             notifier.settimeout(PATIENCE_S)

@@ -101,7 +101,7 @@ class Pruner:
                 )
                 return pruned, failed
         self._expires_ms |= {item: until_ms for _, item in binned}
-        self._say(binned, until_ms if until_ms > now_ms else None)
+        self._say(binned, (until_ms - now_ms) / 1000)
         return pruned, failed
 
     def settle(self) -> None:
@@ -138,18 +138,18 @@ class Pruner:
             return 0.0
         return LARGE_PRUNE_TTL_S if free_bytes(self._work.fd) >= 2 * plan.newest.size_bytes else 0.0
 
-    def _say(self, binned: list[tuple[Decision, str]], until_ms: int | None) -> None:
+    def _say(self, binned: list[tuple[Decision, str]], kept_s: float) -> None:
         for decision, _ in binned:
             c = decision.checkpoint
             self._log.info("pruned %s size_bytes=%d reason=%r", c.name, c.size_bytes, decision.reasons[0])
-        if until_ms is None:
+        if not kept_s:
             return
         self._log.info(
-            "kept %d pruned (%s) in the trash until %s: `ckptd restore --all %s` brings them back, "
+            "kept %d pruned (%s) in the trash for %.0f min: `ckptd restore --all %s` brings them back, "
             "`rm -r %s/.ckptd/trash/*` frees the space at once",
             len(binned),
             human_bytes(sum(d.checkpoint.allocated_bytes for d, _ in binned)),
-            datetime.fromtimestamp(until_ms / 1000).strftime("%H:%M"),
+            kept_s / 60,
             self._work.path,
             self._work.path,
         )

@@ -22,8 +22,7 @@ from .pointer import named_by, replace_pointer
 from .pruner import Labelled, Pruner
 from .remover import Remover
 from .state import write_state
-from .survey import Survey, Surveyor
-from .units import human_bytes
+from .survey import Survey, Surveyor, beyond_text
 from .workdir import WorkDir
 
 _SETTLED_S = 0.05  # so that what has to be quiet for so long then is
@@ -59,7 +58,7 @@ class Report:
         return (
             f"reconciled kept={len(states) - len(self.pruned)} pruned={len(self.pruned)} "
             f"incomplete={states.count(State.INCOMPLETE)} in_flight={states.count(State.IN_FLIGHT)} "
-            f"failed={len(self.failed or ()) + len(self.survey.unreadable)} newest={newest.name if newest else None}"
+            f"failed={len(self.failed or ()) + len(self.survey.unreadable)} newest={newest.name if newest else 'none'}"
         )
 
 
@@ -200,9 +199,7 @@ class Reconciler:
         pointed = named_by(survey.pointed) if survey.pointed else None
         newest = plan.newest
         if newest is not None and pointed is not None and self._stays(pointed, newest, plan):
-            if all(d.checkpoint.name != pointed for d in plan.decisions):
-                return None, prunes, True
-            newest = None
+            return None, prunes, True
         if newest is None or newest.name not in synced:
             return None, self._spared(prunes, pointed, survey, synced), True
         view = next((s.work_dir for s in survey.declared.values() if s.template == newest.series and s.work_dir), None)
@@ -284,11 +281,7 @@ class Reconciler:
             said = self._beyond.setdefault(text, max(count, 1))
             if count >= 2 * said:
                 self._beyond[text] = count
-                self._log.warning(
-                    "%d checkpoints of %s stay beyond --max-keep %s (%s): the stepped rule never reaches them; "
-                    "`--rule newest` would", count, text, series.grid.max_keep,
-                    human_bytes(sum(c.allocated_bytes for c in series.beyond)),
-                )  # fmt: skip
+                self._log.warning("%s", beyond_text(series))
 
     def _look_again_s(self, survey: Survey, *, troubled: bool) -> float | None:
         waits = [] if survey.settles_s is None else [survey.settles_s + _SETTLED_S]

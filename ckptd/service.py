@@ -167,17 +167,31 @@ class Service:
         if self.command and _shares_terminal():
             wanted = tuple(number for number in wanted if number != signal.SIGINT)  # the terminal signals both
 
-        def put(number: int, _: FrameType | None) -> None:
-            self.inbox.put(Signalled(number))
+        # A signal that comes just before the main thread falls asleep wakes nobody: its handler would run when the next
+        # event or scan does. So the kernel's side writes its number into a pipe, and a thread that reads it tells.
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
 
-        before = {number: signal.signal(number, put) for number in wanted}
-        if self.command and _shares_terminal():
-            before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
+        def tell() -> None:
+            while numbers := os.read(reader, 64):
+                for number in numbers:
+                    if number in wanted:
+                        self.inbox.put(Signalled(number))
+
+        teller = threading.Thread(target=tell, name="ckptd-signals", daemon=True)
+        teller.start()
+        before_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        ours = (*wanted, signal.SIGINT) if self.command and _shares_terminal() else wanted
+        before = {number: signal.signal(number, _noted) for number in ours}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            signal.set_wakeup_fd(before_fd)
+            os.close(writer)
+            teller.join()
+            os.close(reader)
 
     def _start_job(self) -> subprocess.Popen[bytes]:
         try:
@@ -191,6 +205,10 @@ class Service:
 
         threading.Thread(target=wait, name="ckptd-job", daemon=True).start()
         return job
+
+
+def _noted(_number: int, _frame: FrameType | None) -> None:
+    """A signal is no reason to end: its number is in the pipe."""
 
 
 def _check_command(existing: Sequence[str]) -> None:

@@ -11,11 +11,11 @@ import os
 from dataclasses import dataclass, field, replace
 
 from .core.checkpoint import Checkpoint, State
-from .core.layouts import FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS
+from .core.layouts import DEFAULT_TEMPLATES, FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS
 from .core.memory import Memory, Seen
 from .core.naming import Template
-from .core.plan import Plan, plan
-from .core.policy import Policy
+from .core.plan import Decision, Plan, SeriesPlan, plan
+from .core.policy import Policy, Stepped
 from .core.schedule import LARGEST_BYTES, Schedule
 from .disk import opened_file, opened_own_dir, read_small
 from .errors import CkptdError, RefusedError, why
@@ -28,6 +28,7 @@ from .verdict import Settling, Verdict, has_writer, judge
 from .workdir import WorkDir
 
 SCHEDULES = "schedules"
+_KNOWN_NAMES = {template.text for template in DEFAULT_TEMPLATES}
 
 log = logging.getLogger("ckptd")
 
@@ -51,6 +52,21 @@ class Survey:
     advice: tuple[str, ...]
     settles_s: float | None
 
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What happens to each checkpoint, and why."""
+        return self.plan.decisions
+
+    @property
+    def prune(self) -> tuple[str, ...]:
+        """The names that would go, oldest first."""
+        return tuple(d.checkpoint.name for d in self.plan.prune)
+
+    @property
+    def newest(self) -> str | None:
+        """The name of the newest complete checkpoint by writing, over all series."""
+        return self.plan.newest.name if self.plan.newest else None
+
 
 @dataclass
 class _Judged:
@@ -65,12 +81,14 @@ class Surveyor:
     """Surveys one work dir again and again; judges an unchanged checkpoint only once.
 
     memory: what passes of this process saw; None until the state file has been read.
+    as_remembered: where the policy names no templates, look also for those of earlier passes.
     unsynced: identities (name, size, mtime) of which an fsync has failed.
     """
 
     work: WorkDir
     policy: Policy
     memory: Memory | None = None
+    as_remembered: bool = False
     unsynced: set[tuple[str, int, int]] = field(default_factory=set)
     _verdicts: dict[str, tuple[Entry, Verdict]] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
@@ -82,11 +100,10 @@ class Surveyor:
         own_fd = work.open_own()
         remembered = self._remember(own_fd)
         declared = self._declared(own_fd)
-        patterns = self.policy.patterns
-        if not self.policy.asked_for:
-            patterns += tuple(Template(text) for text in declared if Template(text) not in patterns)
+        patterns = self._patterns(declared, remembered)
         found = scan(work.path, work.fd, patterns)
-        judged = self._judge(found, remembered, declared, now_ns)
+        asked_for = {template.text for template in patterns} - _KNOWN_NAMES | set(self.policy.templates)
+        judged = self._judge(found, remembered, asked_for, now_ns)
         entries = {entry.name: entry for entry in found.entries}
         protected = self._protections(found)
         trusted = None if remembered else self._trusted({c.name for c in judged.checkpoints if c.state.whole})
@@ -122,6 +139,13 @@ class Surveyor:
                 self._once(f"{self.work.path}/.ckptd/{error}; met as if for the first time")
         return self.memory
 
+    def _patterns(self, declared: dict[str, Schedule], remembered: Memory | None) -> tuple[Template, ...]:
+        """The templates to look for: the policy's, or else the known names and what runs have declared here."""
+        if self.policy.templates:
+            return self.policy.patterns
+        others = [*declared, *(remembered.series if remembered and self.as_remembered else ())]
+        return tuple(dict.fromkeys((*self.policy.patterns, *map(Template, others))))
+
     def _declared(self, own_fd: int | None) -> dict[str, Schedule]:
         """The schedules that runs have declared in `.ckptd/schedules/`, by template; what is corrupt is ignored."""
         declared: dict[str, Schedule] = {}
@@ -139,7 +163,7 @@ class Surveyor:
                     declared[schedule.template] = schedule
         return declared
 
-    def _judge(self, found: Found, remembered: Memory | None, declared: dict[str, Schedule], now_ns: int) -> _Judged:
+    def _judge(self, found: Found, remembered: Memory | None, asked_for: set[str], now_ns: int) -> _Judged:
         """Turn entries into checkpoints; what is none by its bytes is left alone."""
         judged = _Judged(left_alone=list(found.left_alone))
         settling = self._settling()
@@ -156,8 +180,8 @@ class Surveyor:
                     judged.unreadable[entry.name] = why(error)
                     # What was seen before keeps its place; what was not is not met before it can be read.
                     verdict = Verdict(State.IN_FLIGHT, f"cannot be read: {why(error)}", entry.name in seen)
-            if not (verdict.known or self.policy.asked_for or entry.series in declared):
-                judged.left_alone.append(LeftAlone(entry.name, verdict.evidence))
+            if not (verdict.known or entry.series in asked_for):
+                judged.left_alone.append(LeftAlone(entry.name, verdict.structure))
                 continue
             if verdict.state is not State.IN_FLIGHT:
                 verdicts[entry.name] = entry, verdict
@@ -246,9 +270,14 @@ def _advice(decided: Plan, first: bool, trusted: str | None) -> tuple[str, ...]:
                 f"{grid.template.text}: no interval is known yet, so the rule `newest` applies; --interval N gives one"
             )
         if series.beyond:
-            freed = sum(c.allocated_bytes for c in series.beyond)
-            advice.append(
-                f"{grid.template.text}: {len(series.beyond)} beyond --max-keep {grid.max_keep} stay "
-                f"({human_bytes(freed)}); --rule newest prunes by order of writing instead"
-            )
+            advice.append(beyond_text(series))
     return tuple(advice)
+
+
+def beyond_text(series: SeriesPlan) -> str:
+    """What stays although K others would do, and the way out where there is one."""
+    freed = human_bytes(sum(c.allocated_bytes for c in series.beyond))
+    text = f"{series.grid.template.text}: {len(series.beyond)} beyond --max-keep {series.grid.max_keep} ({freed})"
+    if isinstance(series.grid.rule, Stepped):
+        return f"{text} where the stepped rule does not reach; `--rule newest` goes by order of writing instead"
+    return f"{text}: above the newest's step, or brought back; delete them by hand, or wait until a run reaches them"

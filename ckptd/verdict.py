@@ -31,13 +31,20 @@ _HEAD = 4096
 class Verdict:
     """What the bytes say: a state with its evidence, or `known` False for bytes that are no checkpoint's.
 
+    structure: what they look like. activity: who is at them, or was a moment ago; empty if nobody.
     settles_s: of one in flight, after how many quiet seconds it is to be judged again; None: once its writer is done.
     """
 
     state: State
-    evidence: str
+    structure: str
     known: bool = True
+    activity: str = ""
     settles_s: float | None = None
+
+    @property
+    def evidence(self) -> str:
+        """All there is to say, for a person to read."""
+        return f"{self.structure}; {self.activity}" if self.activity else self.structure
 
 
 @dataclass(frozen=True)
@@ -66,12 +73,12 @@ def judge(entry: Entry, *, dir_fd: int, settling: Settling, now_ns: int) -> Verd
         verdict = _structure(fd, os.fstat(fd).st_size)
         writer = has_writer(fd) if settling.local else None
     if writer:
-        return Verdict(State.IN_FLIGHT, "open for writing", verdict.known)
+        return Verdict(State.IN_FLIGHT, verdict.structure, verdict.known, "open for writing")
     age_s, quiet_s = age_seconds(entry, now_ns), settling.quiet_s()
     # Whole so far, but nobody can tell whether its writer is done; or broken, but perhaps not yet whole.
     unsure = writer is None or verdict.state is not State.COMPLETE
     if unsure and age_s < quiet_s:
-        return _young(verdict.evidence, age_s, quiet_s, verdict.known)
+        return _young(verdict.structure, age_s, quiet_s, verdict.known)
     return verdict
 
 
@@ -175,11 +182,11 @@ def _directory(entry: Entry, dir_fd: int, settling: Settling, now_ns: int) -> Ve
         return Verdict(State.UNVERIFIABLE, "a directory without any known marker", known=False)
     age_s = age_seconds(entry, now_ns)
     quiet_s = 0.0 if marked and settling.local else settling.quiet_s(marked=marked)
-    evidence = "distributed checkpoint, " + (".metadata there" if marked else "not marked complete")
+    structure = "distributed checkpoint, " + (".metadata there" if marked else "not marked complete")
     if age_s < quiet_s:
-        return _young(evidence, age_s, quiet_s, known=True)
-    return Verdict(State.COMPLETE if marked and sharded else State.INCOMPLETE, evidence)
+        return _young(structure, age_s, quiet_s, known=True)
+    return Verdict(State.COMPLETE if marked and sharded else State.INCOMPLETE, structure)
 
 
-def _young(evidence: str, age_s: float, quiet_s: float, known: bool) -> Verdict:
-    return Verdict(State.IN_FLIGHT, f"{evidence}; changed {age_s:.0f} s ago", known, quiet_s - age_s)
+def _young(structure: str, age_s: float, quiet_s: float, known: bool) -> Verdict:
+    return Verdict(State.IN_FLIGHT, structure, known, f"changed {age_s:.0f} s ago", quiet_s - age_s)

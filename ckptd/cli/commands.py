@@ -24,8 +24,8 @@ Exit codes: 0 done; 1 failed, or nothing found; 2 wrong use; 3 some deletions fa
 system; 4 refused for safety; 5 another ckptd owns the work dir; 75 the work dir was replaced under systemd.
 
 \b
-Every option is also an environment variable: --max-keep 3 is CKPTD_MAX_KEEP=3. What ckptd did goes to stderr,
-what was asked for goes to stdout."""
+Every option of the policy is also an environment variable: --max-keep 3 is CKPTD_MAX_KEEP=3. What ckptd did goes
+to stderr, what was asked for goes to stdout."""
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -71,7 +71,9 @@ def watch(
     scan_interval_s: float | None,
     **policy: Any,
 ) -> None:
-    """Look after work dirs until stopped: keep the pointer on the newest complete checkpoint, prune the rest.
+    """Look after work dirs, now and after every save, until stopped.
+
+    Keeps the pointer on the newest complete checkpoint, and prunes what the policy does.
 
     With `-- COMMAND...`: run the command, forward signals to it, make a last pass when it ends, and exit with its
     code. A work dir that does not exist yet is waited for. SIGHUP looks again at once; SIGTERM ends.
@@ -109,7 +111,10 @@ def plan(work_dirs: tuple[str, ...], json_: bool, **policy: Any) -> None:
 @_work_dirs
 @policy_options
 def prune(work_dirs: tuple[str, ...], **policy: Any) -> None:
-    """Make one pass: make the newest durable, move the pointer, delete what the policy prunes. Then exit."""
+    """Make one pass, then exit.
+
+    Makes the newest durable, moves the pointer, then deletes what the policy prunes.
+    """
     log_to_stderr()
     from .. import api
     from ..workdir import become_owner
@@ -144,7 +149,10 @@ def prune(work_dirs: tuple[str, ...], **policy: Any) -> None:
               help="Name of the pointer file.")  # fmt: skip
 @_json
 def latest(work_dir: str, json_: bool, **policy: Any) -> None:
-    """Print the path of the newest complete checkpoint, or nothing and exit 1."""
+    """Print the path of the newest complete checkpoint.
+
+    If there is none: prints nothing on stdout, and exits 1.
+    """
     log_to_stderr()
     from .. import api
     from ..workdir import become_owner
@@ -166,7 +174,10 @@ def latest(work_dir: str, json_: bool, **policy: Any) -> None:
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @_json
 def verify(paths: tuple[str, ...], json_: bool) -> None:
-    """Say of each checkpoint whether it is complete, and the evidence. Exits 1 if one is not."""
+    """Say whether checkpoints are complete, and why.
+
+    Exits 1 if one is not.
+    """
     log_to_stderr()
     from .. import api
 
@@ -199,7 +210,10 @@ def verify(paths: tuple[str, ...], json_: bool) -> None:
 @click.option("--all", "all_", is_flag=True, help="Restore all that is in the trash.")
 @_json
 def restore(work_dir: str, names: tuple[str, ...], all_: bool, json_: bool) -> None:
-    """Bring pruned checkpoints back from the trash under their names, and pin them. Without names: list them."""
+    """Bring pruned checkpoints back, and pin them.
+
+    Without names: list what is in the trash.
+    """
     log_to_stderr()
     from .. import restore as restoring
     from ..workdir import become_owner
@@ -223,7 +237,7 @@ def restore(work_dir: str, names: tuple[str, ...], all_: bool, json_: bool) -> N
 @_work_dir
 @_json
 def history(work_dir: str, json_: bool) -> None:
-    """List what was pruned from a work dir, and why, oldest first."""
+    """List what was pruned, when and why, oldest first."""
     log_to_stderr()
     from .. import journal, render
     from ..units import human_bytes
@@ -242,7 +256,7 @@ def history(work_dir: str, json_: bool) -> None:
                 str(x.get("at")),
                 str(x.get("did")),
                 x["name"],
-                human_bytes(x.get("size_bytes") or 0),
+                human_bytes(x["size_bytes"]) if "size_bytes" in x else "",
                 str(x.get("reason") or ""),
             )
             for x in lines
@@ -256,7 +270,7 @@ def history(work_dir: str, json_: bool) -> None:
 @policy_options
 @click.option("--user", is_flag=True, help="For a user's own service manager.")
 def unit(work_dir: str, user: bool, **policy: Any) -> None:
-    """Print the finished systemd unit for one work dir, on stdout."""
+    """Print the finished systemd unit for a work dir."""
     from ..unit import render as render_unit
 
     made = Policy(**policy)

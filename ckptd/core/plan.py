@@ -35,18 +35,7 @@ class SeriesPlan:
     grid: Grid
     decisions: tuple[Decision, ...]
     relied_on: tuple[Checkpoint, ...]  # the K newest complete ones, oldest first: what a deletion stands on
-
-    @property
-    def beyond(self) -> tuple[Checkpoint, ...]:
-        """What stays although K others would do: off the grid, behind a hole, above the newest, brought back."""
-        if self.grid.max_keep is None:
-            return ()
-        newest = {c.name for c in self.relied_on}
-        return tuple(
-            d.checkpoint
-            for d in self.decisions
-            if d.decision == KEEP and d.checkpoint.state is not State.IN_FLIGHT and d.checkpoint.name not in newest
-        )
+    beyond: tuple[Checkpoint, ...]  # whole ones that no protection names and the rule leaves, though K others would do
 
 
 @dataclass(frozen=True)
@@ -114,7 +103,8 @@ def _plan_series(
     relied_on = tuple(good[-grid.max_keep :]) if grid.max_keep else ()
     judge = _Judge(grid, seen, good, {c.step for c in found})
     newest_names = {c.name for c in relied_on}
-    decisions = []
+    decisions: list[Decision] = []
+    beyond: list[Checkpoint] = []
     for checkpoint in sorted(found, key=lambda c: c.step):
         reasons = []
         if checkpoint.name in newest_names:
@@ -125,14 +115,17 @@ def _plan_series(
         gone = judge.why_it_goes(checkpoint)
         if gone is None:
             decision = KEEP
-            reasons = reasons or [judge.why_it_stays(checkpoint)]
+            if not reasons:
+                reasons = [judge.why_it_stays(checkpoint)]
+                if checkpoint.relied_on and grid.rule is not None and not grid.waits:
+                    beyond.append(checkpoint)
         elif reasons:
             decision = SKIP
         else:
             decision, reasons = PRUNE, [gone]
         known = seen.get(checkpoint.name)
         decisions.append(Decision(checkpoint, decision, tuple(reasons), known.order if known else BROUGHT_BACK))
-    return SeriesPlan(grid, tuple(decisions), relied_on)
+    return SeriesPlan(grid, tuple(decisions), relied_on, tuple(beyond))
 
 
 class _Judge:
@@ -151,7 +144,7 @@ class _Judge:
         if rule is None or known is None:
             return None
         if known.owed:
-            return f"{rule.max_keep} or more intervals below a later save"
+            return f"past --max-keep {rule.max_keep}: that many intervals or more below a later save"
         if not checkpoint.relied_on and checkpoint.state is not State.IN_FLIGHT:
             if self.enough_since is not None and known.order < self.enough_since:
                 what = "not on stable storage" if checkpoint.state.whole else checkpoint.evidence or "incomplete"

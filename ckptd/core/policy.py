@@ -96,11 +96,6 @@ class Policy:
         """The templates to look for; the first that a name belongs to has it."""
         return tuple(Template(text) for text in self.templates) or DEFAULT_TEMPLATES
 
-    @property
-    def asked_for(self) -> bool:
-        """Whether the templates were named by the operator, so that unknown bytes are candidates too."""
-        return bool(self.templates)
-
     def rule_for(self, template: Template, interval: int | None, *, max_keep: int | None, on_grid: bool) -> Rule | None:
         """The rule of one series, or None where nothing is pruned.
 

@@ -1,0 +1,412 @@
+"""The README is true: its transcripts are what ckptd prints, its snippets run, and it knows every option there is.
+
+What it cannot run here (an installer, systemd, Slurm) is a stand-in that writes down how it was called.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import doctest
+import json
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+import ckptd
+from ckptd import errors
+from ckptd.cli.commands import cli
+from ckptd.core.layouts import DEFAULT_TEMPLATES, FRAMEWORK_POINTERS
+
+from .conftest import Builder, Watching, a_pass, environment, eventually, left, pointed, torch_zip
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text()
+CHANGELOG = (REPOSITORY / "CHANGELOG.md").read_text()
+POLICY_COMMANDS = {"watch", "plan", "prune", "unit"}
+OTHERS_OPTIONS = {"systemctl": {"--user", "--now"}, "systemd-escape": {"--template", "--path"}, "SBATCH": {"--signal"},
+                  "train.py": {"--resume-from"}}  # fmt: skip
+
+
+# --- transcripts ----------------------------------------------------------------------------------------------
+
+
+def test_the_transcripts_are_what_ckptd_prints(tmp_path: Path) -> None:
+    (tmp_path / "runs/a").mkdir(parents=True)
+    for step in range(1, 7):
+        save(tmp_path / f"runs/a/epoch_{step}.pth", hours_ago=14.5 - 2 * step)
+    (tmp_path / "runs/a/epoch_1").mkdir()
+    (tmp_path / "runs/a/epoch_1/sample.png").write_bytes(b"\x89PNG")
+    for block in blocks("console"):
+        for command, expected in exchanges(block):
+            run = watched if command.startswith("ckptd watch") else printed
+            assert normalised("\n".join(expected)) == normalised("\n".join(run(command, expected, tmp_path)), tmp_path)
+
+
+def exchanges(block: str) -> Iterator[tuple[str, list[str]]]:
+    """Each command of a transcript, with the lines that it printed."""
+    for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+        command, *lines = part.rstrip("\n").split("\n")
+        yield command, lines
+
+
+def printed(command: str, _: list[str], cwd: Path) -> list[str]:
+    words = shlex.split(command)
+    words = [sys.executable, "-m", *words] if words[0] == "ckptd" else words
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.run(words, cwd=cwd, env=environment(), text=True, check=True, **streams).stdout.splitlines()
+
+
+def watched(command: str, expected: list[str], cwd: Path) -> list[str]:
+    """What `ckptd watch` says, each line in its turn with what the transcript tells of the world around it."""
+    watch = Watching(tuple(shlex.split(command)[2:]), cwd=cwd)
+    told: list[str] = []
+    heard = 0
+    try:
+        for line in expected:
+            if event := re.fullmatch(r"# the job saves (\S+)", line):
+                save(cwd / shlex.split(command)[2] / event[1], hours_ago=0)
+            elif line == "^C":
+                watch.process.send_signal(signal.SIGINT)
+            else:
+                eventually(lambda at=heard: len(watch.lines) > at, what=repr(line))
+                line, heard = watch.lines[heard], heard + 1
+            told.append(line)
+        assert watch.ends() == 0
+        return [*told, *watch.lines[heard:]]
+    finally:
+        watch.discard()
+
+
+def save(path: Path, *, hours_ago: float) -> None:
+    """Save a checkpoint of 4 MiB, aside and then renamed, as a careful job does."""
+    weights = random.Random(path.name).randbytes(4 * 1024 * 1024 - len(torch_zip(b"")))
+    aside = path.with_name(path.name + ".tmp")
+    with aside.open("wb") as file:
+        file.write(torch_zip(weights))
+        os.fsync(file.fileno())
+    at_s = time.time() - 3600 * hours_ago
+    os.utime(aside, (at_s, at_s))
+    os.replace(aside, path)
+
+
+def normalised(text: str, tmp_path: Path | None = None) -> str:
+    """The text without what differs from run to run: the place and the times of day."""
+    text = text.replace(str(tmp_path), "/data") if tmp_path else text
+    text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+", lambda date: re.sub(r"\d", "0", date[0]), text)
+    return re.sub(r"\b\d\d:\d\d\b", "HH:MM", text)
+
+
+# --- snippets -------------------------------------------------------------------------------------------------
+
+
+def test_the_first_two_commands_are_those_for_a_newcomer() -> None:
+    commands = [line for block in blocks("sh") for line in block.splitlines()]
+    assert commands[:2] == ["make demo", "make test"]
+    assert README.index("make test") < README.index("ckptd plan")
+
+
+def test_the_python_session_goes_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(filled(tmp_path).parent)
+    (session,) = blocks("python")
+    example = doctest.DocTestParser().get_doctest(session, {}, "README.md", "README.md", 0)
+    said: list[str] = []
+    result = doctest.DocTestRunner(verbose=False).run(example, out=said.append)
+    assert result.attempted > 0
+    assert result.failed == 0, "".join(said)
+
+
+def shell_blocks() -> list[object]:
+    found = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    return [pytest.param(block, id=block.splitlines()[-1]) for block in found]
+
+
+@pytest.mark.parametrize("block", shell_blocks())
+def test_the_shell_snippets_run(block: str, stand_ins: StandIns) -> None:
+    work_dir = filled(stand_ins.home)
+    stand_ins.run(block)
+    for name, *args in stand_ins.calls():
+        if name == "make":
+            assert set(args) <= targets()
+        elif name == "pip":
+            assert args == ["install", "."]
+        elif name == "systemctl" and "enable" in args:
+            assert_unit_exists(args[-1], user="--user" in args, home=stand_ins.home)
+        elif name == "tee":
+            path, variable = args
+            assert f"EnvironmentFile=-{path}\n" in (REPOSITORY / "systemd/ckptd@.service").read_text()
+            assert variable.partition("=")[0] in variables()
+    if "ckptd watch" in block:
+        assert len(left(work_dir)) == 3
+        assert pointed(work_dir) == left(work_dir)[-1]
+
+
+def test_the_resume_snippet_resumes_from_the_newest_where_there_is_one(stand_ins: StandIns) -> None:
+    (block,) = [block for block in blocks("sh") if "ckptd latest" in block]
+    (stand_ins.home / "work_dir").mkdir()
+    stand_ins.run(block)
+    stand_ins.run(block)
+    saved = str(stand_ins.home / "work_dir/epoch_6.pth")
+    assert stand_ins.calls() == [["train.py"], ["train.py", "--resume-from", saved]]
+
+
+def test_the_job_beside_the_watch_is_run_and_its_checkpoints_are_pruned(stand_ins: StandIns) -> None:
+    found = [block for block in blocks("sh") if " -- " in block]
+    assert len(found) == 2
+    for block in found:
+        work_dir = filled(stand_ins.home)
+        stand_ins.run(block)
+        assert left(work_dir) == ["epoch_4.pth", "epoch_5.pth", "epoch_6.pth"]
+    assert [call[0] for call in stand_ins.calls()] == ["train.py", "srun", "train.py"]
+
+
+def filled(place: Path) -> Path:
+    """A work dir with five epochs."""
+    work_dir = place / "work_dir"
+    work_dir.mkdir(exist_ok=True)
+    return Builder(work_dir)(*(f"epoch_{step}.pth" for step in range(1, 6)))
+
+
+def assert_unit_exists(unit: str, *, user: bool, home: Path) -> None:
+    template, is_instance, _ = unit.partition("@")
+    if is_instance:
+        assert (REPOSITORY / "systemd" / ("user" if user else "") / f"{template}@.service").exists()
+    else:
+        assert user
+        assert "\nExecStart=" in (home / ".config/systemd/user" / unit).read_text()
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+
+
+# What stands in for a program: it notes its words, and runs what the real one would run. Only `watch` is stopped.
+STAND_IN = """\
+#!{python}
+import json, os, pathlib, subprocess, sys, time
+name, args, home = os.path.basename(sys.argv[0]), sys.argv[1:], pathlib.Path(os.environ["HOME"])
+if name == "ckptd":
+    watch = subprocess.Popen([{python!r}, "-m", "ckptd", *args])
+    if args[0] == "watch" and "--" not in args:
+        while watch.poll() is None and len(list((home / args[1]).glob("epoch_*"))) > 3:
+            time.sleep(0.01)
+        watch.terminate()
+    sys.exit(watch.wait())
+if name == "sudo":
+    name, *args = args
+    if name in ("make", "systemctl"):
+        os.execvp(name, [name, *args])
+    args += sys.stdin.read().split() if name == "tee" else []
+if name == "python":
+    name, *args = args
+    (home / "work_dir/epoch_6.pth").write_bytes((home / "a checkpoint").read_bytes())
+with (home / "calls").open("a") as calls:
+    calls.write(json.dumps([name, *args]) + "\\n")
+if name == "srun":
+    os.execvp(args[0], args)
+if name == "systemd-escape":
+    template = args[0].partition("=")[2].partition("@")[0]
+    print(template + "@" + args[-1].strip("/").replace("/", "-") + ".service")
+"""
+
+
+class StandIns:
+    """A home in which snippets run, with stand-ins for what they call."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        (home / "a checkpoint").write_bytes(torch_zip())
+        (home / "calls").touch()
+        (home / "runs/a").mkdir(parents=True)
+        (home / "bin").mkdir()
+        for name in ("ckptd", "make", "pip", "python", "srun", "sudo", "systemctl", "systemd-escape"):
+            (home / "bin" / name).write_text(STAND_IN.format(python=sys.executable))
+            (home / "bin" / name).chmod(0o755)
+
+    def run(self, block: str) -> None:
+        path = f"{self.home / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        env = environment(HOME=str(self.home), PATH=path, PYTHONPATH=str(REPOSITORY))
+        done = subprocess.run(["bash", "-eu", "-c", block], cwd=self.home, env=env, text=True, capture_output=True,
+                              timeout=60)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    def calls(self) -> list[list[str]]:
+        return [json.loads(line) for line in (self.home / "calls").read_text().splitlines()]
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path) -> StandIns:
+    return StandIns(tmp_path)
+
+
+# --- what it says of commands, options and exit codes ---------------------------------------------------------
+
+
+def test_every_command_is_in_the_table_of_commands_and_no_other() -> None:
+    assert {row[0].split()[1] for row in table("command")} == set(cli.commands)
+
+
+def test_every_option_stands_in_the_table_with_its_variable() -> None:
+    rows = {row[0].split()[0]: row for row in table("option")}
+    for name, _, option in all_options():
+        assert name in rows, f"{name} is not in the table of options"
+        assert rows[name][1] == (option.envvar or "none")
+        assert ("repeatable" in rows[name][2]) == option.multiple
+        if option.show_default and option.default is not None and not option.is_flag:
+            assert f"default: `{option.default}`" in rows[name][2]
+        for default in re.findall(r"Default: (.*)", option.help or ""):
+            assert set(re.findall(r"\b\d+s\b", default)) <= set(re.findall(r"\w+", rows[name][2]))
+    assert set(rows) == {name for name, _, _ in all_options()}
+
+
+def test_every_option_stands_with_the_commands_that_take_it() -> None:
+    takers: dict[str, set[str]] = {}
+    for name, command, _ in all_options():
+        takers.setdefault(name, set()).add(command)
+    rows = [(row[0].split()[0], row[2]) for row in table("option")]
+    policy = [name for name, _ in rows if takers[name] >= POLICY_COMMANDS]
+    assert [name for name, _ in rows[: len(policy)]] == policy
+    assert len(policy) == 7, "the README counts them: the first seven"
+    assert {name for name in policy if takers[name] > POLICY_COMMANDS} == {"--template", "--pointer"}
+    assert takers["--pointer"] == takers["--template"] == {*POLICY_COMMANDS, "latest"}
+    for name, meaning in rows[len(policy) :]:
+        assert set(re.findall(r"`(\w+)`", meaning.partition(":")[0])) == takers[name], name
+
+
+def test_no_option_or_variable_is_mentioned_that_does_not_exist() -> None:
+    ours = {name for name, _, _ in all_options()} | {"--help", "--version"}
+    for line in README.splitlines():
+        others = {option for word, options in OTHERS_OPTIONS.items() if word in line for option in options}
+        mentioned = set(re.findall(r"(?<![\w|-])--[a-z][a-z-]*", line))
+        assert mentioned <= ours | others, line
+    assert set(re.findall(r"CKPTD_\w+", README)) == variables() | {"CKPTD_DEBUG"}
+
+
+def test_every_command_line_shown_is_one_that_ckptd_takes() -> None:
+    shown = re.findall(r"\bckptd ([a-z]+)\b([^`\n>)]*)", "\n".join(code()))
+    assert {name for name, _ in shown} == set(cli.commands)
+    lines = [(name, words) for name, words in shown if words.strip()]
+    outside_tables = re.sub(r"^\|.*", "", README, flags=re.MULTILINE)
+    lines += [("plan", f"work_dir {words}") for words in re.findall(r"`(--[a-z-]+\s[^`]+)`", outside_tables)]
+    for name, words in lines:
+        context = cli.commands[name].make_context(name, shlex.split(words, comments=True))
+        if name in POLICY_COMMANDS:
+            ckptd.Policy(**{field.name: context.params[field.name] for field in dataclasses.fields(ckptd.Policy)})
+
+
+def test_the_files_of_options_are_those_that_the_units_read() -> None:
+    named = set(re.findall(r"/etc/ckptd\S*\.env", README))
+    unit = (REPOSITORY / "systemd/ckptd@.service").read_text().replace("%f", "/data/runs/a")
+    assert named == set(re.findall(r"EnvironmentFile=-(.*)", unit))
+    users = (REPOSITORY / "systemd/user/ckptd@.service").read_text()
+    assert "`~/.config/ckptd`" in README
+    assert "~/.config/ckptd/ckptd.env" in users
+
+
+def test_every_exit_code_is_in_the_table_and_in_the_help() -> None:
+    told = {row[0] for row in table("exit code")}
+    assert cli.epilog is not None
+    assert told == set(
+        re.findall(r"(?<=[:;] )\d+", re.sub(r"\s+", " ", cli.epilog)[: cli.epilog.index("Every option")])
+    )
+    known = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.CkptdError)]
+    assert {str(each.exit_code) for each in known} <= told
+
+
+def all_options() -> list[tuple[str, str, click.Option]]:
+    """Every option of every command, as (name, command, option)."""
+    return [
+        (name, command.name or "", option)
+        for command in cli.commands.values()
+        for option in command.params
+        if isinstance(option, click.Option)
+        for name in option.opts
+    ]
+
+
+def variables() -> set[str]:
+    return {str(option.envvar) for _, _, option in all_options() if option.envvar}
+
+
+# --- what it says of rules and names --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", ["stepped", "newest"])
+@pytest.mark.parametrize("case", range(4))
+def test_the_rules_leave_what_the_table_says(case: int, column: str, with_checkpoints: Builder) -> None:
+    rows = table("case")
+    assert len(rows) == 4
+    given = re.search(r"with `--max-keep (\d+) --interval (\d+)`", re.sub(r"\s+", " ", README))
+    assert given is not None
+    _, saves, stepped, newest = rows[case]
+    for step in saves.split():
+        work_dir = with_checkpoints(f"iter_{step}.pth")
+        a_pass(work_dir, max_keep=int(given[1]), interval=int(given[2]), rule=column)
+    expected = stepped if column == "stepped" else newest
+    assert left(work_dir) == [f"iter_{step}.pth" for step in expected.split()]
+    assert pointed(work_dir) == f"iter_{saves.split()[-1]}.pth"
+
+
+def test_the_names_are_known_or_left_alone_as_said() -> None:
+    known, alone = re.search(r"Known are (.*?)\. (.*?) are left alone", README, re.DOTALL).groups()
+    units = {f"`{template.unit}_N`" for template in DEFAULT_TEMPLATES}
+    endings = {f"`{template.text.partition('}')[2]}`" for template in DEFAULT_TEMPLATES} - {"``"}
+    assert set(re.findall(r"`.*?`", known)) == units | endings
+    names = re.findall(r"`(.*?)`", alone)
+    assert len(names) == 3
+    assert not [(t, name) for t in DEFAULT_TEMPLATES for name in names if t.step_of(name) is not None]
+
+
+def test_every_pointer_that_protects_is_named() -> None:
+    promises = README[README.index("## What is never deleted") : README.index("## What it looks like")]
+    assert {f"`{name}`" for name in FRAMEWORK_POINTERS} <= set(re.findall(r"`.*?`", promises))
+
+
+def test_the_python_interface_is_named_whole() -> None:
+    assert set(re.findall(r"(?<![/\w])ckptd\.([A-Za-z]+)", README)) == set(ckptd.__all__)
+    section = README[README.index("`Policy` takes") :]
+    fields = {field.name for field in dataclasses.fields(ckptd.Policy)}
+    assert fields <= set(re.findall(r"`(.*?)`", section.partition("\n\n")[0]))
+
+
+# --- the files themselves -------------------------------------------------------------------------------------
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert (REPOSITORY / target).exists(), target
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    heading = re.search(r"^## \[?([^\]\s]+)\]?(?: - \d{4}-\d\d-\d\d)?$", CHANGELOG, re.MULTILINE)
+    assert heading is not None
+    assert heading[1] in (ckptd.__version__, "Unreleased")
+    kinds = set(re.findall(r"^### (.*)$", CHANGELOG, re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def code() -> list[str]:
+    """All code: blocks without what ckptd printed, and what stands in backquotes."""
+    text = re.sub(r"^```.*?^```", "", README, flags=re.DOTALL | re.MULTILINE)
+    shown = [command for block in blocks("console") for command, _ in exchanges(block)]
+    return [*blocks("sh"), *shown, *re.findall(r"`([^`]+)`", text)]
+
+
+def table(head: str) -> list[list[str]]:
+    """The rows of the table whose first column is called `head`, backquotes at the ends of a cell removed."""
+    lines = README[README.index(f"| {head} |") :].partition("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+    return [[cell.strip("`") if re.fullmatch(r"`[^`]*`", cell) else cell for cell in row] for row in rows]
