@@ -90,8 +90,10 @@ class Keeper:
             self.close()
         self._watcher.watch(self.path)  # before the look, so that nothing falls between them
         met = self._reconciler is None
-        if met and not self._meet():
-            return None
+        if met:
+            if not self._meet():
+                return None
+            self._watcher.watch(self.path)  # it may have come between the watch of its parent and the look for it
         assert self._reconciler is not None
         if met or self._dry_run:
             survey = self._reconciler.survey()
