@@ -114,7 +114,9 @@ def test_two_series_in_one_directory_are_each_pruned_as_if_alone(tmp_path: Path)
 
 def test_a_pass_that_looks_at_one_series_leaves_the_pointer_on_a_newer_checkpoint_of_another(tmp_path: Path) -> None:
     directory = Directory(tmp_path / "both", {"pre": [], "segments": []})
-    epochs, iters = (ckptd.Policy(max_keep=1, interval=1, templates=(text,)) for text in ("epoch_{}.pth", "iter_{}.pth"))
+    epochs, iters = (
+        ckptd.Policy(max_keep=1, interval=1, templates=(text,)) for text in ("epoch_{}.pth", "iter_{}.pth")
+    )
     for name, policy in (("epoch_1.pth", epochs), ("iter_1.pth", iters), ("iter_2.pth", iters)):
         directory.write(name)
         ckptd.prune(directory.path, policy)

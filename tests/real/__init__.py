@@ -1,0 +1,1 @@
+"""ckptd beside real training frameworks. Each test module names the one that it needs."""

@@ -1,0 +1,254 @@
+"""Deleting is a rename, then a removal: what is there at every moment between, and what is never touched."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ckptd import delete
+from ckptd.disk import opened_dir
+from ckptd.errors import RefusedError
+from ckptd.remover import Remover
+from ckptd.scan import Entry, entry_of
+
+from .conftest import Builder, a_pass, epochs, left, picture, torch_zip
+
+
+@contextmanager
+def opened(work_dir: Path) -> Iterator[dict[str, int]]:
+    """Both descriptors, as `put` and `restore` take them."""
+    (work_dir / ".ckptd").mkdir(exist_ok=True)
+    with (
+        opened_dir(str(work_dir)) as work_fd,
+        opened_dir(str(work_dir / ".ckptd")) as own_fd,
+        delete.opened_trash(own_fd) as trash_fd,
+    ):
+        yield {"work_fd": work_fd, "trash_fd": trash_fd}
+
+
+def entry(work_dir: Path, name: str) -> Entry:
+    with opened_dir(str(work_dir)) as fd:
+        return entry_of(name, dir_fd=fd)
+
+
+def trash(work_dir: Path) -> list[str]:
+    return sorted(os.listdir(work_dir / ".ckptd" / "trash"))
+
+
+def test_what_was_put_into_the_trash_bears_no_checkpoints_name_and_is_whole(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2))
+    with opened(work_dir) as dirs:
+        names = [delete.put(entry(work_dir, name), now_ms=1000, **dirs) for name in epochs(1, 2)]
+    assert (left(work_dir), names, trash(work_dir)) == ([], ["1000-0", "1000-1"], ["1000-0", "1000-1"])
+    assert (work_dir / ".ckptd/trash/1000-0").read_bytes() == torch_zip()
+
+
+def test_what_is_restored_is_what_was_put_there(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints("epoch_1.pth")
+    shards = with_checkpoints.shards("iter_5")
+    for path in (work_dir / "epoch_1.pth", shards):
+        # ctime changes with every rename
+        before = [each[:4] + each[5:] for each in picture(path).values()]
+        with opened(work_dir) as dirs:
+            item = delete.put(entry(work_dir, path.name), now_ms=7, **dirs)
+            assert not path.exists()
+            delete.restore(item, path.name, **dirs)
+        assert [each[:4] + each[5:] for each in picture(path).values()] == before
+    assert trash(work_dir) == []
+
+
+def test_a_name_that_is_taken_is_never_restored_over(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints("epoch_1.pth")
+    with opened(work_dir) as dirs:
+        item = delete.put(entry(work_dir, "epoch_1.pth"), now_ms=7, **dirs)
+        (work_dir / "epoch_1.pth").write_bytes(b"saved anew")
+        with pytest.raises(FileExistsError):
+            delete.restore(item, "epoch_1.pth", **dirs)
+    assert ((work_dir / "epoch_1.pth").read_bytes(), trash(work_dir)) == (b"saved anew", ["7-0"])
+
+
+def grow(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def replace(path: Path) -> None:
+    path.with_name("new").write_bytes(torch_zip())
+    os.utime(path.with_name("new"), ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    path.with_name("new").replace(path)
+
+
+def link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+def make_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("change", [grow, replace, link, make_directory, os.utime], ids=lambda change: change.__name__)
+def test_what_is_no_longer_what_was_scanned_stays(change, with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints("epoch_1.pth")
+    scanned = entry(work_dir, "epoch_1.pth")
+    change(work_dir / "epoch_1.pth")
+    before = picture(work_dir / "epoch_1.pth")
+    with opened(work_dir) as dirs, pytest.raises((delete.ChangedError, OSError)):
+        delete.put(scanned, now_ms=1, **dirs)
+    assert (picture(work_dir / "epoch_1.pth"), trash(work_dir)) == (before, [])
+
+
+def test_a_directory_into_which_somebody_saves_stays(with_checkpoints: Builder) -> None:
+    path = with_checkpoints.shards("iter_1")
+    scanned = entry(path.parent, "iter_1")
+    (path / "__1_0.distcp").write_bytes(b"another shard")
+    with opened(path.parent) as dirs, pytest.raises(delete.ChangedError):
+        delete.put(scanned, now_ms=1, **dirs)
+    assert sorted(os.listdir(path)) == [".metadata", "__0_0.distcp", "__1_0.distcp"]
+
+
+@pytest.mark.parametrize("name_is_free", [True, False])
+def test_names_that_are_swapped_between_the_look_and_the_rename_lose_nothing(
+    name_is_free: bool, with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_checkpoints("epoch_1.pth")
+    work_dir = with_checkpoints("epoch_2.pth", content=torch_zip(b"two" * 99))
+    scanned, rename, swapped = entry(work_dir, "epoch_1.pth"), os.rename, []
+
+    def swap_first(src: str, dst: str, **dirs: int) -> None:
+        if not swapped:
+            swapped.append(src)
+            rename(work_dir / "epoch_1.pth", work_dir / "aside")
+            rename(work_dir / "epoch_2.pth", work_dir / "epoch_1.pth")
+            rename(work_dir / "aside", work_dir / "epoch_2.pth")
+        rename(src, dst, **dirs)
+        if swapped and not name_is_free and dst == "1-0":
+            (work_dir / "epoch_1.pth").write_bytes(b"a third")
+
+    monkeypatch.setattr(os, "rename", swap_first)
+    with opened(work_dir) as dirs, pytest.raises(delete.ChangedError):
+        delete.put(scanned, now_ms=1, **dirs)
+    contents = {path.read_bytes() for path in [*work_dir.glob("*.pth"), *(work_dir / ".ckptd/trash").iterdir()]}
+    assert {torch_zip(), torch_zip(b"two" * 99)} <= contents
+    assert (work_dir / "epoch_1.pth").read_bytes() == (torch_zip(b"two" * 99) if name_is_free else b"a third")
+
+
+def test_only_our_own_names_in_the_trash_are_ours(work_dir: Path) -> None:
+    with opened(work_dir) as dirs:
+        for name in ("5-0", "30-0", "30-2", "30-10", "4-0.gone", "notes", "1-", "١-0", "1-0.pth", ".1-0"):
+            (work_dir / ".ckptd/trash" / name).touch()
+        found = delete.items(dirs["trash_fd"])
+    assert [item.name for item in found] == ["4-0.gone", "5-0", "30-0", "30-2", "30-10"]
+    assert [item.claimed for item in found] == [True, False, False, False, False]
+
+
+def test_a_removal_frees_a_whole_directory_and_follows_no_symlink_in_it(
+    with_checkpoints: Builder, tmp_path: Path
+) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "precious").touch()
+    path = with_checkpoints.shards("iter_1")
+    (path / "data").symlink_to(tmp_path / "outside")
+    with opened(path.parent) as dirs:
+        item = delete.put(entry(path.parent, "iter_1"), now_ms=1, **dirs)
+        claimed = delete.claim(item, trash_fd=dirs["trash_fd"])
+        assert delete.claim(claimed, trash_fd=dirs["trash_fd"]) == claimed
+        delete.remove(claimed, trash_fd=dirs["trash_fd"])
+        delete.remove(claimed, trash_fd=dirs["trash_fd"])  # gone already is success
+    assert (trash(path.parent), os.listdir(tmp_path / "outside")) == ([], ["precious"])
+
+
+def test_a_symlink_in_the_place_of_what_is_to_be_removed_goes_alone(work_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "precious").touch()
+    with opened(work_dir) as dirs:
+        (work_dir / ".ckptd/trash/1-0.gone").symlink_to(tmp_path / "outside")
+        delete.remove("1-0.gone", trash_fd=dirs["trash_fd"])
+    assert (trash(work_dir), os.listdir(tmp_path / "outside")) == ([], ["precious"])
+
+
+def test_a_file_deleted_without_the_trash_is_deleted_in_one_call_or_not_at_all(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2))
+    with_checkpoints.shards("iter_1")
+    with opened_dir(str(work_dir)) as fd:
+        delete.unlink(entry(work_dir, "epoch_1.pth"), work_fd=fd)
+        changed = entry(work_dir, "epoch_2.pth")
+        grow(work_dir / "epoch_2.pth")
+        for each in (changed, entry(work_dir, "iter_1")):
+            with pytest.raises(delete.ChangedError):
+                delete.unlink(each, work_fd=fd)
+    assert left(work_dir) == ["iter_1", "epoch_2.pth"]
+
+
+@pytest.mark.parametrize("make", [lambda p: p.symlink_to("/tmp"), lambda p: p.touch()])
+def test_a_trash_that_is_no_directory_is_refused(make, work_dir: Path) -> None:
+    (work_dir / ".ckptd").mkdir()
+    make(work_dir / ".ckptd/trash")
+    with (
+        opened_dir(str(work_dir / ".ckptd")) as own_fd,
+        pytest.raises(RefusedError, match=f"^{work_dir}/.ckptd/trash: "),
+        delete.opened_trash(own_fd),
+    ):
+        pass
+
+
+# --- crashes ----------------------------------------------------------------------------------------------------
+
+
+class Crash(BaseException):
+    """What a SIGKILL at this moment would have left undone."""
+
+
+@pytest.mark.parametrize("moment", ["after the rename", "before the journal", "before the removal", "in the removal"])
+def test_what_a_crash_leaves_is_finished_at_the_next_start(
+    moment: str, with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    with_checkpoints.shards("iter_1")
+    with_checkpoints.shards("iter_2")
+
+    def crash(*_: object, **__: object) -> None:
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        if moment == "after the rename":
+            patch.setattr("ckptd.delete.sync", crash)
+        elif moment == "before the journal":
+            patch.setattr("ckptd.journal.append", crash)
+        elif moment == "before the removal":
+            patch.setattr(Remover, "submit", crash)
+        else:
+            patch.setattr(threading, "excepthook", lambda _: None)
+            patch.setattr(delete, "remove", crash)  # in the remover's thread, and by then claimed
+        with contextlib.suppress(Crash):
+            a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=0, settle_s=0)
+        assert left(work_dir) == ["iter_2", "epoch_3.pth"]  # no name half deleted
+        assert len(trash(work_dir)) == 3
+    a_pass(work_dir, max_keep=1, rule="newest", settle_s=0)
+    assert (left(work_dir), trash(work_dir)) == (["iter_2", "epoch_3.pth"], [])
+
+
+def test_the_trash_that_is_to_be_kept_survives_a_restart_with_its_time(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=500)
+    lines = [json.loads(line) for line in (work_dir / ".ckptd/journal.jsonl").read_text().splitlines()]
+    a_pass(work_dir, max_keep=1, rule="newest")
+    assert trash(work_dir) == sorted(line["trash"] for line in lines)
+    a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=0)
+    assert trash(work_dir) == []
+
+
+def test_what_is_not_ours_in_the_trash_stays_there(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    (work_dir / ".ckptd/trash").mkdir(parents=True)
+    (work_dir / ".ckptd/trash/precious").touch()
+    a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=0)
+    assert trash(work_dir) == ["precious"]

@@ -1,0 +1,478 @@
+"""One pass: in which order things happen, what stops it and what does not, and what it leaves behind."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import logging
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckptd import CkptdError
+from ckptd.core.policy import Policy
+from ckptd.reconcile import Reconciler
+from ckptd.remover import Remover
+from ckptd.workdir import WorkDir
+
+from .conftest import (
+    Builder,
+    a_pass,
+    epochs,
+    eventually,
+    holding_open,
+    left,
+    picture,
+    pointed,
+    safetensors,
+    torch_zip,
+    truncated,
+)
+
+
+@contextmanager
+def passes(work_dir: Path, **policy: Any) -> Iterator[Reconciler]:
+    """A process that makes pass after pass over one work dir."""
+    remover = Remover()
+    with WorkDir(work_dir) as work:
+        try:
+            yield Reconciler(work, Policy(**policy), remover)
+        finally:
+            remover.close()
+
+
+def trash(work_dir: Path) -> list[str]:
+    return sorted(path.name for path in (work_dir / ".ckptd" / "trash").iterdir())
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """Every fsync and rename of this process, in order, with the paths they were about."""
+    recorded: list[tuple[str, ...]] = []
+    fsync, rename, unlink = os.fsync, os.rename, os.unlink
+
+    def path_of(name: str, dir_fd: int | None) -> str:
+        return os.path.join(os.readlink(f"/proc/self/fd/{dir_fd}"), name) if dir_fd is not None else str(name)
+
+    def recording_fsync(fd: int) -> None:
+        recorded.append(("fsync", os.readlink(f"/proc/self/fd/{fd}")))
+        fsync(fd)
+
+    def recording_rename(src: str, dst: str, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
+        recorded.append(("rename", path_of(src, src_dir_fd), path_of(dst, dst_dir_fd)))
+        rename(src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+
+    def recording_unlink(path: str, *, dir_fd: int | None = None) -> None:
+        recorded.append(("unlink", path_of(path, dir_fd)))
+        unlink(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "fsync", recording_fsync)
+    monkeypatch.setattr(os, "rename", recording_rename)
+    monkeypatch.setattr(os, "unlink", recording_unlink)
+    return recorded
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, number: int, *ends: str) -> None:
+    """Let every write-open of a name with one of these ends fail, as on a full disk."""
+    opened = os.open
+
+    def refusing(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if str(path).endswith(ends) and flags & os.O_CREAT:
+            raise OSError(number, os.strerror(number), path)
+        return opened(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", refusing)
+
+
+def refuse_fsync(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
+    """Let fsync of `name` fail once, as of a disk that has lost what was written; returns who was refused."""
+    fsync, refused = os.fsync, []
+
+    def refusing(fd: int) -> None:
+        if os.path.basename(os.readlink(f"/proc/self/fd/{fd}")) == name and not refused:
+            refused.append(name)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    return refused
+
+
+# --- the order --------------------------------------------------------------------------------------------------
+
+
+def test_what_is_relied_on_is_durable_before_the_pointer_and_the_pointer_before_any_deletion(
+    with_checkpoints: Builder, calls: list[tuple[str, ...]]
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3, 4, 5))
+    a_pass(work_dir, max_keep=2, interval=1, trash_ttl_s=0)
+    assert left(work_dir) == epochs(4, 5)
+    own = f"{work_dir}/.ckptd"
+    put = [call for call in calls if call[0] == "rename" and call[1].startswith(f"{work_dir}/epoch_")]
+    freed = [call for call in calls if call[0] == "unlink" and call[1].startswith(f"{own}/trash/")]
+    assert [os.path.basename(call[1]) for call in put] == epochs(1, 2, 3)
+    assert len(freed) == 3
+    pointer = ("rename", f"{work_dir}/.last_ckpt.ckptd-tmp", f"{work_dir}/last_ckpt")
+    at = {call: calls.index(call) for call in calls}  # the first of each
+    last = {call: len(calls) - 1 - calls[::-1].index(call) for call in calls}
+    relied_on = [("fsync", f"{work_dir}/{name}") for name in epochs(4, 5)]
+    whole_order = [
+        max(at[call] for call in relied_on),
+        at["fsync", str(work_dir)],
+        at["fsync", f"{work_dir}/.last_ckpt.ckptd-tmp"],
+        at[pointer],
+        calls.index(("fsync", str(work_dir)), at[pointer]),
+        at["rename", f"{own}/.state.json.ckptd-tmp", f"{own}/state.json"],
+        calls.index(("fsync", own), at["rename", f"{own}/.state.json.ckptd-tmp", f"{own}/state.json"]),
+        at[put[0]],
+        at[put[-1]],
+        at["fsync", f"{own}/trash"],
+        calls.index(("fsync", str(work_dir)), at["fsync", f"{own}/trash"]),
+        last["fsync", f"{own}/journal.jsonl"],
+        at[freed[0]],
+    ]
+    assert whole_order == sorted(set(whole_order))
+
+
+def test_a_failed_fsync_is_never_relied_on_again_not_even_after_a_restart(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    with monkeypatch.context() as patch:
+        refused = refuse_fsync(patch, "epoch_3.pth")
+        with passes(work_dir, max_keep=1, interval=1) as process:
+            process.reconcile()
+            process.reconcile()  # by now an fsync would succeed, and would not mean a thing
+    assert refused == ["epoch_3.pth"]
+    assert "fsync of" in caplog.text
+    assert "epoch_2.pth" in left(work_dir)
+    assert pointed(work_dir) == "epoch_2.pth"
+    a_pass(work_dir, max_keep=1, interval=1)
+    assert "epoch_2.pth" in left(work_dir)
+    assert pointed(work_dir) == "epoch_2.pth"
+    with_checkpoints("epoch_3.pth")  # saved anew
+    a_pass(work_dir, max_keep=1, interval=1, trash_ttl_s=0)
+    assert (left(work_dir), pointed(work_dir)) == (epochs(3), "epoch_3.pth")
+
+
+def test_a_failed_fsync_of_what_the_pointer_names_is_remembered_when_the_pointer_could_not_move(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    (work_dir / "last_ckpt").write_text(f"{work_dir}/epoch_2.pth\n")
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            refused = refuse_fsync(patch, "epoch_2.pth")
+            refuse(patch, errno.ENOSPC, ".last_ckpt.ckptd-tmp")
+            a_pass(work_dir, max_keep=1, interval=1)
+            if not refused:
+                break
+        assert left(work_dir) == epochs(1, 2, 3)
+    assert not refused, "epoch_2.pth was asked for its durability again, and the answer would have been believed"
+
+
+def test_an_fsync_that_could_not_even_be_tried_deletes_nothing_and_is_tried_again(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    with passes(work_dir, max_keep=1, interval=1, trash_ttl_s=0) as process:
+        with monkeypatch.context() as patch:
+            opened = os.open
+
+            def out_of_descriptors(path, flags, mode=0o777, *, dir_fd=None):
+                if threading.current_thread() is threading.main_thread() and path == "epoch_3.pth" and tried:
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+                return opened(path, flags, mode, dir_fd=dir_fd)
+
+            tried = []
+            process.survey()  # judged already: what is opened now is opened for the fsync
+            tried.append(True)
+            patch.setattr(os, "open", out_of_descriptors)
+            process.reconcile()
+            assert left(work_dir) == epochs(1, 2, 3)
+        process.reconcile()
+    assert (left(work_dir), pointed(work_dir)) == (epochs(3), "epoch_3.pth")
+
+
+# --- a full disk ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_pointer_that_finds_no_room_neither_stops_the_deletion_nor_loses_its_checkpoint(
+    number: int, with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3, 4))
+    (work_dir / "last_ckpt").write_text(f"{work_dir}/epoch_2.pth\n")
+    with passes(work_dir, max_keep=1, interval=1, trash_ttl_s=0) as process:
+        with monkeypatch.context() as patch:
+            refuse(patch, number, ".last_ckpt.ckptd-tmp")
+            report = process.reconcile()
+        assert left(work_dir) == epochs(2, 4)
+        assert pointed(work_dir) == "epoch_2.pth"
+        assert report.look_again_s is not None  # it will be tried again
+        process.reconcile()
+    assert (left(work_dir), pointed(work_dir)) == (epochs(4), "epoch_4.pth")
+
+
+def test_a_pointer_that_finds_no_room_deletes_nothing_if_what_it_names_is_broken(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_checkpoints("epoch_2.pth", content=truncated())
+    work_dir = with_checkpoints(*epochs(1, 3, 4))
+    (work_dir / "last_ckpt").write_text(f"{work_dir}/epoch_2.pth\n")
+    refuse(monkeypatch, errno.ENOSPC, ".last_ckpt.ckptd-tmp")
+    a_pass(work_dir, max_keep=1, rule="newest")
+    assert left(work_dir) == epochs(1, 2, 3, 4)
+
+
+def test_a_pointer_at_a_directory_that_finds_no_room_is_handled_like_one_at_a_file(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2, 3):
+        work_dir = with_checkpoints.shards(f"iter_{step}").parent
+    (work_dir / "last_ckpt").write_text(f"{work_dir}/iter_2\n")
+    refuse(monkeypatch, errno.ENOSPC, ".last_ckpt.ckptd-tmp")
+    a_pass(work_dir, max_keep=1, interval=1, settle_s=0)
+    assert (left(work_dir), pointed(work_dir)) == (["iter_2", "iter_3"], "iter_2")
+
+
+@pytest.mark.parametrize("name", [".state.json.ckptd-tmp", "journal.jsonl"])
+def test_a_state_or_journal_that_finds_no_room_is_written_after_the_deletion(
+    name: str, with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    with passes(work_dir, max_keep=1, interval=1, trash_ttl_s=3600) as process:
+        with monkeypatch.context() as patch:
+            refuse(patch, errno.ENOSPC, name)
+            process.reconcile()
+        assert left(work_dir) == epochs(3)
+        process.reconcile()
+    lines = [json.loads(line) for line in (work_dir / ".ckptd/journal.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines] == epochs(1, 2)
+    assert set(json.loads((work_dir / ".ckptd/state.json").read_text())["seen"]) == set(epochs(3))
+
+
+# --- nothing to do ----------------------------------------------------------------------------------------------
+
+
+def test_a_pass_that_changes_nothing_writes_nothing(with_checkpoints: Builder, calls: list[tuple[str, ...]]) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3, 4))
+    with_checkpoints("epoch_9.pth", content=truncated())
+    with passes(work_dir, max_keep=2, interval=1) as process:
+        process.reconcile()
+        process.reconcile()
+        before = picture(work_dir)
+        calls.clear()
+        process.reconcile()
+        assert (calls, picture(work_dir)) == ([], before)
+    a_pass(work_dir, max_keep=2, interval=1)  # and so does the first pass of the next process
+    assert (calls, picture(work_dir)) == ([], before)
+
+
+@pytest.mark.parametrize("there", [[], ["notes.txt"], ["best_epoch_3.pth", "last_checkpoint"]])
+def test_nothing_is_created_before_the_first_checkpoint(there: list[str], with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*there)
+    with passes(work_dir, max_keep=1) as process:
+        before = picture(work_dir)
+        process.reconcile()
+        assert picture(work_dir) == before
+        with_checkpoints("epoch_1.pth")
+        process.reconcile()
+    assert pointed(work_dir) == "epoch_1.pth"
+    assert (work_dir / ".ckptd").stat().st_mode == work_dir.stat().st_mode
+
+
+# --- meeting a work dir for the first time ------------------------------------------------------------------------
+
+
+def test_first_contact_in_doubt_prunes_nothing_until_a_save_is_seen(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(4, 5, 1, 2, 3))  # resumed from 0, or copied?
+    for _ in range(2):
+        a_pass(work_dir, max_keep=1, interval=1)
+        assert (left(work_dir), pointed(work_dir)) == (epochs(1, 2, 3, 4, 5), "epoch_3.pth")
+    (work_dir / "epoch_4.pth").write_bytes(torch_zip(b"resumed" * 99))
+    with_checkpoints.tick(work_dir / "epoch_4.pth")
+    a_pass(work_dir, max_keep=1, interval=1)
+    assert (left(work_dir), pointed(work_dir)) == (epochs(4, 5), "epoch_4.pth")
+
+
+@pytest.mark.parametrize("pointer", ["last_ckpt", "last_checkpoint", "latest.pth"])
+def test_first_contact_in_doubt_believes_a_pointer_that_names_a_complete_one(
+    pointer: str, with_checkpoints: Builder
+) -> None:
+    work_dir = with_checkpoints(*epochs(2, 3, 1))
+    if pointer == "latest.pth":
+        (work_dir / pointer).symlink_to("epoch_2.pth")
+    else:
+        (work_dir / pointer).write_text("/somewhere/else/epoch_2.pth")
+    a_pass(work_dir, max_keep=1)
+    assert pointed(work_dir) == "epoch_2.pth"
+
+
+def test_a_large_prune_at_first_contact_can_be_taken_back_for_an_hour(
+    with_checkpoints: Builder, caplog: pytest.LogCaptureFixture
+) -> None:
+    work_dir, now = with_checkpoints(*epochs(1, 2, 3, 4, 5)), time.time()
+    caplog.set_level(logging.INFO, "ckptd")
+    a_pass(work_dir, max_keep=1, interval=1)
+    assert (left(work_dir), len(trash(work_dir))) == (epochs(5), 4)
+    assert f"`ckptd restore --all {work_dir}` brings them back" in caplog.text
+    a_pass(work_dir, max_keep=1, interval=1)
+    assert len(trash(work_dir)) == 4
+    lines = [json.loads(line) for line in (work_dir / ".ckptd/journal.jsonl").read_text().splitlines()]
+    assert all(3590 < line["until_ms"] / 1000 - now < 3660 for line in lines)
+    remover = Remover()
+    with WorkDir(work_dir) as work:
+        later = Reconciler(work, Policy(max_keep=1, interval=1), remover, clock=lambda: time.time_ns() + 3700 * 10**9)
+        later.reconcile()
+        remover.close()
+    assert trash(work_dir) == []
+
+
+def test_one_save_after_another_is_freed_at_once(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints("epoch_1.pth")
+    a_pass(work_dir, max_keep=1, interval=1)
+    with_checkpoints("epoch_2.pth")
+    a_pass(work_dir, max_keep=1, interval=1)
+    assert (left(work_dir), trash(work_dir)) == (epochs(2), [])
+
+
+# --- what stays and what goes -------------------------------------------------------------------------------------
+
+
+def test_what_is_owed_goes_when_its_pin_goes(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    (work_dir / "epoch_1.pth.keep").touch()
+    a_pass(work_dir, max_keep=1, interval=1)
+    assert left(work_dir) == ["epoch_1.pth", "epoch_1.pth.keep", "epoch_3.pth"]
+    (work_dir / "epoch_1.pth.keep").unlink()
+    a_pass(work_dir, max_keep=1, interval=1)
+    assert left(work_dir) == epochs(3)
+
+
+def test_a_pointers_checkpoint_rewritten_in_place_keeps_the_pointer_until_it_is_settled(
+    with_checkpoints: Builder,
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    a_pass(work_dir, max_keep=2, interval=1)
+    newest = work_dir / "epoch_3.pth"
+    with holding_open(newest, "r+b"):
+        newest.write_bytes(truncated())
+        a_pass(work_dir, max_keep=2, interval=1)
+        assert (left(work_dir), pointed(work_dir)) == (epochs(2, 3), "epoch_3.pth")
+    with_checkpoints.tick(newest)  # nobody writes it, and it is old: its writer died
+    a_pass(work_dir, max_keep=2, interval=1)
+    assert (left(work_dir), pointed(work_dir)) == (epochs(2, 3), "epoch_2.pth")
+    with_checkpoints("epoch_3.pth")
+    a_pass(work_dir, max_keep=2, interval=1)
+    assert pointed(work_dir) == "epoch_3.pth"
+
+
+def test_an_incomplete_one_goes_once_enough_complete_ones_were_written_after_it(with_checkpoints: Builder) -> None:
+    with_checkpoints("epoch_1.pth")
+    work_dir = with_checkpoints("epoch_2.pth", content=truncated())
+    a_pass(work_dir, max_keep=2, interval=1)
+    with_checkpoints("epoch_3.pth")
+    a_pass(work_dir, max_keep=2, interval=1)
+    assert left(work_dir) == epochs(1, 2, 3)
+    with_checkpoints("epoch_4.pth")
+    a_pass(work_dir, max_keep=2, interval=1)
+    assert "epoch_2.pth" not in left(work_dir)
+    assert {"epoch_3.pth", "epoch_4.pth"} <= set(left(work_dir))
+
+
+@pytest.mark.parametrize("rule", ["stepped", "newest"])
+def test_files_that_somebody_brought_back_are_kept(rule: str, with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(3, 4))
+    a_pass(work_dir, max_keep=2, interval=1, rule=rule)
+    for name in epochs(1, 2):
+        (work_dir / name).write_bytes(torch_zip())
+        os.utime(work_dir / name, (1, 1))  # as `cp -p` from an archive leaves it
+    a_pass(work_dir, max_keep=2, interval=1, rule=rule)
+    assert (left(work_dir), pointed(work_dir)) == (epochs(1, 2, 3, 4), "epoch_4.pth")
+
+
+def test_a_checkpoint_that_is_being_written_is_left_until_its_writer_is_done(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    a_pass(work_dir, max_keep=3, rule="newest")
+    with holding_open(work_dir / "epoch_1.pth", "r+b"):
+        a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=0)
+        assert left(work_dir) == epochs(1, 3)
+    a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=0)
+    assert left(work_dir) == epochs(3)
+
+
+def test_without_a_max_keep_only_the_pointer_is_kept(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(*range(1, 9)))
+    a_pass(work_dir)
+    assert (left(work_dir), pointed(work_dir)) == (epochs(*range(1, 9)), "epoch_8.pth")
+
+
+def test_the_series_of_a_work_dir_do_not_count_together(with_checkpoints: Builder) -> None:
+    names = itertools.chain(*zip(epochs(1, 2, 3), ["iter_10.pth", "iter_20.pth", "iter_30.pth"], strict=True))
+    work_dir = with_checkpoints(*names, "iter_40.safetensors", content=None)
+    (work_dir / "iter_40.safetensors").write_bytes(safetensors())
+    with_checkpoints.tick(work_dir / "iter_40.safetensors")
+    a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=0)
+    assert left(work_dir) == ["epoch_3.pth", "iter_30.pth", "iter_40.safetensors"]
+    assert pointed(work_dir) == "iter_40.safetensors"
+
+
+def test_the_plan_is_what_the_pass_then_does_while_the_pointers_checkpoint_is_rewritten(
+    with_checkpoints: Builder, ckptd: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3, 4, 5))
+    a_pass(work_dir, max_keep=5, interval=1)
+    with holding_open(work_dir / "epoch_5.pth", "r+b"):
+        (work_dir / "epoch_5.pth").write_bytes(truncated())
+        planned = json.loads(ckptd("plan", work_dir, "--max-keep", 1, "--rule", "newest", "--json").stdout)
+        a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=0)
+        rows = planned["series"][0]["checkpoints"]
+        assert left(work_dir) == [row["name"] for row in rows if row["decision"] != "prune"]
+
+
+def test_a_directory_whose_shards_cannot_be_removed_is_tried_again_at_the_next_start(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    unlink = os.unlink
+
+    def refusing(path: str, *, dir_fd: int | None = None) -> None:
+        if str(path).endswith(".gone"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        unlink(path, dir_fd=dir_fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refusing)
+        a_pass(work_dir, max_keep=1, interval=1, trash_ttl_s=0)
+    assert len(trash(work_dir)) == 2
+    assert "could not free" in caplog.text
+    a_pass(work_dir, max_keep=1, interval=1)
+    eventually(lambda: not trash(work_dir))
+
+
+def test_a_corrupt_state_is_met_as_if_for_the_first_time(
+    with_checkpoints: Builder, caplog: pytest.LogCaptureFixture
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    a_pass(work_dir, max_keep=3, interval=1)
+    (work_dir / ".ckptd/state.json").write_text('{"version": 1, "seen": ')
+    a_pass(work_dir, max_keep=2, interval=1)
+    assert (left(work_dir), pointed(work_dir)) == (epochs(2, 3), "epoch_3.pth")
+    assert f"{work_dir}/.ckptd/state.json: not a state of this version" in caplog.text
+
+
+def test_a_second_process_is_told_who_owns_the_work_dir(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    with passes(work_dir, max_keep=1, interval=1) as process:
+        process.reconcile()
+        with pytest.raises(CkptdError, match="owns this work dir"):
+            a_pass(work_dir, max_keep=1, interval=1)
