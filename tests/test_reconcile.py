@@ -439,7 +439,7 @@ def test_the_plan_is_what_the_pass_then_does_while_the_pointers_checkpoint_is_re
         assert left(work_dir) == [row["name"] for row in rows if row["decision"] != "prune"]
 
 
-def test_a_directory_whose_shards_cannot_be_removed_is_tried_again_at_the_next_start(
+def test_what_could_not_be_freed_is_tried_again_at_the_next_start(
     with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     work_dir = with_checkpoints(*epochs(1, 2, 3))
