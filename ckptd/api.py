@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .content import ChangedError, check_content
+from .core.checkpoint import State
 from .core.policy import Policy
 from .disk import opened_dir
 from .errors import CkptdError, why
@@ -40,18 +43,22 @@ def prune(work_dir: StrPath, policy: Policy | None = None) -> Report:
     `ckptd watch`, owns the work dir.
     """
     # Here, because those who only read should not wait for what deletes.
+    from .background import Background
     from .reconcile import Reconciler
-    from .remover import Remover
 
-    remover = Remover()
+    background = Background()
     with WorkDir(work_dir) as work:
         check_library_use(work)
         try:
-            report = Reconciler(work, policy or Policy(), remover).reconcile()
+            reconciler = Reconciler(work, policy or Policy(), background)
+            report = reconciler.reconcile()
+            if report.unsaid and report.pruned:
+                background.wait()  # what was deleted has made the room that was missing
+                again = reconciler.reconcile()
+                report = replace(again, pruned=report.pruned + again.pruned)
         finally:
-            remover.close()
-    stuck = {f".ckptd/trash/{item}": why(error) for item, error in remover.failed}
-    return replace(report, failed={**(report.failed or {}), **stuck}) if stuck else report
+            background.close()
+        return replace(report, failed={**(report.failed or {}), **reconciler.unfreed})
 
 
 def latest(work_dir: StrPath, policy: Policy | None = None) -> Path | None:
@@ -71,15 +78,30 @@ def latest(work_dir: StrPath, policy: Policy | None = None) -> Path | None:
         return Path(work.path, name) if verdict.state.whole and verdict.known else None
 
 
-def verify(path: StrPath, *, settle_s: float | None = None) -> Verdict:
+def verify(
+    path: StrPath,
+    *,
+    settle_s: float | None = None,
+    content: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> Verdict:
     """Whether the checkpoint at `path` is complete, and the evidence; reads only.
 
-    Raises CkptdError if there is none to read.
+    content: read it to its end too, where its format holds a checksum; `progress` is told how many bytes were read
+    since it was last told. Raises CkptdError if there is none to read.
     """
     place = Path(os.path.abspath(path))
     try:
         with opened_dir(str(place.parent)) as fd:
             entry = entry_of(place.name, dir_fd=fd)
-            return judge(entry, dir_fd=fd, settling=Settling(is_local(fd), settle_s), now_ns=time.time_ns())
+            verdict = judge(entry, dir_fd=fd, settling=Settling(is_local(fd), settle_s), now_ns=time.time_ns())
+            if not (content and verdict.checksum):
+                return verdict
+            fault = check_content(entry, dir_fd=fd, progress=progress)
+    except ChangedError:
+        return Verdict(State.IN_FLIGHT, "changed while it was read")
     except OSError as error:
         raise CkptdError(f"{path}: cannot be read: {why(error)}") from error
+    if fault:
+        return replace(verdict, state=State.INCOMPLETE, structure=fault)
+    return replace(verdict, structure=f"{verdict.structure}, content read")

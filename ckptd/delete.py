@@ -37,21 +37,27 @@ class Item:
     claimed: bool
 
 
-def put(entry: Entry, *, work_fd: int, trash_fd: int, now_ms: int) -> str:
+def put(entry: Entry, *, work_fd: int, trash_fd: int, now_ms: int, first: int = 0) -> str:
     """Rename a checkpoint into the trash and return its name there; `sync` makes that durable.
 
-    Raises ChangedError if what bears the name is not `entry` any more, FileNotFoundError if nothing does, OSError
-    for what the system refuses. No symlink is followed, nothing is overwritten.
+    first: how many came there in the same millisecond. Raises ChangedError if what bears the name is not `entry` any
+    more, FileNotFoundError if nothing does, OSError for what the system refuses. Follows no symlink, overwrites
+    nothing.
     """
     _check_same(entry, work_fd)
-    item = next(name for n in itertools.count() if not exists(name := f"{now_ms}-{n}", dir_fd=trash_fd))
+    item = next(name for n in itertools.count(first) if not exists(name := f"{now_ms}-{n}", dir_fd=trash_fd))
     os.rename(entry.name, item, src_dir_fd=work_fd, dst_dir_fd=trash_fd)
     moved = stat_entry(item, dir_fd=trash_fd)
     if (moved.st_dev, moved.st_ino) != (entry.device, entry.inode):
         # Somebody swapped it between the look and the rename: it goes back, unless its name is taken again.
         if not exists(entry.name, dir_fd=work_fd):
             os.rename(item, entry.name, src_dir_fd=trash_fd, dst_dir_fd=work_fd)
-        raise ChangedError("replaced while it was being renamed")
+            raise ChangedError("replaced while it was being renamed")
+        # Under a name that is none of ours, so that nothing ever frees it.
+        os.rename(item, f"not-ours-{item}", src_dir_fd=trash_fd, dst_dir_fd=trash_fd)
+        raise ChangedError(
+            f"replaced twice while it was being renamed; one of them is now .ckptd/trash/not-ours-{item}"
+        )
     return item
 
 

@@ -23,7 +23,7 @@ _YEAR_10000_MS = 253_402_300_800_000
 
 
 def append(records: Iterable[dict[str, Any]], own_fd: int) -> None:
-    """Add lines to the journal in the `.ckptd` directory open as `own_fd`, durably. Raises OSError."""
+    """Add lines to the journal of the `.ckptd` directory `own_fd`; `sync` makes them durable. Raises OSError."""
     text = "".join(json.dumps(record) + "\n" for record in records).encode()
     if not text:
         return
@@ -34,6 +34,11 @@ def append(records: Iterable[dict[str, Any]], own_fd: int) -> None:
         written = 0
         while written < len(text):
             written += os.write(fd, text[written:])
+
+
+def sync(own_fd: int) -> None:
+    """Make what was appended durable. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError), _opened(own_fd, 0) as fd:
         os.fsync(fd)
 
 
@@ -60,6 +65,8 @@ def read(own_fd: int) -> list[dict[str, Any]]:
 def _is_sound(record: dict[str, Any]) -> bool:
     """Whether a line, which somebody may have edited, holds in each of its known fields what was written there."""
     if not all(isinstance(record[key], kind) for key, kind in _KINDS.items() if key in record):
+        return False
+    if "\0" in record["name"] or "/" in record["name"]:
         return False
     until_ms: int = record.get("until_ms", 0)
     return 0 <= until_ms < _YEAR_10000_MS

@@ -8,16 +8,18 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 
 from . import notify
+from .background import Background
 from .core.policy import Policy
 from .errors import CkptdError, ReplacedError, why
 from .filesystem import is_local, is_read_only
+from .reading import Reader
 from .reconcile import Reconciler, Report
-from .remover import Remover
 from .render import summary, will_happen
 from .watch import Watcher
-from .workdir import WorkDir, become_owner
+from .workdir import WorkDir, become_owner, check_library_use
 
 SCAN_LOCAL_S, SCAN_NETWORK_S = 60.0, 10.0
 _BACK_OFF_S = (1.0, 60.0)
@@ -38,15 +40,18 @@ class Keeper:
         policy: Policy,
         *,
         watcher: Watcher,
-        remover: Remover,
+        background: Background,
+        reader: Reader,
+        stopping: Callable[[], bool] = lambda: False,
         dry_run: bool = False,
         scan_interval_s: float | None = None,
         label: str = "",
     ) -> None:
         self.path, self.label, self.due_s = path, label, 0.0
         self.report: Report | None = None
-        self.failure: CkptdError | OSError | None = None
-        self._policy, self._watcher, self._remover = policy, watcher, remover
+        self.failure: Exception | None = None
+        self._policy, self._watcher = policy, watcher
+        self._background, self._reader, self._stopping = background, reader, stopping
         self._dry_run, self._scan_interval_s = dry_run, scan_interval_s
         self._reconciler: Reconciler | None = None
         self._looked_for = False
@@ -64,13 +69,17 @@ class Keeper:
             again_s = self._pass()
         except ReplacedError:
             raise
-        except (CkptdError, OSError) as failure:
+        except Exception as failure:
             self.failure = failure
             self._failures += 1
             shortest, longest = _BACK_OFF_S
             again_s = min(longest, shortest * 2 ** min(self._failures - 1, 10))
-            text = str(failure) if isinstance(failure, CkptdError) else f"{self.path}: {why(failure)}; will try again"
-            self._say(logging.ERROR if isinstance(failure, CkptdError) else logging.WARNING, text)
+            if isinstance(failure, CkptdError):
+                self._say(logging.ERROR, str(failure))
+            elif isinstance(failure, OSError):
+                self._say(logging.WARNING, f"{_where(self.path, failure)}: {why(failure)}; will try again")
+            elif self._failures == 1:
+                log.exception("%s: a bug in ckptd; will try again", self.path)
         else:
             if self.failure is not None:
                 self._say(logging.INFO, f"{self.path}: works again")
@@ -86,6 +95,7 @@ class Keeper:
 
     def _pass(self) -> float | None:
         if self._reconciler is not None and not self._reconciler.work.is_still_there():
+            self._announced = []
             self._say(logging.WARNING, f"lost {self.path}: it, or .ckptd in it, was replaced, unmounted or removed")
             self.close()
         self._watcher.watch(self.path)  # before the look, so that nothing falls between them
@@ -120,12 +130,15 @@ class Keeper:
             return False
         become_owner([self.path])
         work = WorkDir(self.path)
+        check_library_use(work)
         if is_read_only(work.fd) and self._looked_for and notify.under_systemd():
             work.close()
             raise ReplacedError(f"{self.path}: appeared after the start, and only a restart makes it writable")
         self._looked_for = True
         self._interval_s = self._scan_interval_s or (SCAN_LOCAL_S if is_local(work.fd) else SCAN_NETWORK_S)
-        self._reconciler = Reconciler(work, self._policy, self._remover, label=self.label)
+        self._reconciler = Reconciler(
+            work, self._policy, self._background, reader=self._reader, stopping=self._stopping, label=self.label
+        )
         return True
 
     def _say(self, level: int, text: str) -> None:
@@ -133,3 +146,8 @@ class Keeper:
         if text != self._said:
             self._said = text
             log.log(level, "%s", text)
+
+
+def _where(path: str, error: OSError) -> str:
+    name = error.filename if isinstance(error.filename, str) else ""
+    return os.path.join(path, name) if name and not name.isdigit() else path

@@ -5,61 +5,71 @@ Decides nothing: which checkpoints go, and that they may, is settled before it i
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from . import delete, journal
+from .background import Background
+from .core.memory import Memory
 from .core.plan import Decision, Plan
-from .disk import NO_ROOM, SyncError
+from .disk import NO_ROOM, SyncError, exists
 from .errors import why
 from .filesystem import free_bytes
+from .labelled import Labelled
 from .remover import Remover
+from .scan import entry_of
 from .survey import Survey
 from .units import human_bytes
 from .workdir import WorkDir
 
 LARGE_PRUNE_TTL_S = 3600.0
-
-
-class Labelled(logging.LoggerAdapter[logging.Logger]):
-    """A log whose lines begin with the work dir they are about, where there are several."""
-
-    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        label = self.extra["label"] if self.extra else ""
-        return (f"{label}: {msg}" if label else msg), kwargs
+_UNNAMED_TTL_MS = 3_600_000
 
 
 class Pruner:
     """Deletes from one work dir, and knows what waits in its trash and until when.
 
-    trash_ttl_s: how long, or None for DESIGN section 3's default.
+    trash_ttl_s: how long, or None for DESIGN section 3's default. stopping: asked before each rename.
     """
 
     def __init__(
-        self, work: WorkDir, trash_ttl_s: float | None, remover: Remover, clock: Callable[[], int], log: Labelled
+        self,
+        work: WorkDir,
+        trash_ttl_s: float | None,
+        background: Background,
+        clock: Callable[[], int],
+        log: Labelled,
+        stopping: Callable[[], bool],
     ) -> None:
-        self._work, self._trash_ttl_s, self._remover, self._clock, self._log = work, trash_ttl_s, remover, clock, log
+        self._stopping = stopping
+        self._work, self._trash_ttl_s, self._clock, self._log = work, trash_ttl_s, clock, log
+        self._remover = Remover(background, log)
+        self._tries: dict[str, int] = {}
         self._unwritten: list[dict[str, Any]] = []  # journal lines that found no room
         self._expires_ms: dict[str, int] = {}
         self._said: dict[str, str] = {}
+        self._said_full = False
+        self._unsynced = False
 
-    def adopt(self) -> None:
-        """Finish what a crash left in the trash, and go on waiting for what is to be kept there."""
+    def adopt(self, memory: Memory | None) -> None:
+        """Finish what a crash left in the trash, and go on waiting for what is to be kept there.
+
+        `memory`: as the last pass has left it; it tells the name of what was renamed just before a crash.
+        """
         journal.check(self._own_fd)  # before anything goes that could not be written down
         with delete.opened_trash(self._own_fd) as trash_fd:
             left = delete.items(trash_fd)
-        if not left:
-            return
-        lines = {str(line.get("trash")): line for line in journal.read(self._own_fd) if line.get("did") == "pruned"}
-        for item in left:
-            until_ms = lines.get(item.name, {}).get("until_ms")
-            if self._trash_ttl_s is not None:
-                until_ms = item.at_ms + int(self._trash_ttl_s * 1000)
-            if item.claimed or not isinstance(until_ms, int):
-                until_ms = item.at_ms  # its removal had begun, or the crash came before its line in the journal
-            self._expires_ms[item.name] = until_ms
+            lines = self._lines() if left else {}
+            for item in left:
+                line = lines.get(item.name)
+                if line is None and not item.claimed:
+                    line = self._name_again(item, memory, trash_fd)
+                until_ms = line.get("until_ms") if line else item.at_ms + _UNNAMED_TTL_MS
+                if self._trash_ttl_s is not None:
+                    until_ms = item.at_ms + int(self._trash_ttl_s * 1000)
+                # A claimed one was being removed: it may be half gone already.
+                self._expires_ms[item.name] = item.at_ms if item.claimed else until_ms or item.at_ms
 
     def prune(self, survey: Survey, prunes: list[Decision]) -> tuple[list[Decision], dict[str, str]]:
         """Rename into the trash, oldest first, and make that durable. One failure is not the end.
@@ -71,12 +81,17 @@ class Pruner:
         if not prunes:
             return pruned, failed
         now_ms = self._clock() // 1_000_000
+        until_ms = now_ms + int(self._ttl_s(survey.plan, len(prunes)) * 1000)
         binned: list[tuple[Decision, str]] = []
         with delete.opened_trash(self._own_fd) as trash_fd:
             for decision in prunes:
+                if self._stopping():
+                    break  # what is left is owed, and goes after the next start
                 name = decision.checkpoint.name
                 try:
-                    item = delete.put(survey.entries[name], work_fd=self._work.fd, trash_fd=trash_fd, now_ms=now_ms)
+                    item = delete.put(
+                        survey.entries[name], work_fd=self._work.fd, trash_fd=trash_fd, now_ms=now_ms, first=len(binned)
+                    )
                 except FileNotFoundError:
                     pruned.append(decision)  # somebody else was faster
                 except delete.ChangedError as error:
@@ -86,11 +101,11 @@ class Pruner:
                     self._refused(name, why(error))
                 else:
                     binned.append((decision, item))
+                    self._write_down(_line(decision, item, now_ms, until_ms))
+                    self._say_pruned(decision)
             pruned += [decision for decision, _ in binned]
             if not binned:
                 return pruned, failed
-            until_ms = now_ms + int(self._ttl_s(survey.plan, len(binned)) * 1000)
-            self._unwritten += [_line(decision, item, now_ms, until_ms) for decision, item in binned]
             try:
                 delete.sync(work_fd=self._work.fd, trash_fd=trash_fd)
             except SyncError as error:
@@ -101,23 +116,33 @@ class Pruner:
                 )
                 return pruned, failed
         self._expires_ms |= {item: until_ms for _, item in binned}
-        self._say(binned, (until_ms - now_ms) / 1000)
+        if until_ms > now_ms:
+            self._say_kept(binned, (until_ms - now_ms) / 60_000)
         return pruned, failed
 
     def settle(self) -> None:
-        """Write the journal, then hand to the remover what has been in the trash long enough."""
-        try:
-            journal.append(self._unwritten, self._own_fd)
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            self._log.warning("could not write the journal: %s; will try again", why(error))
-        else:
-            self._unwritten.clear()
+        """Make the journal durable, then hand to the remover what has been in the trash long enough."""
         now_ms = self._clock() // 1_000_000
-        for item in [item for item, until_ms in self._expires_ms.items() if until_ms <= now_ms]:
+        while self._remover.failed:
+            self._retry(self._remover.failed.popleft()[0], now_ms)
+        due = [item for item, until_ms in self._expires_ms.items() if until_ms <= now_ms]
+        if self._unwritten:
+            self._write_down()
+        if self._unsynced or self._unwritten:
+            try:
+                journal.sync(self._own_fd)
+                self._unsynced = False
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
+        for item in due:
             del self._expires_ms[item]
-            self._remover.submit(self._own_fd, item)
+            self._remover.submit(self._work.path, self._own_fd, item)
+
+    @property
+    def unfreed(self) -> dict[str, str]:
+        """What is in the trash and could not be freed, with the system's reason."""
+        return {f".ckptd/trash/{item}": why(error) for item, error in self._remover.failed}
 
     def expires_in_s(self) -> list[float]:
         """Seconds until the first thing in the trash is to be freed; none if nothing waits there."""
@@ -138,21 +163,64 @@ class Pruner:
             return 0.0
         return LARGE_PRUNE_TTL_S if free_bytes(self._work.fd) >= 2 * plan.newest.size_bytes else 0.0
 
-    def _say(self, binned: list[tuple[Decision, str]], kept_s: float) -> None:
-        for decision, _ in binned:
-            c = decision.checkpoint
-            self._log.info("pruned %s size_bytes=%d reason=%r", c.name, c.size_bytes, decision.reasons[0])
-        if not kept_s:
-            return
+    def _write_down(self, *lines: dict[str, Any]) -> None:
+        """Add lines to the journal; on a full disk they wait, and the deletion goes on (DESIGN section 7)."""
+        self._unwritten += lines
+        try:
+            journal.append(self._unwritten, self._own_fd)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            if not self._said_full:
+                self._log.warning("could not write the journal: %s; will try again", why(error))
+            self._said_full = True
+        else:
+            self._unwritten.clear()
+            self._unsynced, self._said_full = True, False
+
+    def _lines(self) -> dict[str, dict[str, Any]]:
+        return {str(line.get("trash")): line for line in journal.read(self._own_fd) if line.get("did") == "pruned"}
+
+    def _name_again(self, item: delete.Item, memory: Memory | None, trash_fd: int) -> dict[str, Any] | None:
+        """The line for what a crash left unwritten: what was seen, and is gone."""
+        try:
+            entry = entry_of(item.name, dir_fd=trash_fd)
+        except OSError:
+            return None
+        for seen in memory.seen.values() if memory else ():
+            same = (seen.size_bytes, seen.mtime_ns) == (entry.size_bytes, entry.mtime_ns)
+            if same and not exists(seen.name, dir_fd=self._work.fd):
+                line = {
+                    "at": _iso(item.at_ms), "did": "pruned", "name": seen.name, "series": seen.series,
+                    "step": seen.step,
+                    "size_bytes": seen.size_bytes, "reason": "pruned just before a crash", "trash": item.name,
+                    "until_ms": item.at_ms,
+                }  # fmt: skip
+                self._write_down(line)
+                self._log.info("found %s, pruned just before a crash", seen.name)
+                return line
+        self._log.warning("found .ckptd/trash/%s, of which nothing is written down; it is kept for an hour", item.name)
+        return None
+
+    def _say_pruned(self, decision: Decision) -> None:
+        c = decision.checkpoint
+        self._log.info("pruned %s size_bytes=%d reason=%r", c.name, c.size_bytes, decision.reasons[0])
+
+    def _say_kept(self, binned: list[tuple[Decision, str]], minutes: float) -> None:
         self._log.info(
             "kept %d pruned (%s) in the trash for %.0f min: `ckptd restore --all %s` brings them back, "
             "`rm -r %s/.ckptd/trash/*` frees the space at once",
             len(binned),
             human_bytes(sum(d.checkpoint.allocated_bytes for d, _ in binned)),
-            kept_s / 60,
+            minutes,
             self._work.path,
             self._work.path,
         )
+
+    def _retry(self, item: str, now_ms: int) -> None:
+        """Try again to free it, each time after twice as long."""
+        tries = self._tries[item] = self._tries.get(item, 0) + 1
+        self._expires_ms[item] = now_ms + min(3_600_000, 1000 * 2**tries)
 
     def _refused(self, name: str, reason: str) -> None:
         """Say it once, not at every try."""
@@ -164,7 +232,7 @@ class Pruner:
 def _line(decision: Decision, item: str, now_ms: int, until_ms: int) -> dict[str, Any]:
     c = decision.checkpoint
     return {
-        "at": datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="milliseconds"),
+        "at": _iso(now_ms),
         "did": "pruned",
         "name": c.name,
         "series": c.series,
@@ -174,3 +242,7 @@ def _line(decision: Decision, item: str, now_ms: int, until_ms: int) -> dict[str
         "trash": item,
         "until_ms": until_ms,
     }
+
+
+def _iso(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds")

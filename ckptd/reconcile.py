@@ -12,15 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from . import delete
+from .background import Background
 from .core.checkpoint import Checkpoint, State
-from .core.memory import Memory, Seen
+from .core.memory import Memory
 from .core.plan import Decision, Plan
 from .core.policy import Policy
-from .disk import NO_ROOM, SyncError, exists, sync_dir, sync_file, sync_tree
+from .disk import NO_ROOM, exists, sync_dir
 from .errors import NoRoomError, why
+from .labelled import Labelled
 from .pointer import named_by, replace_pointer
-from .pruner import Labelled, Pruner
-from .remover import Remover
+from .pruner import Pruner
+from .reading import Reader
+from .reliance import Reliance
 from .state import write_state
 from .survey import Survey, Surveyor, beyond_text
 from .workdir import WorkDir
@@ -37,6 +40,7 @@ class Report:
 
     pruned: the decisions carried out. failed: names with the reason for which the system refused. moved: the name
     the pointer was moved to, if it was. look_again_s: when something can have changed without an event, or None.
+    waits: whether contents are still being read. unsaid: whether the pointer or the state could not be written.
     """
 
     survey: Survey
@@ -44,11 +48,15 @@ class Report:
     failed: dict[str, str] | None = None
     moved: str | None = None
     look_again_s: float | None = None
+    waits: bool = False
+    unsaid: bool = False
 
     @property
     def exit_code(self) -> int:
-        """3 if the system refused something, else 0 (DESIGN section 10)."""
-        return 3 if self.failed or self.survey.unreadable else 0
+        """3 if the system refused a deletion, 1 if the pointer or the state is not what it should be, else 0."""
+        if self.failed or self.survey.unreadable:
+            return 3
+        return 1 if self.unsaid else 0
 
     @property
     def counts(self) -> str:
@@ -69,9 +77,11 @@ class Reconciler:
         self,
         work: WorkDir,
         policy: Policy,
-        remover: Remover,
+        background: Background,
         *,
+        reader: Reader | None = None,
         clock: Callable[[], int] = time.time_ns,
+        stopping: Callable[[], bool] = lambda: False,
         label: str = "",
     ) -> None:
         self.work, self.policy, self._clock = work, policy, clock
@@ -81,8 +91,15 @@ class Reconciler:
         self._taken = False
         self._failures = 0
         self._said_full = ""
+        self._unreadable: dict[str, str] = {}
         self._beyond: dict[str, int] = {}
-        self._pruner = Pruner(work, policy.trash_ttl_s, remover, clock, self._log)
+        self._pruner = Pruner(work, policy.trash_ttl_s, background, clock, self._log, stopping)
+        self._reliance = Reliance(self.surveyor, reader or Reader(background, wait=True), clock, self._log)
+
+    @property
+    def unfreed(self) -> dict[str, str]:
+        """What is in the trash and could not be freed, with the system's reason."""
+        return self._pruner.unfreed
 
     def survey(self) -> Survey:
         """Look and decide, changing nothing."""
@@ -98,9 +115,11 @@ class Reconciler:
             self._take(survey)
             survey = self.survey()  # what was there before the lock was somebody else's to change
             self._on_disk = survey.remembered
-        survey, synced = self._make_durable(survey)
+        reliable = self._reliance.establish(survey)
+        survey, synced = reliable.survey, reliable.names
         moved, prunes, room = self._point(survey, synced)
-        memory = _with_durable(survey.plan.memory, synced, self.surveyor.unsynced)
+        self._say_unreadable(survey)
+        memory = self.surveyor.findings.written_into(survey.plan.memory)
         self._remember(memory)
         pruned, failed = self._pruner.prune(survey, prunes)
         gone = {d.checkpoint.name for d in pruned}
@@ -110,9 +129,11 @@ class Reconciler:
         self.surveyor.memory = memory
         self._pruner.settle()
         self._warn_of_growth(survey.plan)
-        troubled = bool(failed) or not room or memory != self._on_disk
+        troubled = bool(failed) or not room or memory != self._on_disk or reliable.troubled
         self._failures = self._failures + 1 if troubled else 0
-        return Report(survey, tuple(pruned), failed, moved, self._look_again_s(survey, troubled=troubled))
+        again_s = self._look_again_s(survey, troubled=troubled)
+        unsaid = not room or memory != self._on_disk
+        return Report(survey, tuple(pruned), failed, moved, again_s, reliable.waits, unsaid)
 
     # --- before anything goes -------------------------------------------------------------------------------
 
@@ -122,7 +143,7 @@ class Reconciler:
             try:
                 if not self.work.take():
                     self._log.warning("no locks on this file system: run only one ckptd on %s", self.work.path)
-                self._pruner.adopt()
+                self._pruner.adopt(survey.remembered)
                 self._taken = True
             except NoRoomError:
                 if not self._make_room(survey):
@@ -132,7 +153,8 @@ class Reconciler:
 
     def _make_room(self, survey: Survey) -> bool:
         """Delete the oldest that the plan prunes, on a disk so full that not even `.ckptd` fits (DESIGN section 7)."""
-        survey, synced = self._make_durable(survey)
+        reliable = self._reliance.establish(survey)
+        survey, synced = reliable.survey, reliable.names
         pointed = named_by(survey.pointed) if survey.pointed else None
         for decision in self._spared(self._standing(survey.plan, synced), pointed, survey, synced):
             name = decision.checkpoint.name
@@ -146,53 +168,7 @@ class Reconciler:
             return True
         return False
 
-    def _make_durable(self, survey: Survey) -> tuple[Survey, set[str]]:
-        """fsync what the plan relies on; plan anew without what cannot be made durable.
-
-        Returns the plan that may be carried out, and the names that are durable. What could not even be tried now
-        (no descriptors left, not readable) is in neither: nothing is deleted on its strength.
-        """
-        synced: set[str] = set()
-        while True:
-            plan, fresh, failed = survey.plan, set[str](), False
-            wanted = [*plan.relied_on, *([plan.newest] if plan.newest else [])]
-            for checkpoint in {c.name: c for c in wanted}.values():
-                if checkpoint.name in synced or plan.memory.seen[checkpoint.name].durable:
-                    synced.add(checkpoint.name)
-                    continue
-                try:
-                    self._sync(checkpoint, survey)
-                except SyncError as error:
-                    failed = True
-                    self.surveyor.unsynced.add(checkpoint.identity)
-                    self._log.error(
-                        "fsync of %s/%s failed (%s): it is not relied on any more; check the disk, and save it anew",
-                        self.work.path, checkpoint.name, why(error),
-                    )  # fmt: skip
-                except OSError as error:
-                    self._log.warning("could not make %s durable: %s; will try again", checkpoint.name, why(error))
-                else:
-                    fresh.add(checkpoint.name)
-            if fresh:
-                try:
-                    sync_dir(self.work.fd)
-                except SyncError as error:
-                    failed = True
-                    self.surveyor.unsynced |= {c.identity for c in wanted if c.name in fresh}
-                    self._log.error("fsync of %s failed (%s): check the disk", self.work.path, error.strerror)
-                else:
-                    synced |= fresh
-            if not failed:
-                return survey, synced
-            survey = self.survey()
-
-    def _sync(self, checkpoint: Checkpoint, survey: Survey) -> None:
-        if survey.entries[checkpoint.name].is_dir:
-            sync_tree(checkpoint.name, dir_fd=self.work.fd)
-        else:
-            sync_file(checkpoint.name, dir_fd=self.work.fd)
-
-    def _point(self, survey: Survey, synced: set[str]) -> tuple[str | None, list[Decision], bool]:
+    def _point(self, survey: Survey, synced: frozenset[str]) -> tuple[str | None, list[Decision], bool]:
         """Move the pointer; return the name it was moved to, what may be deleted now, and whether there was room."""
         plan = survey.plan
         prunes = self._standing(plan, synced)
@@ -221,13 +197,15 @@ class Reconciler:
         self._log.info("pointed %s at %s", self.policy.pointer, newest.name)
         return newest.name, prunes, True
 
-    def _standing(self, plan: Plan, synced: set[str]) -> list[Decision]:
+    def _standing(self, plan: Plan, synced: frozenset[str]) -> list[Decision]:
         """What may be pruned because everything that it relies on is durable."""
-        sound = {
-            series.grid.template.text
-            for series in plan.series
-            if series.relied_on and all(c.name in synced for c in series.relied_on)
-        }
+        sound = set()
+        for series in plan.series:
+            # As many as there could be: what is still being read counts for nothing, and lowers no count.
+            fit = sum(d.checkpoint.state.whole and d.checkpoint.durable for d in series.decisions)
+            enough = len(series.relied_on) >= min(series.grid.max_keep or 1, fit)
+            if enough and series.relied_on and all(c.name in synced for c in series.relied_on):
+                sound.add(series.grid.template.text)
         return [d for d in plan.prune if d.checkpoint.series in sound]
 
     def _stays(self, pointed: str, newest: Checkpoint, plan: Plan) -> bool:
@@ -239,23 +217,16 @@ class Reconciler:
         states = [d.checkpoint.state for d in plan.decisions if d.checkpoint.name == pointed]
         return State.IN_FLIGHT in states or (not states and exists(pointed, dir_fd=self.work.fd))
 
-    def _spared(self, prunes: list[Decision], pointed: str | None, survey: Survey, synced: set[str]) -> list[Decision]:
+    def _spared(
+        self, prunes: list[Decision], pointed: str | None, survey: Survey, synced: frozenset[str]
+    ) -> list[Decision]:
         """What may go while the pointer stays where it is: nothing that it names, and nothing at all on the strength
         of a pointer whose checkpoint is not complete and durable (DESIGN section 7, disk full)."""
         if pointed is None:
             return prunes
         target = next((d.checkpoint for d in survey.plan.decisions if d.checkpoint.name == pointed), None)
-        if target is None or not target.relied_on:
+        if target is None or not target.relied_on or target.name not in synced:
             return []
-        if target.name not in synced:
-            try:
-                self._sync(target, survey)
-                sync_dir(self.work.fd)
-            except SyncError:
-                self.surveyor.unsynced.add(target.identity)
-                return []
-            except OSError:
-                return []
         return [d for d in prunes if d.checkpoint.name != pointed]
 
     def _remember(self, memory: Memory) -> None:
@@ -274,6 +245,13 @@ class Reconciler:
 
     # --- afterwards -----------------------------------------------------------------------------------------
 
+    def _say_unreadable(self, survey: Survey) -> None:
+        """Name, once each, what cannot be read: it is neither judged nor deleted."""
+        for name, reason in survey.unreadable.items():
+            if self._unreadable.get(name) != reason:
+                self._log.warning("could not read %s/%s: %s", self.work.path, name, reason)
+        self._unreadable = dict(survey.unreadable)
+
     def _warn_of_growth(self, plan: Plan) -> None:
         """Say that more and more stays beyond K, each time it has doubled."""
         for series in plan.series:
@@ -290,12 +268,3 @@ class Reconciler:
             shortest, longest = _BACK_OFF_S
             waits.append(min(longest, shortest * 2 ** min(self._failures, 10)))
         return min(waits, default=None)
-
-
-def _with_durable(memory: Memory, synced: set[str], unsynced: set[tuple[str, int, int]]) -> Memory:
-    def known(seen: Seen) -> Seen:
-        if (seen.name, seen.size_bytes, seen.mtime_ns) in unsynced:
-            return replace(seen, durable=False)
-        return replace(seen, durable=True) if seen.name in synced and seen.durable is None else seen
-
-    return replace(memory, seen={name: known(seen) for name, seen in memory.seen.items()})

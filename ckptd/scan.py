@@ -5,6 +5,7 @@ It looks at names and inodes only; what the bytes say is verify's business.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -112,7 +113,9 @@ def _entry(series: str, name: str, step: int, dir_fd: int, info: os.stat_result)
     size_bytes, allocated_bytes, mtime_ns = info.st_size, info.st_blocks * 512, info.st_mtime_ns
     is_dir = stat.S_ISDIR(info.st_mode)
     if is_dir:
-        size_bytes, allocated_bytes, mtime_ns = _measure(name, dir_fd, info)
+        # One that may not be read is still there; that it cannot be judged is said when it is judged.
+        with contextlib.suppress(PermissionError):
+            size_bytes, allocated_bytes, mtime_ns = _measure(name, dir_fd, info)
     return Entry(
         series,
         name,

@@ -11,23 +11,27 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
 
 from . import notify
+from .background import Background
 from .core.policy import Policy
 from .errors import CkptdError, RefusedError, why
 from .keeper import Keeper
-from .remover import Remover
+from .reading import Reader
+from .signals import share_terminal, told_to
 from .watch import Watcher
 from .workdir import become_owner
 
 _ENDING = (signal.SIGTERM, signal.SIGINT)
+_FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 _FORWARDED = (*_ENDING, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
+
+_LAST_READ_S = 5.0
+_PATIENCE_S = 10.0  # for the background, once we are to end
 
 log = logging.getLogger("ckptd")
 
@@ -69,6 +73,7 @@ class Service:
     scan_interval_s: float | None = None
     command: Sequence[str] = ()
     inbox: queue.SimpleQueue[Word] = field(default_factory=queue.SimpleQueue)
+    _ending: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> int:
         """Raises CkptdError where no work dir at all can be looked after, or only a restart can go on."""
@@ -77,12 +82,13 @@ class Service:
         if self.command:
             _check_command(existing)
         become_owner(existing)
-        remover = Remover()
+        background = Background()
+        reader = Reader(background, wait=False, on_answer=lambda path: self.inbox.put(Look(path)))
         watcher = Watcher(lambda path: self.inbox.put(Look(path)), self.policy.pointer)
         keepers = {
             path: Keeper(
-                path, self.policy, watcher=watcher, remover=remover, dry_run=self.dry_run,
-                scan_interval_s=self.scan_interval_s, label=path if len(paths) > 1 else "",
+                path, self.policy, watcher=watcher, background=background, reader=reader, dry_run=self.dry_run,
+                scan_interval_s=self.scan_interval_s, label=path if len(paths) > 1 else "", stopping=self._stopping,
             )
             for path in paths
         }  # fmt: skip
@@ -95,7 +101,7 @@ class Service:
                 watcher.close()
                 for keeper in keepers.values():
                     keeper.close()
-                remover.close()
+                background.close(_PATIENCE_S)  # what is left is taken up by the next start
 
     def _loop(self, keepers: dict[str, Keeper], watcher: Watcher, job: subprocess.Popen[bytes] | None) -> int:
         ping_s = notify.watchdog_interval_s()
@@ -103,27 +109,39 @@ class Service:
         while True:
             notify.ping()
             next_s = min(keeper.due_s for keeper in keepers.values()) - time.monotonic()
-            for word in self._words(next_s if ping_s is None else min(next_s, ping_s)):
-                if isinstance(word, Look):
-                    keepers[word.path].due_s = 0.0
-                elif isinstance(word, JobEnded):
-                    for keeper in keepers.values():
-                        with contextlib.suppress(CkptdError):  # said already; the job's code is what counts
-                            keeper.look()
-                    return word.code
-                elif job is not None:
-                    job.send_signal(word.number)
-                elif word.number in _ENDING:
-                    log.info("stopped by %s", signal.Signals(word.number).name)
-                    return 0
-                else:
-                    self._reload(keepers)
+            words = list(self._words(next_s if ping_s is None else min(next_s, ping_s)))
+            code = self._obey(words, keepers, job)
+            if code is not None:
+                return code
             if not watcher.is_alive():
                 log.warning("the watcher died; started another")
                 watcher.close()
                 for keeper in keepers.values():
                     keeper.due_s = 0.0
             self._due_looks(keepers)
+
+    def _obey(
+        self, words: Sequence[Word], keepers: dict[str, Keeper], job: subprocess.Popen[bytes] | None
+    ) -> int | None:
+        """Do what the words say, an end first and nothing twice; returns the exit code if it is the end."""
+        numbers = [word.number for word in words if isinstance(word, Signalled)]
+        if job is not None:
+            for number in numbers:
+                job.send_signal(number)
+        for word in words:
+            if isinstance(word, JobEnded):
+                self._last_looks(keepers)
+                return word.code
+            if isinstance(word, Look):
+                keepers[word.path].due_s = 0.0
+        if job is None:
+            ending = next((number for number in numbers if number in _ENDING), None)
+            if ending is not None:
+                log.info("stopped by %s", signal.Signals(ending).name)
+                return 0
+            if numbers:
+                self._reload(keepers)
+        return None
 
     def _first_looks(self, keepers: dict[str, Keeper], *, has_job: bool) -> None:
         """A service that can do nothing at all must not look up: it ends with the first thing to mend."""
@@ -143,6 +161,17 @@ class Service:
         if looked:
             notify.status(_status(keepers))
 
+    def _last_looks(self, keepers: dict[str, Keeper]) -> None:
+        """A last pass over each work dir, and another once what it waits for was read; a signal ends that."""
+        waiting = list(keepers.values())
+        while waiting:
+            for keeper in waiting:
+                with contextlib.suppress(CkptdError):  # said already; the job's code is what counts
+                    keeper.look()
+            waiting = [keeper for keeper in waiting if keeper.report is not None and keeper.report.waits]
+            if waiting and any(isinstance(word, Signalled) for word in self._words(_LAST_READ_S)):
+                return
+
     def _reload(self, keepers: dict[str, Keeper]) -> None:
         notify.reloading()
         for keeper in keepers.values():
@@ -157,41 +186,21 @@ class Service:
             while True:
                 yield self.inbox.get_nowait()
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Turn signals into words; with a job beside us they are for the job."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # a test in a thread
-            return
-        wanted: tuple[signal.Signals, ...] = _FORWARDED if self.command else (*_ENDING, signal.SIGHUP)
-        if self.command and _shares_terminal():
-            wanted = tuple(number for number in wanted if number != signal.SIGINT)  # the terminal signals both
+    def _signals(self) -> contextlib.AbstractContextManager[None]:
+        """Turn signals into words; with a job beside us they are for the job, unless the terminal gave it its own."""
+        if not self.command:
+            return told_to(self._told, (*_ENDING, signal.SIGHUP))
+        muted = _FROM_TERMINAL if share_terminal() else ()
+        return told_to(self._told, [number for number in _FORWARDED if number not in muted], muted=muted)
 
-        # A signal that comes just before the main thread falls asleep wakes nobody: its handler would run when the next
-        # event or scan does. So the kernel's side writes its number into a pipe, and a thread that reads it tells.
-        reader, writer = os.pipe()
-        os.set_blocking(writer, False)
+    def _told(self, number: int) -> None:
+        if number in _ENDING and not self.command:
+            self._ending.set()  # for a pass that is under way
+        self.inbox.put(Signalled(number))
 
-        def tell() -> None:
-            while numbers := os.read(reader, 64):
-                for number in numbers:
-                    if number in wanted:
-                        self.inbox.put(Signalled(number))
-
-        teller = threading.Thread(target=tell, name="ckptd-signals", daemon=True)
-        teller.start()
-        before_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        ours = (*wanted, signal.SIGINT) if self.command and _shares_terminal() else wanted
-        before = {number: signal.signal(number, _noted) for number in ours}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(before_fd)
-            os.close(writer)
-            teller.join()
-            os.close(reader)
+    def _stopping(self) -> bool:
+        notify.ping()
+        return self._ending.is_set()
 
     def _start_job(self) -> subprocess.Popen[bytes]:
         try:
@@ -207,21 +216,10 @@ class Service:
         return job
 
 
-def _noted(_number: int, _frame: FrameType | None) -> None:
-    """A signal is no reason to end: its number is in the pipe."""
-
-
 def _check_command(existing: Sequence[str]) -> None:
     """A command that root starts must not lose its rights, nor keep more than we have: so both run as the owner."""
     if os.geteuid() == 0 and any(os.stat(path).st_uid != 0 for path in existing):
         raise RefusedError("a command beside a work dir of another user: run `ckptd watch ... -- COMMAND` as its owner")
-
-
-def _shares_terminal() -> bool:
-    """Whether ^C reaches the job without us: it is in our process group, in front of the terminal."""
-    with contextlib.suppress(OSError, ValueError):
-        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
-    return False
 
 
 def _status(keepers: dict[str, Keeper]) -> str:

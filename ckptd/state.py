@@ -6,12 +6,13 @@ A lost or broken file costs nothing but memory: the next pass meets the work dir
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from .core.memory import BROUGHT_BACK, Memory, Seen, SeriesMemory
+from .core.naming import Template
 from .disk import read_small, replace_file
-from .errors import CkptdError
+from .errors import CkptdError, UsageError
 
 NAME = "state.json"
 VERSION = 1
@@ -32,13 +33,13 @@ def read_state(own_fd: int) -> Memory | None:
             raise ValueError(f"version {raw['version']!r}")
         memory = Memory(
             {name: _seen(name, **known) for name, known in raw["seen"].items()},
-            {text: _series(**known) for text, known in raw["series"].items()},
+            {Template(text).text: _series(**known) for text, known in raw["series"].items()},
             _number(raw["next_order"]),
         )
         if not all(BROUGHT_BACK <= known.order < memory.next_order for known in memory.seen.values()):
             raise ValueError("an order that the next save would get again")
         return memory
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (UsageError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CkptdError(f"{NAME}: not a state of this version ({error})") from error
 
 
@@ -63,14 +64,18 @@ def _seen(
     owed: bool = False,
     whole: bool = True,
     durable: bool | None = None,
+    content: str | None = None,
     **numbers: int,
 ) -> Seen:
     if not isinstance(series, str):
         raise TypeError("a series is not a name")
     if not (durable is None or isinstance(durable, bool)):
         raise TypeError("durable is neither true nor false")
+    if not (content is None or isinstance(content, str)):
+        raise TypeError("content is no text")
     checked = {key: _number(value) for key, value in numbers.items()}
-    return Seen(series=series, name=name, owed=owed is True, whole=whole is True, durable=durable, **checked)
+    known = Seen(series=series, name=name, **checked)  # type: ignore[arg-type]  # numbers go where numbers are
+    return replace(known, owed=owed is True, whole=whole is True, durable=durable, content=content)
 
 
 def _series(interval: int | None = None, recent: list[int] | None = None, waits: bool = False) -> SeriesMemory:
@@ -82,4 +87,6 @@ def _series(interval: int | None = None, recent: list[int] | None = None, waits:
 def _number(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{value!r} is not a number")
+    if value.bit_length() > 1000:  # a step has as many digits as fit into a name
+        raise ValueError("a number that nothing has")
     return value

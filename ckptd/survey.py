@@ -21,6 +21,7 @@ from .disk import opened_file, opened_own_dir, read_small
 from .errors import CkptdError, RefusedError, why
 from .filesystem import is_local
 from .pointer import framework_pointers, link_target, named_by, read_pointer
+from .readers import reader_of
 from .scan import Entry, Found, LeftAlone, scan
 from .state import read_state
 from .units import human_bytes
@@ -33,13 +34,44 @@ _KNOWN_NAMES = {template.text for template in DEFAULT_TEMPLATES}
 log = logging.getLogger("ckptd")
 
 
+Identity = tuple[str, int, int]  # name, size in bytes, time of writing in ns: another file, another identity
+
+
+@dataclass
+class Findings:
+    """What this process has found out about checkpoints beyond their structure.
+
+    content: what is wrong with it, "" if nothing is. synced, unsynced: an fsync has succeeded, has failed.
+    """
+
+    content: dict[Identity, str] = field(default_factory=dict)
+    synced: set[Identity] = field(default_factory=set)
+    unsynced: set[Identity] = field(default_factory=set)
+
+    def written_into(self, memory: Memory) -> Memory:
+        """The memory with all of this in it."""
+
+        def known(seen: Seen) -> Seen:
+            durable = seen.durable
+            if seen.identity in self.unsynced:
+                durable = False
+            elif seen.identity in self.synced:
+                durable = True
+            content = self.content.get(seen.identity, seen.content)
+            changed = (durable, content) != (seen.durable, seen.content)
+            return replace(seen, durable=durable, content=content) if changed else seen
+
+        return replace(memory, seen={name: known(seen) for name, seen in memory.seen.items()})
+
+
 @dataclass(frozen=True)
 class Survey:
     """One work dir, judged.
 
     entries: what a scan found, by name. unreadable: names with the system's reason. remembered: whether an earlier
     pass left a state. pointed: the line in the pointer file, if any. settles_s: after how many seconds something
-    that is in flight now can have become quiet, if nothing else happens.
+    that is in flight now can have become quiet, if nothing else happens. checkable: names whose format holds a
+    checksum; unread: those of them whose content is to be read before anything relies on it.
     """
 
     plan: Plan
@@ -51,6 +83,8 @@ class Survey:
     declared: dict[str, Schedule]
     advice: tuple[str, ...]
     settles_s: float | None
+    checkable: frozenset[str]
+    unread: frozenset[str]
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
@@ -74,6 +108,8 @@ class _Judged:
     left_alone: list[LeftAlone] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
     settles_s: float | None = None
+    checkable: set[str] = field(default_factory=set)
+    unread: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -82,20 +118,22 @@ class Surveyor:
 
     memory: what passes of this process saw; None until the state file has been read.
     as_remembered: where the policy names no templates, look also for those of earlier passes.
-    unsynced: identities (name, size, mtime) of which an fsync has failed.
     """
 
     work: WorkDir
     policy: Policy
     memory: Memory | None = None
     as_remembered: bool = False
-    unsynced: set[tuple[str, int, int]] = field(default_factory=set)
+    findings: Findings = field(default_factory=Findings)
     _verdicts: dict[str, tuple[Entry, Verdict]] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
     _local: bool | None = None
 
-    def survey(self, now_ns: int) -> Survey:
-        """Look and decide. Raises OSError if the work dir cannot be read, CkptdError for what a person must mend."""
+    def survey(self, now_ns: int, *, strict: bool = False) -> Survey:
+        """Look and decide. strict: without what is still to be read, else as if all of that were good.
+
+        Raises OSError if the work dir cannot be read, CkptdError for what a person must mend.
+        """
         work = self.work
         own_fd = work.open_own()
         remembered = self._remember(own_fd)
@@ -103,7 +141,7 @@ class Surveyor:
         patterns = self._patterns(declared, remembered)
         found = scan(work.path, work.fd, patterns)
         asked_for = {template.text for template in patterns} - _KNOWN_NAMES | set(self.policy.templates)
-        judged = self._judge(found, remembered, asked_for, now_ns)
+        judged = self._judge(found, remembered, asked_for, now_ns, strict=strict)
         entries = {entry.name: entry for entry in found.entries}
         protected = self._protections(found)
         trusted = None if remembered else self._trusted({c.name for c in judged.checkpoints if c.state.whole})
@@ -112,11 +150,12 @@ class Surveyor:
                 judged.checkpoints, self.policy, memory=remembered or Memory(), now_ns=now_ns,
                 protected=protected, declared=declared, trusted=trusted, patterns=patterns,
             )  # fmt: skip
-            written = [d.checkpoint.name for d in decided.prune if self._is_open(entries[d.checkpoint.name])]
-            if not written:
+            used = {d.checkpoint.name: self._use_of(entries[d.checkpoint.name]) for d in decided.prune}
+            if not any(used.values()):
                 break
-            for name in written:
-                protected.setdefault(name, []).append("open for writing")
+            for name, use in used.items():
+                if use:
+                    protected.setdefault(name, []).append(use)
         return Survey(
             decided,
             entries,
@@ -127,6 +166,8 @@ class Surveyor:
             declared,
             _advice(decided, remembered is None, trusted),
             judged.settles_s,
+            frozenset(judged.checkable),
+            frozenset(judged.unread),
         )
 
     def _remember(self, own_fd: int | None) -> Memory | None:
@@ -163,7 +204,9 @@ class Surveyor:
                     declared[schedule.template] = schedule
         return declared
 
-    def _judge(self, found: Found, remembered: Memory | None, asked_for: set[str], now_ns: int) -> _Judged:
+    def _judge(
+        self, found: Found, remembered: Memory | None, asked_for: set[str], now_ns: int, *, strict: bool
+    ) -> _Judged:
         """Turn entries into checkpoints; what is none by its bytes is left alone."""
         judged = _Judged(left_alone=list(found.left_alone))
         settling = self._settling()
@@ -187,7 +230,14 @@ class Surveyor:
                 verdicts[entry.name] = entry, verdict
             elif verdict.settles_s is not None:
                 judged.settles_s = min(verdict.settles_s, judged.settles_s or verdict.settles_s)
-            judged.checkpoints.append(self._checkpoint(entry, verdict, seen.get(entry.name)))
+            checkpoint = self._checkpoint(entry, verdict, seen.get(entry.name))
+            if verdict.checksum:
+                judged.checkable.add(entry.name)
+                known = seen.get(entry.name)
+                if self._content(checkpoint, known) is None and self.policy.verify == "full":
+                    judged.unread.add(entry.name)
+                    checkpoint = replace(checkpoint, pending=strict)
+            judged.checkpoints.append(checkpoint)
         self._verdicts = verdicts
         judged.left_alone.sort(key=lambda each: each.name)
         return judged
@@ -197,10 +247,23 @@ class Surveyor:
             entry.series, entry.name, entry.step, entry.size_bytes, entry.mtime_ns, verdict.state, verdict.evidence,
             allocated_bytes=entry.allocated_bytes,
         )  # fmt: skip
-        failed_before = known is not None and known.durable is False and known.identity == checkpoint.identity
-        if failed_before or checkpoint.identity in self.unsynced:
-            return replace(checkpoint, durable=False)
-        return checkpoint
+        fault = self._content(checkpoint, known)
+        if fault:
+            return replace(checkpoint, state=State.INCOMPLETE, evidence=fault)
+        if fault is not None:
+            checkpoint = replace(checkpoint, evidence=f"{verdict.structure}, content read")
+        failed = known is not None and known.durable is False and known.identity == checkpoint.identity
+        if checkpoint.identity in self.findings.synced:
+            return checkpoint
+        return (
+            replace(checkpoint, durable=False)
+            if failed or checkpoint.identity in self.findings.unsynced
+            else checkpoint
+        )
+
+    def _content(self, checkpoint: Checkpoint, known: Seen | None) -> str | None:
+        remembered = known.content if known is not None and known.identity == checkpoint.identity else None
+        return self.findings.content.get(checkpoint.identity, remembered)
 
     def _settling(self) -> Settling:
         if self._local is None:
@@ -235,14 +298,18 @@ class Surveyor:
                 return target
         return None
 
-    def _is_open(self, entry: Entry) -> bool:
-        if entry.is_dir or not self._settling().local:
-            return False
+    def _use_of(self, entry: Entry) -> str | None:
+        """Who is at a checkpoint that is about to go: a writer, or of a directory also a reader."""
         try:
-            with opened_file(entry.name, dir_fd=self.work.fd) as fd:
-                return has_writer(fd) is True
+            if entry.is_dir:
+                pid = reader_of(entry.name, dir_fd=self.work.fd)
+                return None if pid is None else f"open in process {pid}"
+            if self._settling().local:
+                with opened_file(entry.name, dir_fd=self.work.fd) as fd:
+                    return "open for writing" if has_writer(fd) else None
         except (OSError, RefusedError):
-            return False  # the rename will tell
+            pass  # the rename will tell
+        return None
 
     def _once(self, message: str) -> None:
         if message not in self._said:

@@ -12,13 +12,16 @@ import os
 import pwd
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from .disk import NO_ROOM, OWN_DIR, opened_own_dir
 from .errors import CkptdError, NoRoomError, OwnedError, RefusedError, UsageError, why
 
 LOCK = "lock"
+_MOST_LINKS = 40  # as the kernel's
+_NEEDED_LATER = ("ckptd.api", "ckptd.reconcile", "ckptd.render", "ckptd.restore", "ctypes", "encodings.cp437", "socket")
 _LOCK_WAIT_S, _LOCK_RETRY_S = 1.0, 0.05
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 
@@ -31,6 +34,8 @@ class WorkDir:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.path.abspath(path)
+        if "\n" in self.path:
+            raise UsageError(f"{self.path!r}: a path with a newline, which no line of a pointer can hold. Rename it")
         try:
             self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError as error:
@@ -106,7 +111,8 @@ class WorkDir:
                 raise NoRoomError(
                     f"{self.path}: {why(error)}. Free a few kB on that disk, and run ckptd again"
                 ) from error
-            raise CkptdError(f"{self.path}: cannot be written: {why(error)}. Run ckptd as its owner") from error
+            advice = ". Run ckptd as its owner" if error.errno in (errno.EACCES, errno.EPERM) else ""
+            raise CkptdError(f"{self.path}: cannot be written: {why(error)}{advice}") from error
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise RefusedError(f"{self.path}/{OWN_DIR}/{LOCK}: not a file that ckptd made. Remove it")
@@ -162,6 +168,8 @@ def become_owner(paths: Sequence[str | os.PathLike[str]]) -> None:
     for uid, gid in owners:
         if uid == 0:
             return
+        for name in _NEEDED_LATER:
+            import_module(name)  # while the interpreter's own files can still be read: it may be in root's home
         try:
             os.initgroups(pwd.getpwuid(uid).pw_name, gid)
         except KeyError:
@@ -180,12 +188,31 @@ def check_library_use(work: WorkDir) -> None:
 
 def _owner_of(path: str | os.PathLike[str]) -> tuple[int, int]:
     info = os.stat(path)
-    place = Path(os.path.abspath(path))
-    for part in (place, *place.parents):
-        on_the_way = os.lstat(part)
-        if stat.S_ISLNK(on_the_way.st_mode) and on_the_way.st_uid not in (0, info.st_uid):
-            raise RefusedError(f"{part}: a symlink of another user than {path} belongs to. Name the directory itself")
+    for link, uid in _links_on_the_way(os.path.abspath(path)):
+        if uid not in (0, info.st_uid):
+            raise RefusedError(f"{link}: a symlink of another user than {path} belongs to. Name the directory itself")
     return info.st_uid, info.st_gid
+
+
+def _links_on_the_way(path: str) -> Iterator[tuple[str, int]]:
+    """Every symlink that leads to `path`, those inside other links' targets too, with its owner."""
+    here, ahead, left = "/", path.split("/")[::-1], _MOST_LINKS
+    while ahead:
+        part = ahead.pop()
+        if part in ("", "."):
+            continue
+        here_part = os.path.dirname(here) if part == ".." else os.path.join(here, part)
+        info = os.lstat(here_part)
+        if not stat.S_ISLNK(info.st_mode):
+            here = here_part
+            continue
+        left -= 1
+        if left < 0:
+            raise RefusedError(f"{path}: too many symlinks. Name the directory itself")
+        yield here_part, info.st_uid
+        target = os.readlink(here_part)
+        here = "/" if target.startswith("/") else here
+        ahead += target.split("/")[::-1]
 
 
 def _holder(fd: int) -> str:

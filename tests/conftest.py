@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import signal
 import struct
 import subprocess
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -63,6 +65,23 @@ def truncated() -> bytes:
 # --- a work dir -----------------------------------------------------------------------------------------------
 
 
+def dcp_metadata(shards: dict[str, int]) -> bytes:
+    """A `.metadata` that lists shards with their sizes, in torch's fields, of classes that no reader can import."""
+    module = types.ModuleType("nowhere")
+    metadata, info = (type(name, (), {"__module__": "nowhere"}) for name in ("Metadata", "StorageInfo"))
+    module.Metadata, module.StorageInfo = metadata, info
+    made = metadata()
+    made.storage_data = {}
+    for index, (path, length) in enumerate(shards.items()):
+        made.storage_data[index] = info()
+        made.storage_data[index].__dict__.update(relative_path=path, offset=0, length=length)
+    sys.modules["nowhere"] = module
+    try:
+        return pickle.dumps(made)
+    finally:
+        del sys.modules["nowhere"]
+
+
 @dataclass
 class Builder:
     """Writes checkpoints one second apart, an hour ago, so that the order of the calls is the order of writing."""
@@ -85,7 +104,7 @@ class Builder:
         (path / "__0_0.distcp").write_bytes(b"s" * 300)
         self.tick(path / "__0_0.distcp")
         if whole:
-            (path / ".metadata").write_bytes(b"m" * 30)
+            (path / ".metadata").write_bytes(dcp_metadata({"__0_0.distcp": 300}))
             self.tick(path / ".metadata")
         return path
 

@@ -275,8 +275,9 @@ def test_every_option_stands_with_the_commands_that_take_it() -> None:
     rows = [(row[0].split()[0], row[2]) for row in table("option")]
     policy = [name for name, _ in rows if takers[name] >= POLICY_COMMANDS]
     assert [name for name, _ in rows[: len(policy)]] == policy
-    assert len(policy) == 7, "the README counts them: the first seven"
-    assert {name for name in policy if takers[name] > POLICY_COMMANDS} == {"--template", "--pointer"}
+    assert len(policy) == 8, "the README counts them: the first eight"
+    assert {name for name in policy if takers[name] > POLICY_COMMANDS} == {"--template", "--pointer", "--verify"}
+    assert takers["--verify"] == {*POLICY_COMMANDS, "verify"}
     assert takers["--pointer"] == takers["--template"] == {*POLICY_COMMANDS, "latest"}
     for name, meaning in rows[len(policy) :]:
         assert set(re.findall(r"`(\w+)`", meaning.partition(":")[0])) == takers[name], name

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from ckptd import CkptdError
+from ckptd.background import Background
 from ckptd.core.policy import Policy
 from ckptd.reconcile import Reconciler
-from ckptd.remover import Remover
 from ckptd.workdir import WorkDir
 
 from .conftest import (
@@ -41,12 +41,12 @@ from .conftest import (
 @contextmanager
 def passes(work_dir: Path, **policy: Any) -> Iterator[Reconciler]:
     """A process that makes pass after pass over one work dir."""
-    remover = Remover()
+    background = Background()
     with WorkDir(work_dir) as work:
         try:
-            yield Reconciler(work, Policy(**policy), remover)
+            yield Reconciler(work, Policy(**policy), background)
         finally:
-            remover.close()
+            background.close()
 
 
 def trash(work_dir: Path) -> list[str]:
@@ -145,7 +145,7 @@ def test_what_is_relied_on_is_durable_before_the_pointer_and_the_pointer_before_
 def test_a_failed_fsync_is_never_relied_on_again_not_even_after_a_restart(
     with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    work_dir = with_checkpoints(*epochs(1, 2, 3), content=safetensors())  # which has no checksum to read back by
     with monkeypatch.context() as patch:
         refused = refuse_fsync(patch, "epoch_3.pth")
         with passes(work_dir, max_keep=1, interval=1) as process:
@@ -166,7 +166,7 @@ def test_a_failed_fsync_is_never_relied_on_again_not_even_after_a_restart(
 def test_a_failed_fsync_of_what_the_pointer_names_is_remembered_when_the_pointer_could_not_move(
     with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    work_dir = with_checkpoints(*epochs(1, 2, 3), content=safetensors())
     (work_dir / "last_ckpt").write_text(f"{work_dir}/epoch_2.pth\n")
     for _ in range(2):
         with monkeypatch.context() as patch:
@@ -177,6 +177,38 @@ def test_a_failed_fsync_of_what_the_pointer_names_is_remembered_when_the_pointer
                 break
         assert left(work_dir) == epochs(1, 2, 3)
     assert not refused, "epoch_2.pth was asked for its durability again, and the answer would have been believed"
+
+
+def test_after_a_failed_fsync_what_is_read_back_whole_from_the_disk_is_relied_on_again(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    with monkeypatch.context() as patch:
+        refuse_fsync(patch, "epoch_3.pth")
+        a_pass(work_dir, max_keep=1, interval=1)
+    assert pointed(work_dir) == "epoch_2.pth"
+    advised = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, *_: advised.append(os.readlink(f"/proc/self/fd/{fd}")))
+    a_pass(work_dir, max_keep=1, interval=1)
+    assert advised == [str(work_dir / "epoch_3.pth")]  # the kernel's own copy was forgotten first
+    assert pointed(work_dir) == "epoch_3.pth"
+
+
+def test_after_a_failed_fsync_what_is_read_back_damaged_is_incomplete(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    newest = work_dir / "epoch_3.pth"
+    with monkeypatch.context() as patch:
+        refuse_fsync(patch, "epoch_3.pth")
+        a_pass(work_dir, max_keep=1, interval=1)
+    info, damaged = newest.stat(), bytearray(newest.read_bytes())
+    damaged[damaged.index(b"data/0") + 100] ^= 1  # as the disk has it, with the times it had
+    newest.write_bytes(damaged)
+    os.utime(newest, ns=(info.st_atime_ns, info.st_mtime_ns))
+    report = a_pass(work_dir, max_keep=1, interval=1)
+    (decision,) = [d for d in report.survey.decisions if d.checkpoint.name == "epoch_3.pth"]
+    assert (decision.checkpoint.state.value, pointed(work_dir)) == ("incomplete", "epoch_2.pth")
 
 
 def test_an_fsync_that_could_not_even_be_tried_deletes_nothing_and_is_tried_again(
@@ -329,11 +361,13 @@ def test_a_large_prune_at_first_contact_can_be_taken_back_for_an_hour(
     assert len(trash(work_dir)) == 4
     lines = [json.loads(line) for line in (work_dir / ".ckptd/journal.jsonl").read_text().splitlines()]
     assert all(3590 < line["until_ms"] / 1000 - now < 3660 for line in lines)
-    remover = Remover()
+    background = Background()
     with WorkDir(work_dir) as work:
-        later = Reconciler(work, Policy(max_keep=1, interval=1), remover, clock=lambda: time.time_ns() + 3700 * 10**9)
+        later = Reconciler(
+            work, Policy(max_keep=1, interval=1), background, clock=lambda: time.time_ns() + 3700 * 10**9
+        )
         later.reconcile()
-        remover.close()
+        background.close()
     assert trash(work_dir) == []
 
 

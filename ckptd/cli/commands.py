@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from .. import __version__
 from ..core.policy import Policy
 from ..errors import CkptdError
 from .log import log_to_stderr
-from .options import Duration, options_of, policy_options
+from .options import Duration, options_of, policy_options, verify_option
 
 _EPILOG = """\b
 Exit codes: 0 done; 1 failed, or nothing found; 2 wrong use; 3 some deletions failed or were refused by the
@@ -133,8 +135,6 @@ def prune(work_dirs: tuple[str, ...], **policy: Any) -> None:
         else:
             codes.append(report.exit_code)
             log = logging.getLogger("ckptd")
-            for name, reason in report.survey.unreadable.items():
-                log.warning("could not read %s: %s", os.path.join(work_dir, name), reason)
             for advice in report.survey.advice:
                 log.warning("%s", advice)
             log.info("%s", report.counts if len(work_dirs) == 1 else f"{work_dir}: {report.counts}")
@@ -172,8 +172,9 @@ def latest(work_dir: str, json_: bool, **policy: Any) -> None:
 
 @cli.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@verify_option
 @_json
-def verify(paths: tuple[str, ...], json_: bool) -> None:
+def verify(paths: tuple[str, ...], verify: str, json_: bool) -> None:
     """Say whether checkpoints are complete, and why.
 
     Exits 1 if one is not.
@@ -184,7 +185,8 @@ def verify(paths: tuple[str, ...], json_: bool) -> None:
     code = 0
     for path in paths:
         try:
-            verdict = api.verify(path)
+            with _progress(path) as progress:
+                verdict = api.verify(path, content=verify == "full", progress=progress)
         except CkptdError as error:
             logging.getLogger("ckptd").error("%s", error)
             code = 1
@@ -192,16 +194,21 @@ def verify(paths: tuple[str, ...], json_: bool) -> None:
         good = verdict.state.whole and verdict.known
         code = code if good else 1
         if json_:
-            row = {
-                "path": os.path.abspath(path),
-                "state": verdict.state.value,
-                "evidence": verdict.evidence,
-                "known": verdict.known,
-            }
-            click.echo(json.dumps(row))
+            row = {"path": os.path.abspath(path), "state": verdict.state.value, "evidence": verdict.evidence}
+            click.echo(json.dumps({**row, "known": verdict.known}))
         else:
             click.echo(f"{path}: {verdict.state.value if verdict.known else 'no checkpoint'} ({verdict.evidence})")
     raise click.exceptions.Exit(code)
+
+
+@contextlib.contextmanager
+def _progress(path: str) -> Iterator[Callable[[int], None] | None]:
+    """How far a file was read, on a terminal; None elsewhere."""
+    if not sys.stderr.isatty() or not os.path.isfile(path):
+        yield None
+        return
+    with click.progressbar(length=os.path.getsize(path), label=f"reading {path}", file=sys.stderr) as bar:
+        yield bar.update
 
 
 @cli.command()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..core.policy import RULES, Policy
+from ..core.policy import RULES, VERIFY, Policy
 
 _UNITS_S = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 _SHAPE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([a-z]*)", re.ASCII)
@@ -45,6 +45,16 @@ class Duration(_Float):
         return seconds
 
 
+verify_option = click.option(
+    "--verify",
+    type=click.Choice(VERIFY),
+    default="full",
+    show_default=True,
+    envvar="CKPTD_VERIFY",
+    help="full: read each checkpoint once before anything relies on it; structure: trust one whose ends are intact.",
+)
+
+
 def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that make a Policy; each also an environment variable, the same for every command."""
     options = [
@@ -61,6 +71,7 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--settle", "settle_s", type=Duration(), metavar="S", envvar="CKPTD_SETTLE",
                      help="Unchanged for so long, a file whose writer cannot be seen counts as written. "
                           "Default: 5s on local file systems, 60s on others."),
+        verify_option,
         click.option("--trash-ttl", "trash_ttl_s", type=Duration(), metavar="D", envvar="CKPTD_TRASH_TTL",
                      help="Keep what was pruned for so long, for `ckptd restore`. Default: free it at once, "
                           "an hour for more than the saves since the last pass account for."),
@@ -78,7 +89,7 @@ def options_of(policy: Policy) -> list[str]:
     default = Policy()
     for name, option in (
         ("max_keep", "--max-keep"), ("interval", "--interval"), ("rule", "--rule"), ("settle_s", "--settle"),
-        ("trash_ttl_s", "--trash-ttl"), ("pointer", "--pointer"),
+        ("verify", "--verify"), ("trash_ttl_s", "--trash-ttl"), ("pointer", "--pointer"),
     ):  # fmt: skip
         value = getattr(policy, name)
         if value != getattr(default, name):

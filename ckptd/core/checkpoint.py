@@ -38,13 +38,19 @@ class Checkpoint:
     mtime_ns: int
     state: State = State.COMPLETE
     evidence: str = ""
-    durable: bool = True  # False once an fsync of it has failed: never relied on again
+    durable: bool = True  # False once an fsync of it has failed: not relied on until it was read back
+    pending: bool = False  # its content is still to be read: not relied on before
     allocated_bytes: int = 0
 
     @property
     def relied_on(self) -> bool:
         """Whether a deletion may stand on it."""
-        return self.state.whole and self.durable
+        return self.state.whole and self.durable and not self.pending
+
+    @property
+    def spoiled(self) -> bool:
+        """Whether it will never be relied on as it is: broken and quiet, or not durable."""
+        return self.state is State.INCOMPLETE or (self.state.whole and not self.durable)
 
     @property
     def identity(self) -> tuple[str, int, int]:

@@ -25,6 +25,7 @@ class Seen:
     written_ns: its time of writing, a time in the future counted as the time of that pass.
     whole: complete, by what it was then. durable: an fsync has succeeded (True), failed (False), or None.
     owed: a rule has pruned it; it goes as soon as nothing else keeps it.
+    content: what is wrong with its content, "" if nothing is, None if it was not read yet.
     """
 
     series: str
@@ -37,6 +38,7 @@ class Seen:
     whole: bool = True
     durable: bool | None = None
     owed: bool = False
+    content: str | None = None
 
     @property
     def identity(self) -> tuple[str, int, int]:

@@ -101,7 +101,7 @@ def _plan_series(
 ) -> SeriesPlan:
     good = sorted((c for c in found if c.relied_on), key=lambda c: _rank(c, seen))
     relied_on = tuple(good[-grid.max_keep :]) if grid.max_keep else ()
-    judge = _Judge(grid, seen, good, {c.step for c in found})
+    judge = _Judge(grid, seen, found, good)
     newest_names = {c.name for c in relied_on}
     decisions: list[Decision] = []
     beyond: list[Checkpoint] = []
@@ -117,7 +117,7 @@ def _plan_series(
             decision = KEEP
             if not reasons:
                 reasons = [judge.why_it_stays(checkpoint)]
-                if checkpoint.relied_on and grid.rule is not None and not grid.waits:
+                if checkpoint.state.whole and grid.rule is not None and not grid.waits:
                     beyond.append(checkpoint)
         elif reasons:
             decision = SKIP
@@ -131,13 +131,13 @@ def _plan_series(
 class _Judge:
     """The rule's own view of a series, before any protection."""
 
-    def __init__(self, grid: Grid, seen: Mapping[str, Seen], good: list[Checkpoint], steps: set[int]) -> None:
-        self.grid, self.seen, self.steps = grid, seen, steps
-        self.newest = good[-1] if good else None
-        self.good_orders = [seen[c.name].order for c in good]
+    def __init__(self, grid: Grid, seen: Mapping[str, Seen], found: list[Checkpoint], good: list[Checkpoint]) -> None:
+        self.grid, self.seen, self.steps = grid, seen, {c.step for c in found}
+        fit = sorted((c for c in found if c.state.whole and c.durable), key=lambda c: _rank(c, seen))
+        self.newest = fit[-1] if fit else None
         keep = grid.max_keep or 0
-        self.kept = {c.name for c in good[-keep:]} if keep else set()
-        self.enough_since = self.good_orders[-keep] if 0 < keep <= len(self.good_orders) else None
+        self.kept = {c.name for c in fit[-keep:]} if keep else set()
+        self.enough_since = seen[good[-keep].name].order if 0 < keep <= len(good) else None
 
     def why_it_goes(self, checkpoint: Checkpoint) -> str | None:
         rule, known = self.grid.rule, self.seen.get(checkpoint.name)
@@ -145,12 +145,12 @@ class _Judge:
             return None
         if known.owed:
             return f"past --max-keep {rule.max_keep}: that many intervals or more below a later save"
-        if not checkpoint.relied_on and checkpoint.state is not State.IN_FLIGHT:
+        if checkpoint.spoiled:
             if self.enough_since is not None and known.order < self.enough_since:
                 what = "not on stable storage" if checkpoint.state.whole else checkpoint.evidence or "incomplete"
                 return f"{what}, and {_count(rule.max_keep, 'complete one')} written after it"
             return None
-        if isinstance(rule, Newest) and checkpoint.relied_on and not self.grid.waits:
+        if isinstance(rule, Newest) and checkpoint.state.whole and not self.grid.waits:
             if checkpoint.name in self.kept or known.order == BROUGHT_BACK or self._above_newest(checkpoint):
                 return None
             return f"{_count(rule.max_keep, 'newer one')} kept"
@@ -160,7 +160,7 @@ class _Judge:
         rule, known = self.grid.rule, self.seen.get(checkpoint.name)
         if rule is None:
             return "no --max-keep: nothing is pruned"
-        if not checkpoint.relied_on:
+        if checkpoint.spoiled:
             enough = f"{_count(rule.max_keep, 'complete one')} written after it"
             return f"{checkpoint.evidence or 'incomplete'}; goes once {enough}"
         if known is not None and known.order == BROUGHT_BACK:

@@ -14,6 +14,7 @@ from .layouts import DEFAULT_TEMPLATES
 from .naming import Template
 
 RULES = ("auto", "stepped", "newest")
+VERIFY = ("full", "structure")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Policy:
     settle_s: seconds without a change after which a file counts as quiet; None: by file system.
     trash_ttl_s: seconds for which pruned checkpoints can be restored; None: at once, an hour for a large prune.
     pointer: name of the pointer file.
+    verify: "full": contents are read once before anything relies on them; "structure": they are not.
 
     Raises UsageError for what can never be meant.
     """
@@ -71,6 +73,7 @@ class Policy:
     settle_s: float | None = None
     trash_ttl_s: float | None = None
     pointer: str = "last_ckpt"
+    verify: str = "full"
 
     def __post_init__(self) -> None:
         texts = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates or ())
@@ -79,6 +82,8 @@ class Policy:
         _at_least_1("interval", self.interval, "it is the number of steps between two saves")
         if self.rule not in RULES:
             raise UsageError(f"rule {self.rule!r}: choose one of {', '.join(RULES)}")
+        if self.verify not in VERIFY:
+            raise UsageError(f"verify {self.verify!r}: choose one of {', '.join(VERIFY)}")
         for name in ("settle_s", "trash_ttl_s"):
             seconds = getattr(self, name)
             if seconds is not None and not seconds >= 0:

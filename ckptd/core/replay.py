@@ -86,6 +86,8 @@ def replay(
     for arrival in arrivals:
         grid, present = grids[arrival.series], there.setdefault(arrival.series, set())
         present.add(arrival.step)
+        # An earlier save may have walked over what stood under this name before.
+        seen[arrival.name] = replace(seen[arrival.name], owed=False)
         is_save = arrival.whole and arrival.order != BROUGHT_BACK and arrival.series not in doubtful
         if is_save and isinstance(grid.rule, Stepped):
             for step in grid.rule.walk(arrival.step, present.__contains__):

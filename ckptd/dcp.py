@@ -1,0 +1,94 @@
+"""What a distributed checkpoint's `.metadata` says of its shards, read without building a single object of its own.
+
+`.metadata` is a pickle; here every class and function that it names is replaced by a husk that only holds fields, so
+nothing in it can run. Source of the layout: torch.distributed.checkpoint's FileSystemWriter, torch 2.1 to 2.13.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from typing import Any
+
+from .disk import opened_file
+
+MARKER = ".metadata"
+_LARGEST = 1 << 28  # bytes; the metadata of the largest models is a tenth of it
+
+
+def missing_shard(dir_fd: int) -> str | None:
+    """What is wrong with the shards that `.metadata` lists, in the directory open as `dir_fd`; None if nothing is.
+
+    Raises OSError if something cannot be read.
+    """
+    with opened_file(MARKER, dir_fd=dir_fd) as fd:
+        size_bytes = os.fstat(fd).st_size
+        if size_bytes > _LARGEST:
+            return f"{MARKER} is too large to be one"
+        content = os.pread(fd, size_bytes, 0)
+    ends = _shard_ends(content)
+    if ends is None:
+        return f"{MARKER} is damaged"
+    for path, end in sorted(ends.items()):
+        if os.path.isabs(path) or ".." in path.split("/"):
+            return f"{MARKER} names {path!r}, which is not inside"
+        try:
+            found = os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_size
+        except FileNotFoundError:
+            return f"shard {path} is missing"
+        if found < end:
+            return f"shard {path} has {found} of {end} bytes"
+    return None
+
+
+class _Husk:
+    """Stands for every class and function in the pickle: takes whatever it is given, and does nothing with it."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Husk:
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update((key, value) for key, value in state.items() if isinstance(key, str))
+
+    def append(self, _: Any) -> None:
+        """A list of the pickle's own class."""
+
+    def extend(self, _: Any) -> None:
+        """As append."""
+
+    def __setitem__(self, _: Any, __: Any) -> None:
+        """A dict of the pickle's own class."""
+
+
+class _Husks(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        return _Husk
+
+    def persistent_load(self, pid: Any) -> Any:
+        return _Husk()
+
+
+def _shard_ends(content: bytes) -> dict[str, int] | None:
+    """By relative path of a shard, the first byte behind all that `.metadata` says is in it."""
+    try:
+        metadata = _Husks(io.BytesIO(content)).load()
+        stored = metadata.storage_data
+        ends: dict[str, int] = {}
+        for info in stored.values():
+            path, end = _place(info)
+            ends[path] = max(end, ends.get(path, 0))
+    except Exception:  # noqa: BLE001 - a pickle can fail in every way there is, and each means damaged
+        return None
+    return ends
+
+
+def _place(info: Any) -> tuple[str, int]:
+    path, offset, length = info.relative_path, info.offset, info.length
+    if not (isinstance(path, str) and isinstance(offset, int) and isinstance(length, int)):
+        raise TypeError("not the place of a shard")
+    return path, offset + length

@@ -1,0 +1,184 @@
+"""What the bytes of a checkpoint look like: torch zip, torch's legacy pickle, safetensors, directories of shards.
+
+Structure only: nothing is unpickled, and of a file only its ends and its header are read.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import struct
+import zipfile
+from dataclasses import dataclass
+
+from . import dcp
+from .core.checkpoint import State
+from .disk import opened_file
+from .errors import RefusedError
+
+_ZIP = b"PK\x03\x04"
+_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa8")  # the pickled magic number of torch before 1.6
+_LONGEST_HEADER = 100_000_000  # bytes; the safetensors format's own limit
+_LONGEST_INDEX = 1 << 28
+_LARGEST_DIRECTORY = 1 << 28  # bytes of a zip's central directory: a million members
+_LARGEST_FILE = 1 << 63
+_HEAD = 4096
+_INDEX_ENDING = ".index.json"  # Hugging Face: names the shard of every tensor
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What bytes look like: complete, incomplete, or unverifiable where the format cannot tell.
+
+    known: whether they are a checkpoint's. checksum: whether the format holds one for its content.
+    marked: of a directory, whether its writer has marked it done.
+    """
+
+    state: State
+    text: str
+    known: bool = True
+    checksum: bool = False
+    marked: bool = True
+
+
+def structure_of_file(fd: int) -> Structure:
+    """Look at the regular file open as `fd`. Raises OSError if the disk does not answer."""
+    size_bytes = os.fstat(fd).st_size
+    head = os.pread(fd, _HEAD, 0)
+    if not head:
+        return Structure(State.INCOMPLETE, "empty")
+    if head.startswith(_ZIP):
+        return _zip(fd, head, size_bytes)
+    if head.startswith(_LEGACY):
+        return _whole_unless_sparse(
+            fd, size_bytes, Structure(State.UNVERIFIABLE, "torch's legacy format: holds no check")
+        )
+    if len(head) < len(_LEGACY) and (_ZIP.startswith(head) or _LEGACY.startswith(head)):
+        return Structure(State.INCOMPLETE, f"ends after {len(head)} bytes")
+    if len(head) > 8 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= _LONGEST_HEADER:
+        return _safetensors(fd, head, size_bytes)
+    if not any(head):
+        return Structure(State.INCOMPLETE, "begins with zeros: its data never reached the disk", known=False)
+    return Structure(State.UNVERIFIABLE, "bytes of no known format", known=False)
+
+
+def structure_of_directory(fd: int) -> Structure:
+    """Look at the directory open as `fd`. Raises OSError if something in it cannot be read."""
+    names = set(os.listdir(fd))
+    if dcp.MARKER in names or any(name.endswith(".distcp") for name in names):
+        return _distributed(fd, names)
+    for name in sorted(names):
+        if name.endswith(_INDEX_ENDING):
+            return _indexed(fd, name)
+    return Structure(State.UNVERIFIABLE, "a directory without any known marker", known=False, marked=False)
+
+
+def _zip(fd: int, head: bytes, size_bytes: int) -> Structure:
+    if _directory_bytes(fd, size_bytes) > _LARGEST_DIRECTORY:
+        return Structure(State.INCOMPLETE, "its central directory is too large to be one", known=False)
+    try:
+        with open(fd, "rb", closefd=False) as file, zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+    except (
+        zipfile.BadZipFile,
+        OSError,
+        ValueError,
+        EOFError,
+        struct.error,
+        NotImplementedError,
+        OverflowError,
+    ) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise  # the disk's trouble; EINVAL is an offset in the file that leads nowhere
+        # Its first member tells what it would have become: torch begins with <name>/data.pkl.
+        name_length = struct.unpack_from("<H", head, 26)[0] if len(head) >= 30 else 0
+        first = head[30 : 30 + name_length]
+        known = len(first) < name_length or not first or _is_pickle_member(first.decode("utf-8", "replace"))
+        return Structure(State.INCOMPLETE, "no end record: cut short", known)
+    known = any(_is_pickle_member(member.filename) for member in members)
+    for member in members:
+        if member.header_offset + member.compress_size > size_bytes:
+            return Structure(State.INCOMPLETE, f"member {member.filename} lies outside the file", known)
+    text = "torch zip, structure intact" if known else "zip, structure intact"
+    return Structure(State.COMPLETE, text, known, checksum=True)
+
+
+def _directory_bytes(fd: int, size_bytes: int) -> int:
+    """What the end record says of the central directory's size, before anything reads all of that into memory."""
+    length = min(size_bytes, 22 + 65535 + 20 + 56)
+    tail = os.pread(fd, length, size_bytes - length)
+    at = tail.rfind(b"PK\x05\x06")
+    zip64 = tail.rfind(b"PK\x06\x06", 0, max(at, 0))
+    if zip64 >= 0 and len(tail) >= zip64 + 48:
+        return int(struct.unpack_from("<Q", tail, zip64 + 40)[0])
+    return int(struct.unpack_from("<L", tail, at + 12)[0]) if at >= 0 and len(tail) >= at + 16 else 0
+
+
+def _is_pickle_member(name: str) -> bool:
+    return name.rpartition("/")[2] == "data.pkl"
+
+
+def _safetensors(fd: int, head: bytes, size_bytes: int) -> Structure:
+    (length,) = struct.unpack("<Q", head[:8])
+    text = os.pread(fd, length, 8)
+    if len(text) < length:
+        return Structure(State.INCOMPLETE, "safetensors, header cut short")
+    try:
+        header = json.loads(text)
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        end = max(ends, default=0)
+        if not (isinstance(end, int) and 0 <= end < _LARGEST_FILE):
+            raise TypeError("an offset is not a place in a file")
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        return Structure(State.UNVERIFIABLE, "bytes of no known format", known=False)
+    expected = 8 + length + end
+    if size_bytes != expected:
+        return Structure(State.INCOMPLETE, f"safetensors, {size_bytes} of {expected} bytes")
+    return _whole_unless_sparse(fd, size_bytes, Structure(State.COMPLETE, "safetensors, all bytes there"))
+
+
+def _whole_unless_sparse(fd: int, size_bytes: int, whole: Structure) -> Structure:
+    """A hole reads as zeros, and these formats have no checksum to find it by: it was never written."""
+    try:
+        hole = os.lseek(fd, 0, os.SEEK_HOLE)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return whole  # a file system that knows no holes
+        raise
+    if hole < size_bytes:
+        return Structure(State.INCOMPLETE, f"a hole at byte {hole}: never written")
+    return whole
+
+
+def _distributed(fd: int, names: set[str]) -> Structure:
+    if dcp.MARKER not in names:
+        return Structure(State.INCOMPLETE, "distributed checkpoint, not marked complete", marked=False)
+    try:
+        fault = dcp.missing_shard(fd)
+    except RefusedError:
+        fault = f"{dcp.MARKER} is not a file"
+    if fault is not None:
+        return Structure(State.INCOMPLETE, f"distributed checkpoint, {fault}")
+    return Structure(State.COMPLETE, "distributed checkpoint, every shard there")
+
+
+def _indexed(fd: int, index: str) -> Structure:
+    with opened_file(index, dir_fd=fd) as index_fd:
+        text = os.pread(index_fd, _LONGEST_INDEX, 0)
+    try:
+        shards = sorted(set(json.loads(text)["weight_map"].values()))
+        if not all(isinstance(shard, str) and shard == os.path.basename(shard) for shard in shards):
+            raise TypeError("a shard is not a file's name")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return Structure(State.INCOMPLETE, f"{index} is damaged", marked=False)
+    for shard in shards:
+        try:
+            with opened_file(shard, dir_fd=fd) as shard_fd:
+                found = structure_of_file(shard_fd)
+        except FileNotFoundError:
+            return Structure(State.INCOMPLETE, f"shard {shard} is missing", marked=False)
+        if not found.state.whole:
+            return Structure(State.INCOMPLETE, f"shard {shard}: {found.text}", marked=False)
+    # The index is written with the weights, not after all else: it marks nothing.
+    return Structure(State.COMPLETE, f"{len(shards)} shards, all there", marked=False)

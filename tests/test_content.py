@@ -1,0 +1,265 @@
+"""The content of a checkpoint is read once before anything relies on it, and what is damaged is never relied on."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import ckptd
+from ckptd.background import Background
+from ckptd.content import ChangedError, check_content
+from ckptd.core.policy import Policy
+from ckptd.dcp import missing_shard
+from ckptd.disk import opened_dir
+from ckptd.reading import Reader
+from ckptd.reconcile import Reconciler
+from ckptd.scan import entry_of
+from ckptd.workdir import WorkDir
+
+from .conftest import Builder, a_pass, dcp_metadata, epochs, eventually, left, pointed, torch_zip
+
+
+def damaged(weights: bytes = b"w" * 600) -> bytes:
+    """A torch zip with zeros in the middle: every check of structure passes, and it loads as wrong weights."""
+    whole = torch_zip(weights)
+    at = whole.index(weights)
+    return whole[: at + 50] + bytes(100) + whole[at + 150 :]
+
+
+def fault_of(path: Path) -> str:
+    with opened_dir(str(path.parent)) as fd:
+        return check_content(entry_of(path.name, dir_fd=fd), dir_fd=fd)
+
+
+def states(report: object) -> dict[str, str]:
+    return {d.checkpoint.name: d.checkpoint.state.value for d in report.survey.decisions}  # type: ignore[attr-defined]
+
+
+def test_a_flipped_bit_anywhere_in_the_weights_is_found(tmp_path: Path) -> None:
+    whole, path = torch_zip(), tmp_path / "epoch_1.pth"
+    path.write_bytes(whole)
+    assert fault_of(path) == ""
+    start = whole.index(b"w" * 600)
+    for at in (start, start + 1, start + 300, start + 599):
+        broken = bytearray(whole)
+        broken[at] ^= 1
+        path.write_bytes(broken)
+        assert "damaged" in fault_of(path), at
+
+
+def test_a_checkpoint_whose_writer_left_the_checksums_out_is_taken_as_it_is(tmp_path: Path) -> None:
+    whole, path = bytearray(torch_zip()), tmp_path / "epoch_1.pth"
+    with zipfile.ZipFile(tmp_path / "x", "w") as _:
+        pass
+    for signature, offset in ((b"PK\x03\x04", 14), (b"PK\x01\x02", 16)):
+        at = whole.find(signature)
+        while at >= 0:
+            whole[at + offset : at + offset + 4] = bytes(4)
+            at = whole.find(signature, at + 4)
+    path.write_bytes(whole)
+    assert fault_of(path) == ""
+
+
+@pytest.mark.parametrize("verify", ["full", "structure"])
+def test_a_damaged_newest_is_never_pointed_at_nor_counted(verify: str, with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    with_checkpoints("epoch_4.pth", content=damaged())
+    report = a_pass(work_dir, max_keep=2, interval=1, verify=verify)
+    if verify == "structure":  # as asked for, by those who must
+        assert (pointed(work_dir), left(work_dir)) == ("epoch_4.pth", epochs(3, 4))
+        return
+    assert states(report)["epoch_4.pth"] == "incomplete"
+    assert pointed(work_dir) == "epoch_3.pth"
+    assert {"epoch_2.pth", "epoch_3.pth"} <= set(left(work_dir))
+    with_checkpoints(*epochs(5, 6))
+    a_pass(work_dir, max_keep=2, interval=1, trash_ttl_s=0)
+    assert left(work_dir) == epochs(5, 6)  # two complete ones were written after it
+
+
+def test_a_content_is_read_once_and_not_again_after_a_restart(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def noting(entry, **more):  # type: ignore[no-untyped-def]
+        read.append(entry.name)
+        return check_content(entry, **more)
+
+    monkeypatch.setattr("ckptd.reading.check_content", noting)
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    a_pass(work_dir, max_keep=1, interval=1)
+    a_pass(work_dir, max_keep=1, interval=1)
+    assert read == ["epoch_3.pth"]
+    assert json.loads((work_dir / ".ckptd/state.json").read_text())["seen"]["epoch_3.pth"]["content"] == ""
+
+
+def test_a_plan_names_what_is_still_to_be_read(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    assert ckptd.plan(work_dir, Policy(max_keep=1, interval=1)).unread == set(epochs(1, 2, 3))
+
+
+class Held(Background):
+    """A background in which nothing happens until `go`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[tuple[str, object]] = []
+
+    def submit(self, key: str, job) -> None:  # type: ignore[no-untyped-def]
+        self.held.append((key, job))
+
+    def go(self) -> None:
+        while self.held:
+            super().submit(*self.held.pop(0))  # type: ignore[arg-type]
+        self.wait()
+
+
+def test_while_a_large_newest_is_being_read_the_pointer_stays_and_older_ones_carry_what_they_can(
+    with_checkpoints: Builder,
+) -> None:
+    large = torch_zip(random.Random(0).randbytes(5 << 20))
+    work_dir = with_checkpoints(*epochs(1, 2))
+    told: list[str] = []
+    background = Held()
+    reader = Reader(background, wait=False, on_answer=told.append)
+    with WorkDir(work_dir) as work:
+        reconciler = Reconciler(work, Policy(max_keep=1, interval=1, trash_ttl_s=0), background, reader=reader)
+        reconciler.reconcile()
+        assert (pointed(work_dir), left(work_dir)) == ("epoch_2.pth", ["epoch_2.pth"])
+        with_checkpoints("epoch_3.pth", content=large)
+        report = reconciler.reconcile()
+        assert (report.waits, pointed(work_dir), left(work_dir)) == (True, "epoch_2.pth", epochs(2, 3))
+        background.go()
+        assert told == [str(work_dir)]
+        report = reconciler.reconcile()
+        assert (report.waits, pointed(work_dir), left(work_dir)) == (False, "epoch_3.pth", ["epoch_3.pth"])
+        background.go()
+    assert background.close()
+
+
+def test_what_is_written_while_it_is_read_says_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "epoch_1.pth"
+    path.write_bytes(torch_zip())
+    with opened_dir(str(tmp_path)) as fd:
+        entry = entry_of(path.name, dir_fd=fd)
+        with pytest.raises(ChangedError):
+            check_content(entry, dir_fd=fd, progress=lambda _: os.utime(path, ns=(0, 0)))
+
+
+# --- directories ------------------------------------------------------------------------------------------------
+
+
+class Bomb:
+    """What a pickle can do to a reader that lets it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):  # type: ignore[no-untyped-def]
+        return os.mkdir, (str(self.path),)
+
+
+def fault_in(path: Path) -> str | None:
+    with opened_dir(str(path)) as fd:
+        return missing_shard(fd)
+
+
+def test_nothing_in_a_metadata_can_run(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    (tmp_path / ".metadata").write_bytes(pickle.dumps({"storage_data": Bomb(target)}))
+    assert fault_in(tmp_path) == ".metadata is damaged"
+    assert not target.exists()
+    pickle.loads((tmp_path / ".metadata").read_bytes())
+    assert target.exists()  # the bomb was live
+
+
+@pytest.mark.parametrize(("shards", "expected"), [
+    ({"a.distcp": 10}, None),
+    ({"a.distcp": 11}, "shard a.distcp has 10 of 11 bytes"),
+    ({"b.distcp": 1}, "shard b.distcp is missing"),
+    ({"../a.distcp": 1}, ".metadata names '../a.distcp', which is not inside"),
+    ({"/etc/passwd": 1}, ".metadata names '/etc/passwd', which is not inside"),
+])  # fmt: skip
+def test_every_shard_that_metadata_lists_has_its_size(tmp_path: Path, shards: dict[str, int], expected: str) -> None:
+    (tmp_path / "a.distcp").write_bytes(b"s" * 10)
+    (tmp_path / ".metadata").write_bytes(dcp_metadata(shards))
+    assert fault_in(tmp_path) == expected
+
+
+def test_a_metadata_cut_short_anywhere_is_damaged(tmp_path: Path) -> None:
+    whole = dcp_metadata({"a.distcp": 10})
+    (tmp_path / "a.distcp").write_bytes(b"s" * 10)
+    for length in range(len(whole)):
+        (tmp_path / ".metadata").write_bytes(whole[:length])
+        assert fault_in(tmp_path) == ".metadata is damaged", length
+
+
+def test_torchs_own_distributed_checkpoint_is_read_as_whole_and_as_broken(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    import torch.distributed.checkpoint as dcp
+
+    path = tmp_path / "step"
+    dcp.save({"model": torch.nn.Linear(4, 4).state_dict(), "steps": 3}, checkpoint_id=path)
+    assert fault_in(path) is None
+    shard = next(path.glob("*.distcp"))
+    os.truncate(shard, shard.stat().st_size - 1)
+    assert "bytes" in str(fault_in(path))
+
+
+def test_a_directory_with_an_index_has_every_shard_that_it_lists(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints()
+    for step in (1, 2, 3):
+        path = work_dir / f"iter_{step}"
+        path.mkdir()
+        (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "model-1.safetensors"}}))
+        if step != 3:
+            from .conftest import safetensors
+
+            (path / "model-1.safetensors").write_bytes(safetensors())
+        for inside in path.iterdir():
+            with_checkpoints.tick(inside)
+    report = a_pass(work_dir, max_keep=1, rule="newest")
+    assert states(report) == {"iter_1": "complete", "iter_2": "complete", "iter_3": "incomplete"}
+    assert pointed(work_dir) == "iter_2"
+
+
+def test_a_hole_in_a_format_without_a_checksum_is_found(with_checkpoints: Builder) -> None:
+    from .conftest import safetensors
+
+    work_dir = with_checkpoints(*epochs(1, 2))
+    content = safetensors(1 << 20)
+    path = work_dir / "epoch_3.pth"
+    with path.open("wb") as file:
+        file.write(content[:4096])
+        file.truncate(len(content))
+    with_checkpoints.tick(path)
+    report = a_pass(work_dir, max_keep=1, interval=1)
+    assert (states(report)["epoch_3.pth"], pointed(work_dir)) == ("incomplete", "epoch_2.pth")
+
+
+def test_a_directory_that_somebody_reads_stays_until_he_has_done(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints()
+    for step in (1, 2):
+        with_checkpoints.shards(f"iter_{step}")
+    import subprocess
+    import sys
+
+    code = f"import sys; f = open({str(work_dir / 'iter_1/__0_0.distcp')!r}); print(flush=True); sys.stdin.read()"
+    reader = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert reader.stdin is not None
+    assert reader.stdout is not None
+    with reader, reader.stdout:
+        reader.stdout.readline()
+        report = a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=0)
+        (held,) = [d for d in report.survey.decisions if d.checkpoint.name == "iter_1"]
+        assert (held.decision, held.reasons) == ("skip", (f"open in process {reader.pid}",))
+        reader.stdin.close()
+        reader.wait()
+    a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=0)
+    eventually(lambda: left(work_dir) == ["iter_2"])
