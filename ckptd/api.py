@@ -17,7 +17,8 @@ from .errors import CkptdError, why
 from .filesystem import is_local
 from .pointer import named_by
 from .scan import entry_of
-from .survey import Survey, Surveyor
+from .survey import Survey
+from .surveyor import Surveyor
 from .verdict import Settling, Verdict, judge
 from .workdir import WorkDir, check_library_use
 

@@ -24,6 +24,10 @@ _LONGEST_INDEX = 1 << 28
 _LARGEST_DIRECTORY = 1 << 28  # bytes of a zip's central directory: a million members
 _LARGEST_FILE = 1 << 63
 _HEAD = 4096
+_UTF8 = 0x800
+_HARMLESS_FLAGS = _UTF8 | 0x8 | 0x6  # sizes behind the data, how hard a deflater tried; not: encrypted, patched
+_END, _END64, _LOCATOR64 = struct.Struct("<4sHHHHLLH"), struct.Struct("<4sQHHLLQQQQ"), struct.Struct("<4sLQL")
+_LONGEST_COMMENT = 65535
 _INDEX_ENDING = ".index.json"  # Hugging Face: names the shard of every tensor
 
 
@@ -75,8 +79,13 @@ def structure_of_directory(fd: int) -> Structure:
 
 
 def _zip(fd: int, head: bytes, size_bytes: int) -> Structure:
-    if _directory_bytes(fd, size_bytes) > _LARGEST_DIRECTORY:
-        return Structure(State.INCOMPLETE, "its central directory is too large to be one", known=False)
+    end = _end_of_zip(fd, size_bytes)
+    # Its first member tells what it is, or would have become: torch begins with <name>/data.pkl.
+    name_length = struct.unpack_from("<H", head, 26)[0] if len(head) >= 30 else 0
+    first = head[30 : 30 + name_length]
+    known = len(first) < name_length or not first or _is_pickle_member(first.decode("utf-8", "replace"))
+    if end is None:
+        return Structure(State.INCOMPLETE, "no end record: cut short", known)
     try:
         with open(fd, "rb", closefd=False) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
@@ -91,28 +100,63 @@ def _zip(fd: int, head: bytes, size_bytes: int) -> Structure:
     ) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise  # the disk's trouble; EINVAL is an offset in the file that leads nowhere
-        # Its first member tells what it would have become: torch begins with <name>/data.pkl.
-        name_length = struct.unpack_from("<H", head, 26)[0] if len(head) >= 30 else 0
-        first = head[30 : 30 + name_length]
-        known = len(first) < name_length or not first or _is_pickle_member(first.decode("utf-8", "replace"))
-        return Structure(State.INCOMPLETE, "no end record: cut short", known)
+        return Structure(State.INCOMPLETE, "its central directory cannot be read", known)
     known = any(_is_pickle_member(member.filename) for member in members)
+    entries, start, length = end
+    if not entries == len(members) == _entries_in(os.pread(fd, length, start)):
+        return Structure(State.INCOMPLETE, "its central directory is damaged", known)
     for member in members:
-        if member.header_offset + member.compress_size > size_bytes:
-            return Structure(State.INCOMPLETE, f"member {member.filename} lies outside the file", known)
+        if not _fits(member, size_bytes):
+            return Structure(State.INCOMPLETE, f"member {member.filename} does not fit into the file", known)
     text = "torch zip, structure intact" if known else "zip, structure intact"
     return Structure(State.COMPLETE, text, known, checksum=True)
 
 
-def _directory_bytes(fd: int, size_bytes: int) -> int:
-    """What the end record says of the central directory's size, before anything reads all of that into memory."""
-    length = min(size_bytes, 22 + 65535 + 20 + 56)
+def _fits(member: zipfile.ZipInfo, size_bytes: int) -> bool:
+    """Whether what the central directory says of a member can be so: stricter than zipfile, as torch's reader is."""
+    inside = member.header_offset + member.compress_size <= size_bytes
+    stored = member.compress_type != zipfile.ZIP_STORED or member.compress_size == member.file_size
+    # Only the name's last character may make a directory; the attributes' bit 4 would make one of any member.
+    plain = member.volume == 0 and (not member.external_attr & 0x10 or member.is_dir())
+    return inside and stored and plain and not member.flag_bits & ~_HARMLESS_FLAGS
+
+
+def _entries_in(directory: bytes) -> int | None:
+    """How many entries a central directory holds, None if they do not fill it to the byte."""
+    at, count = 0, 0
+    while at + 46 <= len(directory) and directory.startswith(b"PK\x01\x02", at):
+        at += 46 + sum(struct.unpack_from("<HHH", directory, at + 28))  # its name, extra field and comment
+        count += 1
+    return count if at == len(directory) else None
+
+
+def _end_of_zip(fd: int, size_bytes: int) -> tuple[int, int, int] | None:
+    """How many members the end records say there are, and where the central directory begins and how long it is, in
+    bytes; None if the records are missing, or do not fit the file.
+
+    zipfile passes over most of what they say; torch's reader does not. Source: APPNOTE.TXT, sections 4.3.14 to 4.3.16.
+    """
+    length = min(size_bytes, _LOCATOR64.size + _END.size + _LONGEST_COMMENT)
     tail = os.pread(fd, length, size_bytes - length)
     at = tail.rfind(b"PK\x05\x06")
-    zip64 = tail.rfind(b"PK\x06\x06", 0, max(at, 0))
-    if zip64 >= 0 and len(tail) >= zip64 + 48:
-        return int(struct.unpack_from("<Q", tail, zip64 + 40)[0])
-    return int(struct.unpack_from("<L", tail, at + 12)[0]) if at >= 0 and len(tail) >= at + 16 else 0
+    if at < 0 or len(tail) < at + _END.size:
+        return None
+    _, disk, start_disk, here, entries, directory, offset, comment = _END.unpack_from(tail, at)
+    end = size_bytes - length + at
+    if disk or start_disk or here != entries or at + _END.size + comment != len(tail):
+        return None
+    if tail[max(0, at - _LOCATOR64.size) : at].startswith(b"PK\x06\x07"):
+        _, disk, end64, disks = _LOCATOR64.unpack_from(tail, at - _LOCATOR64.size)
+        record = os.pread(fd, _END64.size, end64) if end64 < size_bytes else b""
+        if len(record) < _END64.size or not record.startswith(b"PK\x06\x06") or disk or disks != 1:
+            return None
+        _, length64, _, _, disk, start_disk, here, entries, directory, offset = _END64.unpack(record)
+        if disk or start_disk or here != entries or end64 + 12 + length64 != end - _LOCATOR64.size:
+            return None
+        end = end64
+    if offset + directory != end or directory > _LARGEST_DIRECTORY:
+        return None
+    return int(entries), int(offset), int(directory)
 
 
 def _is_pickle_member(name: str) -> bool:

@@ -25,7 +25,8 @@ from .pruner import Pruner
 from .reading import Reader
 from .reliance import Reliance
 from .state import write_state
-from .survey import Survey, Surveyor, beyond_text
+from .survey import Survey, beyond_text
+from .surveyor import Surveyor
 from .workdir import WorkDir
 
 _SETTLED_S = 0.05  # so that what has to be quiet for so long then is

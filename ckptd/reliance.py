@@ -15,7 +15,8 @@ from .errors import RefusedError, why
 from .labelled import Labelled
 from .pointer import named_by
 from .reading import Reader
-from .survey import Survey, Surveyor
+from .survey import Survey
+from .surveyor import Surveyor
 
 _READ_BACK_EVERY_S = 60.0
 

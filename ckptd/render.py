@@ -36,6 +36,7 @@ def as_json(survey: Survey, work_dir: str) -> dict[str, Any]:
         "work_dir": work_dir,
         "pointer": survey.pointed,
         "series": [_series_json(series) for series in survey.plan.series],
+        "unread": sorted(survey.unread),
         "left_alone": [{"name": each.name, "reason": each.reason} for each in survey.left_alone],
         "advice": list(survey.advice),
     }
@@ -57,6 +58,9 @@ def as_table(survey: Survey, work_dir: str, now_s: float) -> Iterator[str]:
         yield ""
     for each in survey.left_alone:
         yield f"left alone: {each.name} ({each.reason})"
+    lagging = sorted({c.name for c in survey.plan.relied_on} & survey.unread) if survey.remembered else []
+    if lagging:
+        yield f"note: still to be read, before anything goes on their strength: {', '.join(lagging)}"
     for text in survey.advice:
         yield f"note: {text}"
     if not survey.plan.decisions and not survey.left_alone:

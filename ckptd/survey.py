@@ -1,38 +1,18 @@
-"""Look at one work dir and decide: what `plan` prints, and what `prune` then carries out. Reads, never writes.
+"""One look at a work dir, as a value: what is there, what happens to it, and what a person should know about that.
 
-The one place where scan, verify, the pointers and what is remembered become the arguments of the pure plan.
+What the disk and the plan have said; nothing is read or decided here.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
 from dataclasses import dataclass, field, replace
 
-from .core.checkpoint import Checkpoint, State
-from .core.layouts import DEFAULT_TEMPLATES, FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS
 from .core.memory import Memory, Seen
-from .core.naming import Template
-from .core.plan import Decision, Plan, SeriesPlan, plan
-from .core.policy import Policy, Stepped
-from .core.schedule import LARGEST_BYTES, Schedule
-from .disk import opened_file, opened_own_dir, read_small
-from .errors import CkptdError, RefusedError, why
-from .filesystem import is_local
-from .pointer import framework_pointers, link_target, named_by, read_pointer
-from .readers import reader_of
-from .scan import Entry, Found, LeftAlone, scan
-from .state import read_state
+from .core.plan import Decision, Plan, SeriesPlan
+from .core.policy import Stepped
+from .core.schedule import Schedule
+from .scan import Entry, LeftAlone
 from .units import human_bytes
-from .verdict import Settling, Verdict, has_writer, judge
-from .workdir import WorkDir
-
-SCHEDULES = "schedules"
-_KNOWN_NAMES = {template.text for template in DEFAULT_TEMPLATES}
-
-log = logging.getLogger("ckptd")
-
 
 Identity = tuple[str, int, int]  # name, size in bytes, time of writing in ns: another file, another identity
 
@@ -102,222 +82,7 @@ class Survey:
         return self.plan.newest.name if self.plan.newest else None
 
 
-@dataclass
-class _Judged:
-    checkpoints: list[Checkpoint] = field(default_factory=list)
-    left_alone: list[LeftAlone] = field(default_factory=list)
-    unreadable: dict[str, str] = field(default_factory=dict)
-    settles_s: float | None = None
-    checkable: set[str] = field(default_factory=set)
-    unread: set[str] = field(default_factory=set)
-
-
-@dataclass
-class Surveyor:
-    """Surveys one work dir again and again; judges an unchanged checkpoint only once.
-
-    memory: what passes of this process saw; None until the state file has been read.
-    as_remembered: where the policy names no templates, look also for those of earlier passes.
-    """
-
-    work: WorkDir
-    policy: Policy
-    memory: Memory | None = None
-    as_remembered: bool = False
-    findings: Findings = field(default_factory=Findings)
-    _verdicts: dict[str, tuple[Entry, Verdict]] = field(default_factory=dict)
-    _said: set[str] = field(default_factory=set)
-    _local: bool | None = None
-
-    def survey(self, now_ns: int, *, strict: bool = False) -> Survey:
-        """Look and decide. strict: without what is still to be read, else as if all of that were good.
-
-        Raises OSError if the work dir cannot be read, CkptdError for what a person must mend.
-        """
-        work = self.work
-        own_fd = work.open_own()
-        remembered = self._remember(own_fd)
-        declared = self._declared(own_fd)
-        patterns = self._patterns(declared, remembered)
-        found = scan(work.path, work.fd, patterns)
-        asked_for = {template.text for template in patterns} - _KNOWN_NAMES | set(self.policy.templates)
-        judged = self._judge(found, remembered, asked_for, now_ns, strict=strict)
-        entries = {entry.name: entry for entry in found.entries}
-        protected = self._protections(found)
-        trusted = None if remembered else self._trusted({c.name for c in judged.checkpoints if c.state.whole})
-        while True:
-            decided = plan(
-                judged.checkpoints, self.policy, memory=remembered or Memory(), now_ns=now_ns,
-                protected=protected, declared=declared, trusted=trusted, patterns=patterns,
-            )  # fmt: skip
-            used = {d.checkpoint.name: self._use_of(entries[d.checkpoint.name]) for d in decided.prune}
-            if not any(used.values()):
-                break
-            for name, use in used.items():
-                if use:
-                    protected.setdefault(name, []).append(use)
-        return Survey(
-            decided,
-            entries,
-            tuple(judged.left_alone),
-            judged.unreadable,
-            remembered,
-            read_pointer(self.policy.pointer, dir_fd=work.fd),
-            declared,
-            _advice(decided, remembered is None, trusted),
-            judged.settles_s,
-            frozenset(judged.checkable),
-            frozenset(judged.unread),
-        )
-
-    def _remember(self, own_fd: int | None) -> Memory | None:
-        if self.memory is None and own_fd is not None:
-            try:
-                self.memory = read_state(own_fd)
-            except RefusedError:
-                raise
-            except CkptdError as error:
-                self._once(f"{self.work.path}/.ckptd/{error}; met as if for the first time")
-        return self.memory
-
-    def _patterns(self, declared: dict[str, Schedule], remembered: Memory | None) -> tuple[Template, ...]:
-        """The templates to look for: the policy's, or else the known names and what runs have declared here."""
-        if self.policy.templates:
-            return self.policy.patterns
-        others = [*declared, *(remembered.series if remembered and self.as_remembered else ())]
-        return tuple(dict.fromkeys((*self.policy.patterns, *map(Template, others))))
-
-    def _declared(self, own_fd: int | None) -> dict[str, Schedule]:
-        """The schedules that runs have declared in `.ckptd/schedules/`, by template; what is corrupt is ignored."""
-        declared: dict[str, Schedule] = {}
-        if own_fd is None:
-            return declared
-        with contextlib.suppress(FileNotFoundError), opened_own_dir(SCHEDULES, dir_fd=own_fd) as fd:
-            for name in sorted(os.listdir(fd)):
-                if name.startswith("."):
-                    continue
-                try:
-                    schedule = Schedule.from_text((read_small(name, dir_fd=fd, at_most=LARGEST_BYTES) or b"").decode())
-                except (CkptdError, OSError, UnicodeDecodeError) as error:
-                    self._once(f"ignored {self.work.path}/.ckptd/{SCHEDULES}/{name}: {error}")
-                else:
-                    declared[schedule.template] = schedule
-        return declared
-
-    def _judge(
-        self, found: Found, remembered: Memory | None, asked_for: set[str], now_ns: int, *, strict: bool
-    ) -> _Judged:
-        """Turn entries into checkpoints; what is none by its bytes is left alone."""
-        judged = _Judged(left_alone=list(found.left_alone))
-        settling = self._settling()
-        seen = remembered.seen if remembered else {}
-        verdicts: dict[str, tuple[Entry, Verdict]] = {}
-        for entry in found.entries:
-            before, verdict = self._verdicts.get(entry.name, (None, None))
-            if verdict is None or before != entry:
-                try:
-                    verdict = judge(entry, dir_fd=self.work.fd, settling=settling, now_ns=now_ns)
-                except (FileNotFoundError, RefusedError):
-                    continue  # gone, or something else by now: the next look tells
-                except OSError as error:
-                    judged.unreadable[entry.name] = why(error)
-                    # What was seen before keeps its place; what was not is not met before it can be read.
-                    verdict = Verdict(State.IN_FLIGHT, f"cannot be read: {why(error)}", entry.name in seen)
-            if not (verdict.known or entry.series in asked_for):
-                judged.left_alone.append(LeftAlone(entry.name, verdict.structure))
-                continue
-            if verdict.state is not State.IN_FLIGHT:
-                verdicts[entry.name] = entry, verdict
-            elif verdict.settles_s is not None:
-                judged.settles_s = min(verdict.settles_s, judged.settles_s or verdict.settles_s)
-            checkpoint = self._checkpoint(entry, verdict, seen.get(entry.name))
-            if verdict.checksum:
-                judged.checkable.add(entry.name)
-                known = seen.get(entry.name)
-                if self._content(checkpoint, known) is None and self.policy.verify == "full":
-                    judged.unread.add(entry.name)
-                    checkpoint = replace(checkpoint, pending=strict)
-            judged.checkpoints.append(checkpoint)
-        self._verdicts = verdicts
-        judged.left_alone.sort(key=lambda each: each.name)
-        return judged
-
-    def _checkpoint(self, entry: Entry, verdict: Verdict, known: Seen | None) -> Checkpoint:
-        checkpoint = Checkpoint(
-            entry.series, entry.name, entry.step, entry.size_bytes, entry.mtime_ns, verdict.state, verdict.evidence,
-            allocated_bytes=entry.allocated_bytes,
-        )  # fmt: skip
-        fault = self._content(checkpoint, known)
-        if fault:
-            return replace(checkpoint, state=State.INCOMPLETE, evidence=fault)
-        if fault is not None:
-            checkpoint = replace(checkpoint, evidence=f"{verdict.structure}, content read")
-        failed = known is not None and known.durable is False and known.identity == checkpoint.identity
-        if checkpoint.identity in self.findings.synced:
-            return checkpoint
-        return (
-            replace(checkpoint, durable=False)
-            if failed or checkpoint.identity in self.findings.unsynced
-            else checkpoint
-        )
-
-    def _content(self, checkpoint: Checkpoint, known: Seen | None) -> str | None:
-        remembered = known.content if known is not None and known.identity == checkpoint.identity else None
-        return self.findings.content.get(checkpoint.identity, remembered)
-
-    def _settling(self) -> Settling:
-        if self._local is None:
-            self._local = is_local(self.work.fd)
-        return Settling(self._local, self.policy.settle_s)
-
-    def _protections(self, found: Found) -> dict[str, list[str]]:
-        """Who must stay whatever a rule says, with the reasons: DESIGN section 4."""
-        protected: dict[str, list[str]] = {}
-        for name in found.pinned:
-            protected.setdefault(name, []).append("pinned")
-        for name, link in found.linked.items():
-            protected.setdefault(name, []).append(f"named by the symlink {link}")
-        others = [name for name in FRAMEWORK_POINTERS if name != self.policy.pointer]
-        for file, name in framework_pointers(others, dir_fd=self.work.fd).items():
-            protected.setdefault(name, []).append(f"named by {file}")
-        for entry in found.entries:
-            # Of directories only: on overlayfs a file's device is that of its layer. A file that something is mounted
-            # on cannot be renamed, and says so then.
-            if entry.is_dir and entry.device != self.work.info.st_dev:
-                protected.setdefault(entry.name, []).append("a mount point")
-        return protected
-
-    def _trusted(self, whole: set[str]) -> str | None:
-        """The complete checkpoint that a pointer in a work dir names which is met for the first time."""
-        for name in dict.fromkeys((self.policy.pointer, *FIRST_CONTACT_POINTERS)):
-            target = link_target(name, dir_fd=self.work.fd)
-            if target is None:
-                text = read_pointer(name, dir_fd=self.work.fd)
-                target = named_by(text) if text else None
-            if target in whole:
-                return target
-        return None
-
-    def _use_of(self, entry: Entry) -> str | None:
-        """Who is at a checkpoint that is about to go: a writer, or of a directory also a reader."""
-        try:
-            if entry.is_dir:
-                pid = reader_of(entry.name, dir_fd=self.work.fd)
-                return None if pid is None else f"open in process {pid}"
-            if self._settling().local:
-                with opened_file(entry.name, dir_fd=self.work.fd) as fd:
-                    return "open for writing" if has_writer(fd) else None
-        except (OSError, RefusedError):
-            pass  # the rename will tell
-        return None
-
-    def _once(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
-            log.warning(message)
-
-
-def _advice(decided: Plan, first: bool, trusted: str | None) -> tuple[str, ...]:
+def advice_on(decided: Plan, first: bool, trusted: str | None) -> tuple[str, ...]:
     """What a person should know about this plan beyond its rows."""
     advice = []
     for series in decided.series:

@@ -190,7 +190,7 @@ def test_what_cannot_be_freed_is_tried_again_while_the_watch_goes_on(
         report = reconciler.reconcile()
         assert report.look_again_s is not None
         monkeypatch.setattr(delete, "remove", remove)
-        at_ns += int(report.look_again_s * 1e9) + 1
+        at_ns += int(report.look_again_s * 1e9) + 10**7
         reconciler.reconcile()
         background.wait()
     assert trash(work_dir) == []
