@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,9 +32,9 @@ StrPath = str | os.PathLike[str]
 def plan(work_dir: StrPath, policy: Policy | None = None) -> Survey:
     """What `prune` would do with `work_dir`, and why; changes nothing.
 
-    Raises CkptdError for what the caller can mend, OSError if the disk does not answer.
+    Raises CkptdError for what the caller can mend, and where the disk does not answer.
     """
-    with WorkDir(work_dir) as work:
+    with WorkDir(work_dir) as work, _named(work):
         return Surveyor(work, policy or Policy()).survey(time.time_ns())
 
 
@@ -48,7 +49,7 @@ def prune(work_dir: StrPath, policy: Policy | None = None) -> Report:
     from .reconcile import Reconciler
 
     background = Background()
-    with WorkDir(work_dir) as work:
+    with WorkDir(work_dir) as work, _named(work):
         check_library_use(work)
         try:
             reconciler = Reconciler(work, policy or Policy(), background)
@@ -64,7 +65,7 @@ def prune(work_dir: StrPath, policy: Policy | None = None) -> Report:
 
 def latest(work_dir: StrPath, policy: Policy | None = None) -> Path | None:
     """The newest complete checkpoint of `work_dir`, None if there is none; changes nothing."""
-    with WorkDir(work_dir) as work:
+    with WorkDir(work_dir) as work, _named(work):
         survey = Surveyor(work, policy or Policy(), as_remembered=True).survey(time.time_ns())
         if survey.plan.newest is not None:
             return Path(work.path, survey.plan.newest.name)
@@ -106,3 +107,13 @@ def verify(
     if fault:
         return replace(verdict, state=State.INCOMPLETE, structure=fault)
     return replace(verdict, structure=f"{verdict.structure}, content read")
+
+
+@contextlib.contextmanager
+def _named(work: WorkDir) -> Iterator[None]:
+    """What the system refused, said with the work dir it was about."""
+    try:
+        yield
+    except OSError as error:
+        name = error.filename if isinstance(error.filename, str) else ""
+        raise CkptdError(f"{os.path.join(work.path, name)}: {why(error)}") from error

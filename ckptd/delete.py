@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .disk import NO_ROOM, exists, opened_own_dir, sync_dir
+from .disk import NO_ROOM, exists, open_as_its_directory, opened_own_dir, sync_dir
 from .errors import NoRoomError, why
 from .scan import Entry, entry_of, stat_entry
 
@@ -127,6 +127,7 @@ def opened_trash(own_fd: int) -> Iterator[int]:
             raise NoRoomError(f"{NAME}: {why(error)}. Free a few kB on that disk, and run ckptd again") from error
         raise
     with opened_own_dir(NAME, dir_fd=own_fd) as fd:
+        open_as_its_directory(fd, dir_fd=own_fd)
         yield fd
 
 

@@ -112,6 +112,15 @@ def temporary_name(name: str) -> str:
     return f".{name}.ckptd-tmp"
 
 
+def open_as_its_directory(fd: int, *, dir_fd: int) -> None:
+    """Let those write to what we have made who may write to the directory it is in: a group that shares one."""
+    made, around = os.fstat(fd).st_mode, os.fstat(dir_fd).st_mode
+    wanted = around & (0o777 if stat.S_ISDIR(made) else 0o666)
+    if made & 0o777 != wanted:
+        with contextlib.suppress(PermissionError):  # made by another of them
+            os.fchmod(fd, wanted)
+
+
 def sync_dir(dir_fd: int) -> None:
     """Make the names in a directory durable; a file system that cannot do that for directories is no error."""
     try:

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .disk import path_of, read_small
+from .disk import open_as_its_directory, path_of, read_small
 from .errors import CkptdError, RefusedError, why
 
 NAME = "journal.jsonl"
@@ -85,6 +85,8 @@ def _opened(own_fd: int, more_flags: int) -> Iterator[int]:
             raise RefusedError(f"{where}: not a file that ckptd made. Remove it") from error
         raise
     try:
+        if more_flags:
+            open_as_its_directory(fd, dir_fd=own_fd)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise RefusedError(f"{where}: not a file that ckptd made. Remove it")
         yield fd

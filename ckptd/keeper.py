@@ -96,7 +96,9 @@ class Keeper:
     def _pass(self) -> float | None:
         if self._reconciler is not None and not self._reconciler.work.is_still_there():
             self._announced = []
-            self._say(logging.WARNING, f"lost {self.path}: it, or .ckptd in it, was replaced, unmounted or removed")
+            self._say(
+                logging.WARNING, f"lost {self.path}: it, or .ckptd in it, was replaced or removed, or cannot be reached"
+            )
             self.close()
         self._watcher.watch(self.path)  # before the look, so that nothing falls between them
         met = self._reconciler is None

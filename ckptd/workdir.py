@@ -16,12 +16,15 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from .disk import NO_ROOM, OWN_DIR, opened_own_dir
+from .disk import NO_ROOM, OWN_DIR, open_as_its_directory, opened_own_dir
 from .errors import CkptdError, NoRoomError, OwnedError, RefusedError, UsageError, why
 
 LOCK = "lock"
 _MOST_LINKS = 40  # as the kernel's
-_NEEDED_LATER = ("ckptd.api", "ckptd.reconcile", "ckptd.render", "ckptd.restore", "ctypes", "encodings.cp437", "socket")
+_NEEDED_LATER = (
+    "ckptd.api", "ckptd.reconcile", "ckptd.render", "ckptd.restore", "ckptd.service",
+    "ctypes", "encodings.cp437", "heapq", "linecache", "socket", "traceback",
+)  # fmt: skip
 _LOCK_WAIT_S, _LOCK_RETRY_S = 1.0, 0.05
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 
@@ -116,6 +119,7 @@ class WorkDir:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise RefusedError(f"{self.path}/{OWN_DIR}/{LOCK}: not a file that ckptd made. Remove it")
+        open_as_its_directory(fd, dir_fd=own_fd)
         self._stack.callback(os.close, fd)
         locked = self._flock(fd)
         self._lock_fd = fd

@@ -231,3 +231,18 @@ def test_a_zip_of_ten_thousand_members_is_still_read(with_checkpoints: Builder) 
     with_checkpoints.tick(work_dir / "epoch_2.pth")
     a_pass(work_dir, max_keep=1, interval=1)
     assert left(work_dir) == epochs(2)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody")
+def test_root_becomes_the_owner_even_where_the_owner_cannot_read_roots_python(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    for path in (*work_dir.parents[:3], work_dir):
+        path.chmod(0o755)
+    for path in (work_dir, *work_dir.iterdir()):
+        os.chown(path, 12345, 12345)
+    for command in ("plan", "prune", "latest", "history", "restore", "plan"):
+        asked = [sys.executable, "-m", "ckptd", command, str(work_dir)]
+        done = subprocess.run(asked, capture_output=True, text=True, env=environment(CKPTD_MAX_KEEP="1"), timeout=60)
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False), (command, done.stderr)
+    assert {path.stat().st_uid for path in (work_dir / ".ckptd").iterdir()} == {12345}
+    assert left(work_dir) == epochs(3)
