@@ -10,7 +10,6 @@ import errno
 import itertools
 import os
 import re
-import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from .scan import Entry, entry_of, stat_entry
 
 NAME = "trash"
 _ITEM = re.compile(r"([0-9]{1,19})-([0-9]{1,9})(\.gone)?", re.ASCII)
+_MOVED_UP = 1_000_000  # the numbers from which on what was moved up is called
 _GONE = ".gone"  # claimed for removal: `restore` no longer sees it
 
 
@@ -98,12 +98,51 @@ def claim(item: str, *, trash_fd: int) -> str:
 
 
 def remove(item: str, *, trash_fd: int) -> None:
-    """Free what a claimed item holds. Gone already is success; raises OSError for what cannot be removed."""
-    with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISDIR(stat_entry(item, dir_fd=trash_fd).st_mode):
-            shutil.rmtree(item, dir_fd=trash_fd)  # refuses to follow a symlink put in its way
-        else:
-            os.unlink(item, dir_fd=trash_fd)
+    """Free what a claimed item holds. Gone already is success; raises OSError for what cannot be removed.
+
+    A directory inside is first moved up into the trash: so depth costs neither memory nor descriptors, no link is
+    followed, and what a crash leaves bears a name that the next start goes on with.
+    """
+    ahead = [item]
+    names = (f"{item.partition('-')[0]}-{n}{_GONE}" for n in itertools.count(_MOVED_UP))
+    while ahead:
+        try:
+            info = stat_entry(ahead[-1], dir_fd=trash_fd)
+        except FileNotFoundError:
+            ahead.pop()
+            continue
+        if not stat.S_ISDIR(info.st_mode):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(ahead[-1], dir_fd=trash_fd)
+            ahead.pop()
+            continue
+        inside = _empty(ahead[-1], names, trash_fd)
+        if not inside:
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(ahead[-1], dir_fd=trash_fd)
+            ahead.pop()
+        ahead += inside
+
+
+def _empty(name: str, names: Iterator[str], trash_fd: int) -> list[str]:
+    """Unlink the files in a directory, and move its directories up; returns what those are called now."""
+    moved = []
+    with opened_own_dir(name, dir_fd=trash_fd) as fd:
+        with contextlib.suppress(PermissionError):
+            os.fchmod(fd, 0o700)  # one that was protected against writing is still to go
+        with os.scandir(fd) as entries:
+            inside = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        for inner, is_dir in inside:
+            if not is_dir:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(inner, dir_fd=fd)
+                continue
+            with contextlib.suppress(PermissionError):
+                os.chmod(inner, 0o700, dir_fd=fd)  # to move a directory is to write its `..`
+            free = next(each for each in names if not exists(each, dir_fd=trash_fd))
+            os.rename(inner, free, src_dir_fd=fd, dst_dir_fd=trash_fd)
+            moved.append(free)
+    return moved
 
 
 def restore(item: str, name: str, *, work_fd: int, trash_fd: int) -> None:

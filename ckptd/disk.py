@@ -16,6 +16,8 @@ from .errors import CkptdError, RefusedError
 OWN_DIR = ".ckptd"  # everything of ours in a work dir, but the pointer
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
+_DEEPEST = 32  # levels below a checkpoint's directory; real ones have four
+
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP})  # some network file systems, for directories only
@@ -136,14 +138,15 @@ def sync_file(name: str, *, dir_fd: int) -> None:
         _fsync(fd)
 
 
-def sync_tree(name: str, *, dir_fd: int) -> None:
+def sync_tree(name: str, *, dir_fd: int, depth: int = 0) -> None:
     """Make a directory and all the regular files below it durable."""
+    check_depth(depth, name)
     with opened_dir(name, dir_fd=dir_fd) as fd:
         with os.scandir(fd) as entries:
             inside = list(entries)
         for entry in inside:
             if entry.is_dir(follow_symlinks=False):
-                sync_tree(entry.name, dir_fd=fd)
+                sync_tree(entry.name, dir_fd=fd, depth=depth + 1)
             elif entry.is_file(follow_symlinks=False):
                 sync_file(entry.name, dir_fd=fd)
         sync_dir(fd)
@@ -155,6 +158,12 @@ def path_of(name: str, *, dir_fd: int) -> str:
         return os.path.join(os.readlink(f"/proc/self/fd/{dir_fd}"), name)
     except OSError:
         return name
+
+
+def check_depth(depth: int, name: str) -> None:
+    """Raise OSError below more directories than any checkpoint has: whoever made them wants to exhaust something."""
+    if depth > _DEEPEST:
+        raise OSError(errno.ELOOP, "nested deeper than any checkpoint", name)
 
 
 def exists(name: str, *, dir_fd: int) -> bool:

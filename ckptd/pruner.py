@@ -11,7 +11,7 @@ from typing import Any
 
 from . import delete, journal
 from .background import Background
-from .core.memory import Memory
+from .core.memory import Memory, Seen
 from .core.plan import Decision, Plan
 from .disk import NO_ROOM, SyncError, exists
 from .errors import why
@@ -57,19 +57,28 @@ class Pruner:
 
         `memory`: as the last pass has left it; it tells the name of what was renamed just before a crash.
         """
+        unnamed = 0
         journal.check(self._own_fd)  # before anything goes that could not be written down
         with delete.opened_trash(self._own_fd) as trash_fd:
             left = delete.items(trash_fd)
             lines = self._lines() if left else {}
+            seen = {(s.size_bytes, s.mtime_ns): s for s in memory.seen.values()} if memory and left else {}
             for item in left:
                 line = lines.get(item.name)
                 if line is None and not item.claimed:
-                    line = self._name_again(item, memory, trash_fd)
+                    line = self._name_again(item, seen, trash_fd)
+                    unnamed += line is None
                 until_ms = line.get("until_ms") if line else item.at_ms + _UNNAMED_TTL_MS
                 if self._trash_ttl_s is not None:
                     until_ms = item.at_ms + int(self._trash_ttl_s * 1000)
                 # A claimed one was being removed: it may be half gone already.
                 self._expires_ms[item.name] = item.at_ms if item.claimed else until_ms or item.at_ms
+        if unnamed:
+            self._log.warning(
+                "found %d in %s/.ckptd/trash of which nothing is written down; kept for an hour",
+                unnamed,
+                self._work.path,
+            )
 
     def prune(self, survey: Survey, prunes: list[Decision]) -> tuple[list[Decision], dict[str, str]]:
         """Rename into the trash, oldest first, and make that durable. One failure is not the end.
@@ -135,14 +144,15 @@ class Pruner:
             except OSError as error:
                 if error.errno not in NO_ROOM:
                     raise
-        for item in due:
-            del self._expires_ms[item]
-            self._remover.submit(self._work.path, self._own_fd, item)
+        if due:
+            for item in due:
+                del self._expires_ms[item]
+            self._remover.submit(self._work.path, self._own_fd, due)
 
     @property
     def unfreed(self) -> dict[str, str]:
         """What is in the trash and could not be freed, with the system's reason."""
-        return {f".ckptd/trash/{item}": why(error) for item, error in self._remover.failed}
+        return {f".ckptd/trash/{item}": str(error) for item, error in self._remover.failed}
 
     def expires_in_s(self) -> list[float]:
         """Seconds until the first thing in the trash is to be freed; none if nothing waits there."""
@@ -181,26 +191,25 @@ class Pruner:
     def _lines(self) -> dict[str, dict[str, Any]]:
         return {str(line.get("trash")): line for line in journal.read(self._own_fd) if line.get("did") == "pruned"}
 
-    def _name_again(self, item: delete.Item, memory: Memory | None, trash_fd: int) -> dict[str, Any] | None:
-        """The line for what a crash left unwritten: what was seen, and is gone."""
+    def _name_again(
+        self, item: delete.Item, known: dict[tuple[int, int], Seen], trash_fd: int
+    ) -> dict[str, Any] | None:
+        """The line for what a crash left unwritten: what was seen, by size and time, and is gone."""
         try:
             entry = entry_of(item.name, dir_fd=trash_fd)
         except OSError:
             return None
-        for seen in memory.seen.values() if memory else ():
-            same = (seen.size_bytes, seen.mtime_ns) == (entry.size_bytes, entry.mtime_ns)
-            if same and not exists(seen.name, dir_fd=self._work.fd):
-                line = {
-                    "at": _iso(item.at_ms), "did": "pruned", "name": seen.name, "series": seen.series,
-                    "step": seen.step,
-                    "size_bytes": seen.size_bytes, "reason": "pruned just before a crash", "trash": item.name,
-                    "until_ms": item.at_ms,
-                }  # fmt: skip
-                self._write_down(line)
-                self._log.info("found %s, pruned just before a crash", seen.name)
-                return line
-        self._log.warning("found .ckptd/trash/%s, of which nothing is written down; it is kept for an hour", item.name)
-        return None
+        seen = known.get((entry.size_bytes, entry.mtime_ns))
+        if seen is None or exists(seen.name, dir_fd=self._work.fd):
+            return None
+        line = {
+            "at": _iso(item.at_ms), "did": "pruned", "name": seen.name, "series": seen.series, "step": seen.step,
+            "size_bytes": seen.size_bytes, "reason": "pruned just before a crash", "trash": item.name,
+            "until_ms": item.at_ms,
+        }  # fmt: skip
+        self._write_down(line)
+        self._log.info("found %s, pruned just before a crash", seen.name)
+        return line
 
     def _say_pruned(self, decision: Decision) -> None:
         c = decision.checkpoint

@@ -9,7 +9,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from .disk import opened_dir
+from .disk import check_depth, opened_dir
 
 
 def reader_of(name: str, *, dir_fd: int) -> int | None:
@@ -22,14 +22,15 @@ def reader_of(name: str, *, dir_fd: int) -> int | None:
     return None
 
 
-def _inodes(name: str, dir_fd: int) -> Iterator[tuple[int, int]]:
+def _inodes(name: str, dir_fd: int, depth: int = 0) -> Iterator[tuple[int, int]]:
+    check_depth(depth, name)
     with opened_dir(name, dir_fd=dir_fd) as fd:
         info = os.fstat(fd)
         yield info.st_dev, info.st_ino
         with os.scandir(fd) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    yield from _inodes(entry.name, fd)
+                    yield from _inodes(entry.name, fd, depth + 1)
                 else:
                     with contextlib.suppress(FileNotFoundError):
                         inside = entry.stat(follow_symlinks=False)

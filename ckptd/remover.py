@@ -11,7 +11,7 @@ from collections import deque
 from . import delete
 from .background import Background
 from .disk import opened_own_dir
-from .errors import why
+from .errors import RefusedError, why
 from .labelled import Labelled
 
 
@@ -21,25 +21,36 @@ class Remover:
     def __init__(self, background: Background, log: Labelled) -> None:
         self._background, self._log = background, log
         self._said: set[str] = set()
-        self.failed: deque[tuple[str, OSError]] = deque()  # filled by a thread, emptied by another
+        self.failed: deque[tuple[str, OSError | RefusedError]] = deque()  # filled by a thread, emptied by another
 
-    def submit(self, work_dir: str, own_fd: int, item: str) -> None:
-        """Free `item` of the trash below the `.ckptd` directory `own_fd`, soon."""
+    def submit(self, work_dir: str, own_fd: int, items: list[str]) -> None:
+        """Free `items` of the trash below the `.ckptd` directory `own_fd`, soon, in this order."""
         with opened_own_dir(delete.NAME, dir_fd=own_fd) as fd:
             trash_fd = os.dup(fd)  # outlives the pass, and the work dir if that is replaced
-        self._background.submit(f"free {work_dir}", lambda: self._free(item, trash_fd))
+        self._background.submit(f"free {work_dir}", lambda: self._free(items, trash_fd))
 
-    def _free(self, item: str, trash_fd: int) -> None:
+    def _free(self, items: list[str], trash_fd: int) -> None:
+        try:
+            for item in items:
+                if self._background.stopping.is_set():
+                    return  # the next start goes on
+                self._free_one(item, trash_fd)
+        finally:
+            os.close(trash_fd)
+
+    def _free_one(self, item: str, trash_fd: int) -> None:
         try:
             item = delete.claim(item, trash_fd=trash_fd)
             delete.remove(item, trash_fd=trash_fd)
             self._log.debug("freed trash/%s", item)
         except FileNotFoundError:
             self._log.debug("trash/%s was gone", item)  # restored, or freed by hand
-        except OSError as error:
+        except (OSError, RefusedError) as error:
             self.failed.append((item, error))
             if item not in self._said:
                 self._said.add(item)
-                self._log.warning("could not free trash/%s: %s; will try again", item, why(error))
-        finally:
-            os.close(trash_fd)
+                self._log.warning("could not free trash/%s: %s; will try again", item, _reason(error))
+
+
+def _reason(error: OSError | RefusedError) -> str:
+    return why(error) if isinstance(error, OSError) else str(error)

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 
 from .core.layouts import takes_directories
 from .core.naming import Template
-from .disk import opened_dir
+from .disk import check_depth, opened_dir
 
 PIN_ENDING = ".keep"
 DCP_MARKER = ".metadata"
-_DEEPEST = 32  # levels below a checkpoint's directory; real ones have four
 
 
 @dataclass(frozen=True)
@@ -137,11 +136,11 @@ def _measure(name: str, dir_fd: int, info: os.stat_result) -> tuple[int, int, in
     marker_ns: list[int] = []
 
     def walk(name: str, dir_fd: int, depth: int) -> None:
+        check_depth(depth, name)
         with opened_dir(name, dir_fd=dir_fd) as fd, os.scandir(fd) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    if depth < _DEEPEST:
-                        walk(entry.name, fd, depth + 1)
+                    walk(entry.name, fd, depth + 1)
                 elif entry.is_file(follow_symlinks=False):
                     inside = entry.stat(follow_symlinks=False)
                     inodes[inside.st_dev, inside.st_ino] = inside

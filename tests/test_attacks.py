@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from ckptd import delete
 from ckptd.background import Background
 from ckptd.core.policy import Policy
+from ckptd.disk import opened_dir
 from ckptd.errors import RefusedError
 from ckptd.keeper import Keeper
 from ckptd.reading import Reader
@@ -246,3 +248,61 @@ def test_root_becomes_the_owner_even_where_the_owner_cannot_read_roots_python(wi
         assert (done.returncode, "Traceback" in done.stderr) == (0, False), (command, done.stderr)
     assert {path.stat().st_uid for path in (work_dir / ".ckptd").iterdir()} == {12345}
     assert left(work_dir) == epochs(3)
+
+
+def bottomless(path: Path, *, depth: int) -> None:
+    """A directory in a directory in a directory ..., some of them protected against writing."""
+    path.mkdir()
+    fd = os.open(path, os.O_RDONLY)
+    for level in range(depth):
+        os.mkdir("d", dir_fd=fd)
+        inner = os.open("d", os.O_RDONLY, dir_fd=fd)
+        if level % 1000 == 0:
+            os.fchmod(fd, 0o555)
+        os.close(fd)
+        fd = inner
+    os.close(fd)
+
+
+def test_a_tree_of_any_depth_and_protected_against_writing_is_freed(tmp_path: Path) -> None:
+    bottomless(tmp_path / "1-0.gone", depth=3000)
+    with opened_dir(str(tmp_path)) as fd:
+        delete.remove("1-0.gone", trash_fd=fd)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_directory_nested_deeper_than_any_checkpoint_is_left_alone(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints.shards("iter_1").parent
+    bottomless(work_dir / "iter_1/d", depth=2000)
+    with_checkpoints.shards("iter_2")
+    with_checkpoints.shards("iter_3")
+    report = a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=0)
+    assert [(each.name, each.reason) for each in report.survey.left_alone] == [
+        ("iter_1", "cannot be read: nested deeper than any checkpoint")
+    ]
+    assert left(work_dir) == ["iter_1", "iter_3"]
+    with opened_dir(str(work_dir)) as fd:
+        delete.remove("iter_1", trash_fd=fd)  # or nobody could
+
+
+def test_hundreds_pruned_at_once_need_no_descriptor_each(with_checkpoints: Builder) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    work_dir = with_checkpoints(*epochs(*range(1, 301)))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+        report = a_pass(work_dir, max_keep=1, interval=1, trash_ttl_s=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (report.failed, left(work_dir), trash(work_dir)) == ({}, epochs(300), [])
+
+
+def test_a_trash_full_of_things_is_said_in_one_line(
+    with_checkpoints: Builder, caplog: pytest.LogCaptureFixture
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2))
+    a_pass(work_dir)
+    for n in range(2000):
+        (work_dir / f".ckptd/trash/1-{n}").touch()
+    a_pass(work_dir)
+    assert caplog.text.count("nothing is written down") == 1
+    assert len(trash(work_dir)) == 0  # an hour of 1970 is over

@@ -66,6 +66,8 @@ def test_a_checkpoint_that_cannot_be_read_is_3_and_kept(somebody: Somebody, ckpt
 
 
 def test_what_could_be_renamed_but_not_freed_is_3(somebody: Somebody, ckptd: Ckptd) -> None:
+    if somebody.is_us:
+        pytest.skip("only root can leave something that its owner may not remove")
     place = somebody.place / "run"
     place.mkdir()
     builder = Builder(place)
@@ -74,7 +76,7 @@ def test_what_could_be_renamed_but_not_freed_is_3(somebody: Somebody, ckptd: Ckp
     (place / "iter_1" / "logs").mkdir()
     (place / "iter_1" / "logs" / "events").touch()
     somebody.owns(place)
-    (place / "iter_1" / "logs").chmod(0o555)
+    os.chown(place / "iter_1" / "logs", 0, 0)
     options = ["--max-keep", 1, "--rule", "newest", "--trash-ttl", 0, "--settle", 0]
     done = ckptd("prune", place, *options, user=somebody)
     assert left(place) == ["iter_3"]
