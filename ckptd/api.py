@@ -58,8 +58,10 @@ def prune(work_dir: StrPath, policy: Policy | None = None) -> Report:
                 background.wait()  # what was deleted has made the room that was missing
                 again = reconciler.reconcile()
                 report = replace(again, pruned=report.pruned + again.pruned)
-        finally:
-            background.close()
+        except BaseException:
+            background.close(0.0)  # ^C: what is half read or half freed is taken up by the next pass
+            raise
+        background.close()
         return replace(report, failed={**(report.failed or {}), **reconciler.unfreed})
 
 

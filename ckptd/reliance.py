@@ -17,8 +17,10 @@ from .pointer import named_by
 from .reading import Reader
 from .survey import Survey
 from .surveyor import Surveyor
+from .units import human_bytes
 
 _READ_BACK_EVERY_S = 60.0
+_WORTH_A_LINE_BYTES = 10**9
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Reliance:
         self._read_back_due_s: dict[tuple[str, int, int], float] = {}
         self._waited_for: set[str] = set()
         self._said: set[str] = set()
+        self._announced: set[tuple[str, int, int]] = set()
         self._troubled = False
 
     def establish(self, survey: Survey) -> Reliable:
@@ -82,8 +85,11 @@ class Reliance:
         findings, name = self._surveyor.findings, checkpoint.name
         if name not in survey.unread:
             return findings.content.get(checkpoint.identity, "")
-        work = self._surveyor.work
-        answer = self._reader.ask(work.path, work.fd, survey.entries[name])
+        work, entry = self._surveyor.work, survey.entries[name]
+        if entry.size_bytes >= _WORTH_A_LINE_BYTES and checkpoint.identity not in self._announced:
+            self._announced.add(checkpoint.identity)
+            self._log.info("reading %s (%s) before anything relies on it", name, human_bytes(entry.size_bytes))
+        answer = self._reader.ask(work.path, work.fd, entry)
         if isinstance(answer, OSError):
             self._troubled = True
             self._once(f"could not read {work.path}/{name}: {why(answer)}; will try again")

@@ -21,7 +21,7 @@ from .disk import opened_file, opened_own_dir, read_small
 from .errors import CkptdError, RefusedError, why
 from .filesystem import is_local
 from .pointer import framework_pointers, link_target, named_by, read_pointer
-from .readers import reader_of
+from .readers import readers_of
 from .scan import Entry, Found, LeftAlone, scan
 from .state import read_state
 from .survey import Findings, Survey, advice_on
@@ -82,12 +82,11 @@ class Surveyor:
                 judged.checkpoints, self.policy, memory=remembered or Memory(), now_ns=now_ns,
                 protected=protected, declared=declared, trusted=trusted, patterns=patterns,
             )  # fmt: skip
-            used = {d.checkpoint.name: self._use_of(entries[d.checkpoint.name]) for d in decided.prune}
-            if not any(used.values()):
+            used = self._uses([entries[d.checkpoint.name] for d in decided.prune])
+            if not used:
                 break
             for name, use in used.items():
-                if use:
-                    protected.setdefault(name, []).append(use)
+                protected.setdefault(name, []).append(use)
         return Survey(
             decided,
             entries,
@@ -230,18 +229,19 @@ class Surveyor:
                 return target
         return None
 
-    def _use_of(self, entry: Entry) -> str | None:
-        """Who is at a checkpoint that is about to go: a writer, or of a directory also a reader."""
-        try:
-            if entry.is_dir:
-                pid = reader_of(entry.name, dir_fd=self.work.fd)
-                return None if pid is None else f"open in process {pid}"
-            if self._settling().local:
-                with opened_file(entry.name, dir_fd=self.work.fd) as fd:
-                    return "open for writing" if has_writer(fd) else None
-        except (OSError, RefusedError):
-            pass  # the rename will tell
-        return None
+    def _uses(self, entries: list[Entry]) -> dict[str, str]:
+        """Who is at the checkpoints that are about to go: a writer, or of a directory also a reader."""
+        used: dict[str, str] = {}
+        with contextlib.suppress(OSError):  # what cannot be looked at now cannot be renamed either, and says so then
+            directories = [entry.name for entry in entries if entry.is_dir]
+            for name, pid in readers_of(directories, dir_fd=self.work.fd).items():
+                used[name] = f"open in process {pid}"
+        for entry in entries if self._settling().local else ():
+            if not entry.is_dir:
+                with contextlib.suppress(OSError, RefusedError), opened_file(entry.name, dir_fd=self.work.fd) as fd:
+                    if has_writer(fd):
+                        used[entry.name] = "open for writing"
+        return used
 
     def _once(self, message: str) -> None:
         if message not in self._said:
