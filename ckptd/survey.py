@@ -91,7 +91,8 @@ def advice_on(decided: Plan, first: bool, trusted: str | None) -> tuple[str, ...
             newest = f"{trusted}, which a pointer names," if trusted and first else "the last written"
             advice.append(
                 f"{grid.template.text}: the order of writing and the order of steps disagree (a resumed run, or a "
-                f"copied directory); {newest} counts as the newest, and nothing is pruned before a save is seen"
+                f"copied directory); {newest} counts as the newest, and nothing is pruned before a save is seen; "
+                "to tell it by hand, touch them in the order they were saved"
             )
         if grid.rule is None:
             if series.decisions:
