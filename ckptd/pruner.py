@@ -125,25 +125,20 @@ class Pruner:
                 )
                 return pruned, failed
         self._expires_ms |= {item: until_ms for _, item in binned}
+        self._make_journal_durable()  # before the state forgets their names
         if until_ms > now_ms:
             self._say_kept(binned, (until_ms - now_ms) / 60_000)
         return pruned, failed
 
     def settle(self) -> None:
-        """Make the journal durable, then hand to the remover what has been in the trash long enough."""
+        """Hand to the remover what has been in the trash long enough, once the journal tells where it came from."""
         now_ms = self._clock() // 1_000_000
         while self._remover.failed:
             self._retry(self._remover.failed.popleft()[0], now_ms)
         due = [item for item, until_ms in self._expires_ms.items() if until_ms <= now_ms]
         if self._unwritten:
             self._write_down()
-        if self._unsynced or self._unwritten:
-            try:
-                journal.sync(self._own_fd)
-                self._unsynced = False
-            except OSError as error:
-                if error.errno not in NO_ROOM:
-                    raise
+        self._make_journal_durable()
         if due:
             for item in due:
                 del self._expires_ms[item]
@@ -187,6 +182,16 @@ class Pruner:
         else:
             self._unwritten.clear()
             self._unsynced, self._said_full = True, False
+
+    def _make_journal_durable(self) -> None:
+        if not self._unsynced:
+            return
+        try:
+            journal.sync(self._own_fd)
+            self._unsynced = False
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
 
     def _lines(self) -> dict[str, dict[str, Any]]:
         return {str(line.get("trash")): line for line in journal.read(self._own_fd) if line.get("did") == "pruned"}
