@@ -16,7 +16,7 @@ PY39 := $(addprefix ckptd/,__init__.py errors.py disk.py scan.py formats.py dcp.
 # whose power is cut, the others run a systemd of our own.
 ROOT_PACKAGES := strace xfsprogs systemd dbus e2fsprogs util-linux procps
 
-.PHONY: all test lint format real root smoke demo install uninstall clean help check-python check-root
+.PHONY: all test lint format soak real root smoke demo install uninstall clean help check-python check-root
 all: lint test
 
 test: .venv/.test  ## the tests that need neither root nor other frameworks
@@ -34,6 +34,9 @@ format: .venv/.lint  ## let ruff mend what it can
 
 demo: .venv/.test  ## a real training run with ckptd beside it
 	@$(BIN)/python tests/demo/run.py
+
+soak: .venv/.test  ## hours of it: EXAMPLES of the world, then SAVES beside a `watch` that is killed again and again
+	$(BIN)/python -m tests.soak.soak $(or $(EXAMPLES),5000) $(or $(SAVES),20000) $(SEED)
 
 real: .venv/.real  ## the tests against real training frameworks
 	$(BIN)/python -m pytest tests/real $(ARGS)

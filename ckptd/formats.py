@@ -16,6 +16,7 @@ from . import dcp
 from .core.checkpoint import State
 from .disk import opened_file
 from .errors import RefusedError
+from .scan import INDEX_ENDING
 
 _ZIP = b"PK\x03\x04"
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa8")  # the pickled magic number of torch before 1.6
@@ -28,7 +29,6 @@ _UTF8 = 0x800
 _HARMLESS_FLAGS = _UTF8 | 0x8 | 0x6  # sizes behind the data, how hard a deflater tried; not: encrypted, patched
 _END, _END64, _LOCATOR64 = struct.Struct("<4sHHHHLLH"), struct.Struct("<4sQHHLLQQQQ"), struct.Struct("<4sLQL")
 _LONGEST_COMMENT = 65535
-_INDEX_ENDING = ".index.json"  # Hugging Face: names the shard of every tensor
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def structure_of_directory(fd: int) -> Structure:
     if dcp.MARKER in names or any(name.endswith(".distcp") for name in names):
         return _distributed(fd, names)
     for name in sorted(names):
-        if name.endswith(_INDEX_ENDING):
+        if name.endswith(INDEX_ENDING):
             return _indexed(fd, name)
     return Structure(State.UNVERIFIABLE, "a directory without any known marker", known=False, marked=False)
 

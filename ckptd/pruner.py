@@ -204,7 +204,8 @@ class Pruner:
             entry = entry_of(item.name, dir_fd=trash_fd)
         except OSError:
             return None
-        seen = known.get((entry.size_bytes, entry.mtime_ns))
+        bytes_of_identity = entry.size_bytes if entry.marker_bytes is None else entry.marker_bytes
+        seen = known.get((bytes_of_identity, entry.mtime_ns))
         if seen is None or exists(seen.name, dir_fd=self._work.fd):
             return None
         line = {

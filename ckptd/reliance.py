@@ -15,7 +15,7 @@ from .errors import RefusedError, why
 from .labelled import Labelled
 from .pointer import named_by
 from .reading import Reader
-from .survey import Survey
+from .survey import Identity, Survey
 from .surveyor import Surveyor
 from .units import human_bytes
 
@@ -41,10 +41,10 @@ class Reliance:
 
     def __init__(self, surveyor: Surveyor, reader: Reader, clock: Callable[[], int], log: Labelled) -> None:
         self._surveyor, self._reader, self._clock, self._log = surveyor, reader, clock, log
-        self._read_back_due_s: dict[tuple[str, int, int], float] = {}
+        self._read_back_due_s: dict[Identity, float] = {}
         self._waited_for: set[str] = set()
         self._said: set[str] = set()
-        self._announced: set[tuple[str, int, int]] = set()
+        self._announced: set[Identity] = set()
         self._troubled = False
 
     def establish(self, survey: Survey) -> Reliable:
@@ -84,10 +84,10 @@ class Reliance:
         """What is wrong with its content, "" if nothing is; None if that is not known yet."""
         findings, name = self._surveyor.findings, checkpoint.name
         if name not in survey.unread:
-            return findings.content.get(checkpoint.identity, "")
+            return findings.content.get(checkpoint.bytes_on_disk, "")
         work, entry = self._surveyor.work, survey.entries[name]
-        if entry.size_bytes >= _WORTH_A_LINE_BYTES and checkpoint.identity not in self._announced:
-            self._announced.add(checkpoint.identity)
+        if entry.size_bytes >= _WORTH_A_LINE_BYTES and checkpoint.bytes_on_disk not in self._announced:
+            self._announced.add(checkpoint.bytes_on_disk)
             self._log.info("reading %s (%s) before anything relies on it", name, human_bytes(entry.size_bytes))
         answer = self._reader.ask(work.path, work.fd, entry)
         if isinstance(answer, OSError):
@@ -95,7 +95,7 @@ class Reliance:
             self._once(f"could not read {work.path}/{name}: {why(answer)}; will try again")
             return None
         if answer is not None:
-            findings.content[checkpoint.identity] = answer
+            findings.content[checkpoint.bytes_on_disk] = answer
         if answer:
             self._log.error("%s/%s: %s; it is not relied on, and the next save is to be", work.path, name, answer)
         return answer
@@ -124,7 +124,7 @@ class Reliance:
                 for checkpoint in fresh:
                     self._lost(checkpoint, error)
                 return True
-            findings.synced |= {checkpoint.identity for checkpoint in fresh}
+            findings.synced |= {checkpoint.bytes_on_disk for checkpoint in fresh}
         return failed
 
     def _sync_one(self, checkpoint: Checkpoint, survey: Survey) -> None:
@@ -136,8 +136,8 @@ class Reliance:
 
     def _lost(self, checkpoint: Checkpoint, error: SyncError) -> None:
         """A failed fsync: the kernel may have dropped what it could not write, and a second fsync would not tell."""
-        self._surveyor.findings.unsynced.add(checkpoint.identity)
-        self._read_back_due_s[checkpoint.identity] = time.monotonic() + _READ_BACK_EVERY_S
+        self._surveyor.findings.unsynced.add(checkpoint.bytes_on_disk)
+        self._read_back_due_s[checkpoint.bytes_on_disk] = time.monotonic() + _READ_BACK_EVERY_S
         self._log.error(
             "fsync of %s/%s failed (%s): not relied on until its content was read back from the disk; check the disk",
             self._surveyor.work.path,
@@ -153,21 +153,21 @@ class Reliance:
             if checkpoint.durable or not checkpoint.state.whole or checkpoint.name not in survey.checkable:
                 continue
             self._troubled = True
-            if time.monotonic() < self._read_back_due_s.get(checkpoint.identity, 0.0):
+            if time.monotonic() < self._read_back_due_s.get(checkpoint.bytes_on_disk, 0.0):
                 continue
             answer = self._reader.ask(work.path, work.fd, survey.entries[checkpoint.name], from_disk=True)
             if answer is None:
                 continue
-            self._read_back_due_s[checkpoint.identity] = time.monotonic() + _READ_BACK_EVERY_S
+            self._read_back_due_s[checkpoint.bytes_on_disk] = time.monotonic() + _READ_BACK_EVERY_S
             if isinstance(answer, OSError):
                 continue
-            findings.content[checkpoint.identity] = answer
+            findings.content[checkpoint.bytes_on_disk] = answer
             try:
                 if not answer:
                     self._sync_one(checkpoint, survey)
                     sync_dir(work.fd)
-                    findings.unsynced.discard(checkpoint.identity)
-                    findings.synced.add(checkpoint.identity)
+                    findings.unsynced.discard(checkpoint.bytes_on_disk)
+                    findings.synced.add(checkpoint.bytes_on_disk)
                     self._log.info("read %s back from the disk, whole", checkpoint.name)
                 mended = True
             except (OSError, RefusedError) as error:
@@ -177,7 +177,9 @@ class Reliance:
     def _is_durable(self, name: str, survey: Survey) -> bool:
         seen = survey.plan.memory.seen[name]
         findings = self._surveyor.findings
-        return seen.identity not in findings.unsynced and (bool(seen.durable) or seen.identity in findings.synced)
+        return seen.bytes_on_disk not in findings.unsynced and (
+            bool(seen.durable) or seen.bytes_on_disk in findings.synced
+        )
 
     def _say_lag(self, waits: set[str]) -> None:
         """Say, once for each time it happens, that saves come faster than they can be read."""

@@ -18,6 +18,7 @@ from .disk import check_depth, opened_dir
 
 PIN_ENDING = ".keep"
 DCP_MARKER = ".metadata"
+INDEX_ENDING = ".index.json"  # Hugging Face: names the shard of every tensor
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Entry:
     device: int
     inode: int
     is_dir: bool
+    marker_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -111,10 +113,11 @@ def _look_at(found: Found, dir_fd: int, template: Template, name: str, step: int
 def _entry(series: str, name: str, step: int, dir_fd: int, info: os.stat_result) -> Entry:
     size_bytes, allocated_bytes, mtime_ns = info.st_size, info.st_blocks * 512, info.st_mtime_ns
     is_dir = stat.S_ISDIR(info.st_mode)
+    marker_bytes = None
     if is_dir:
         # One that may not be read is still there; that it cannot be judged is said when it is judged.
         with contextlib.suppress(PermissionError):
-            size_bytes, allocated_bytes, mtime_ns = _measure(name, dir_fd, info)
+            size_bytes, allocated_bytes, mtime_ns, marker_bytes = _measure(name, dir_fd, info)
     return Entry(
         series,
         name,
@@ -126,14 +129,15 @@ def _entry(series: str, name: str, step: int, dir_fd: int, info: os.stat_result)
         info.st_dev,
         info.st_ino,
         is_dir,
+        marker_bytes,
     )
 
 
-def _measure(name: str, dir_fd: int, info: os.stat_result) -> tuple[int, int, int]:
-    """Apparent bytes, allocated bytes and time of writing of a directory: evaluators drop files into directories,
-    so its marker's time counts where it has one."""
+def _measure(name: str, dir_fd: int, info: os.stat_result) -> tuple[int, int, int, int | None]:
+    """Apparent bytes, allocated bytes, time of writing and size of the marker of a directory: evaluators drop files
+    into directories, so its marker's time counts where it has one."""
     inodes: dict[tuple[int, int], os.stat_result] = {}
-    marker_ns: list[int] = []
+    markers: list[os.stat_result] = []
 
     def walk(name: str, dir_fd: int, depth: int) -> None:
         check_depth(depth, name)
@@ -144,13 +148,13 @@ def _measure(name: str, dir_fd: int, info: os.stat_result) -> tuple[int, int, in
                 elif entry.is_file(follow_symlinks=False):
                     inside = entry.stat(follow_symlinks=False)
                     inodes[inside.st_dev, inside.st_ino] = inside
-                    if depth == 0 and entry.name == DCP_MARKER:
-                        marker_ns.append(inside.st_mtime_ns)
+                    if depth == 0 and (entry.name == DCP_MARKER or entry.name.endswith(INDEX_ENDING)):
+                        markers.append(inside)
 
     walk(name, dir_fd, 0)
-    times = marker_ns or [inside.st_mtime_ns for inside in inodes.values()] or [info.st_mtime_ns]
+    times = [each.st_mtime_ns for each in markers or inodes.values()] or [info.st_mtime_ns]
     sizes, blocks = (sum(getattr(i, kind) for i in inodes.values()) for kind in ("st_size", "st_blocks"))
-    return sizes, blocks * 512, max(times)
+    return sizes, blocks * 512, max(times), sum(each.st_size for each in markers) if markers else None
 
 
 def _note_link(found: Found, work_dir: str, dir_fd: int, link: str) -> None:

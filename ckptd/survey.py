@@ -14,7 +14,7 @@ from .core.schedule import Schedule
 from .scan import Entry, LeftAlone
 from .units import human_bytes
 
-Identity = tuple[str, int, int]  # name, size in bytes, time of writing in ns: another file, another identity
+Identity = tuple[str, int, int, int]  # name, size in bytes, time of writing in ns, inode
 
 
 @dataclass
@@ -33,11 +33,11 @@ class Findings:
 
         def known(seen: Seen) -> Seen:
             durable = seen.durable
-            if seen.identity in self.unsynced:
+            if seen.bytes_on_disk in self.unsynced:
                 durable = False
-            elif seen.identity in self.synced:
+            elif seen.bytes_on_disk in self.synced:
                 durable = True
-            content = self.content.get(seen.identity, seen.content)
+            content = self.content.get(seen.bytes_on_disk, seen.content)
             changed = (durable, content) != (seen.durable, seen.content)
             return replace(seen, durable=durable, content=content) if changed else seen
 

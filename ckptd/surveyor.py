@@ -176,25 +176,25 @@ class Surveyor:
     def _checkpoint(self, entry: Entry, verdict: Verdict, known: Seen | None) -> Checkpoint:
         checkpoint = Checkpoint(
             entry.series, entry.name, entry.step, entry.size_bytes, entry.mtime_ns, verdict.state, verdict.evidence,
-            allocated_bytes=entry.allocated_bytes,
+            allocated_bytes=entry.allocated_bytes, inode=entry.inode, marker_bytes=entry.marker_bytes,
         )  # fmt: skip
         fault = self._content(checkpoint, known)
         if fault:
             return replace(checkpoint, state=State.INCOMPLETE, evidence=fault)
         if fault is not None:
             checkpoint = replace(checkpoint, evidence=f"{verdict.structure}, content read")
-        failed = known is not None and known.durable is False and known.identity == checkpoint.identity
-        if checkpoint.identity in self.findings.synced:
+        failed = known is not None and known.durable is False and known.bytes_on_disk == checkpoint.bytes_on_disk
+        if checkpoint.bytes_on_disk in self.findings.synced:
             return checkpoint
         return (
             replace(checkpoint, durable=False)
-            if failed or checkpoint.identity in self.findings.unsynced
+            if failed or checkpoint.bytes_on_disk in self.findings.unsynced
             else checkpoint
         )
 
     def _content(self, checkpoint: Checkpoint, known: Seen | None) -> str | None:
-        remembered = known.content if known is not None and known.identity == checkpoint.identity else None
-        return self.findings.content.get(checkpoint.identity, remembered)
+        remembered = known.content if known is not None and known.bytes_on_disk == checkpoint.bytes_on_disk else None
+        return self.findings.content.get(checkpoint.bytes_on_disk, remembered)
 
     def _settling(self) -> Settling:
         if self._local is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -306,3 +307,32 @@ def test_a_trash_full_of_things_is_said_in_one_line(
     a_pass(work_dir)
     assert caplog.text.count("nothing is written down") == 1
     assert len(trash(work_dir)) == 0  # an hour of 1970 is over
+
+
+def test_a_result_dropped_into_a_directory_checkpoint_is_no_save(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints.shards("epoch_1").parent
+    with_checkpoints("iter_4.pth")
+    a_pass(work_dir)
+    (work_dir / "epoch_1/eval.json").write_text("{}")
+    a_pass(work_dir)
+    assert (work_dir / "last_ckpt").read_text() == f"{work_dir}/iter_4.pth\n"
+
+
+def test_a_copy_in_the_place_of_a_durable_checkpoint_is_made_durable_too(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = with_checkpoints("epoch_1.pth")
+    a_pass(work_dir)
+    shutil.copy2(work_dir / "epoch_1.pth", work_dir / "copy")
+    (work_dir / "copy").rename(work_dir / "epoch_1.pth")
+    (work_dir / "last_ckpt").unlink()
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noting(fd: int) -> None:
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    a_pass(work_dir)
+    assert synced[0] == "epoch_1.pth"

@@ -41,6 +41,8 @@ class Checkpoint:
     durable: bool = True  # False once an fsync of it has failed: not relied on until it was read back
     pending: bool = False  # its content is still to be read: not relied on before
     allocated_bytes: int = 0
+    inode: int = 0
+    marker_bytes: int | None = None  # of a directory's marker, which tells one writing of it from another
 
     @property
     def relied_on(self) -> bool:
@@ -54,5 +56,13 @@ class Checkpoint:
 
     @property
     def identity(self) -> tuple[str, int, int]:
-        """What tells a rewritten checkpoint from the one that was there before."""
-        return self.name, self.size_bytes, self.mtime_ns
+        """What tells a rewritten checkpoint from the one that was there before.
+
+        Of a directory the size of its marker: evaluators drop files beside it.
+        """
+        return self.name, self.size_bytes if self.marker_bytes is None else self.marker_bytes, self.mtime_ns
+
+    @property
+    def bytes_on_disk(self) -> tuple[str, int, int, int]:
+        """The identity with the inode: a copy put in its place is the same save, but nobody has flushed or read it."""
+        return (*self.identity, self.inode)

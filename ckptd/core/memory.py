@@ -25,7 +25,8 @@ class Seen:
     written_ns: its time of writing, a time in the future counted as the time of that pass.
     whole: complete, by what it was then. durable: an fsync has succeeded (True), failed (False), or None.
     owed: a rule has pruned it; it goes as soon as nothing else keeps it.
-    content: what is wrong with its content, "" if nothing is, None if it was not read yet.
+    content: what is wrong with its content, "" if nothing is, None if it was not read yet. inode: of the bytes that
+    `durable` and `content` are about.
     """
 
     series: str
@@ -39,11 +40,17 @@ class Seen:
     durable: bool | None = None
     owed: bool = False
     content: str | None = None
+    inode: int = 0
 
     @property
     def identity(self) -> tuple[str, int, int]:
         """As a checkpoint's."""
         return self.name, self.size_bytes, self.mtime_ns
+
+    @property
+    def bytes_on_disk(self) -> tuple[str, int, int, int]:
+        """As a checkpoint's."""
+        return (*self.identity, self.inode)
 
     def is_still(self, found: Checkpoint) -> bool:
         """Whether `found` is this checkpoint, and not one written over it since."""

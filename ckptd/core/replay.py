@@ -109,10 +109,15 @@ def _sort_out(found: list[Checkpoint], memory: Memory) -> tuple[dict[str, Seen],
         if known is not None and not known.owed:
             there.setdefault(checkpoint.series, set()).add(checkpoint.step)
         if known is not None and (known.is_still(checkpoint) or checkpoint.state is State.IN_FLIGHT):
-            seen[known.name] = known
+            seen[known.name] = _about(known, checkpoint)
         elif checkpoint.state is not State.IN_FLIGHT:
             unseen.append(checkpoint)
     return seen, unseen, there
+
+
+def _about(known: Seen, found: Checkpoint) -> Seen:
+    """What is remembered of the save, without what was found out about other bytes: a copy may stand in its place."""
+    return known if known.inode == found.inode else replace(known, inode=found.inode, durable=None, content=None)
 
 
 def _in_doubt(unseen: Iterable[Checkpoint]) -> bool:
@@ -150,7 +155,7 @@ class _Order:
         name, size_bytes, mtime_ns = checkpoint.identity
         arrival = Seen(
             checkpoint.series, name, checkpoint.step, size_bytes, mtime_ns, written_ns, order, whole,
-            durable=None if checkpoint.durable else False,
+            durable=None if checkpoint.durable else False, inode=checkpoint.inode,
         )  # fmt: skip
         if whole and order != BROUGHT_BACK:
             self._newest[checkpoint.series] = arrival
