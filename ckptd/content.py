@@ -5,7 +5,6 @@ A zero-filled middle passes every check of structure, and loads as wrong weights
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 import zipfile
@@ -13,6 +12,7 @@ import zlib
 from collections.abc import Callable
 
 from .disk import opened_file
+from .formats import raise_disk_trouble
 from .scan import Entry, entry_of
 
 _CHUNK_BYTES = 1 << 20
@@ -56,10 +56,7 @@ def _zip_fault(fd: int, progress: Progress) -> str:
                     with archive.open(member) as stream:  # raises at its end if the CRC is another
                         while chunk := stream.read(_CHUNK_BYTES):
                             progress(len(chunk))
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            return "zip, an offset leads nowhere"
-        except (zipfile.BadZipFile, ValueError, EOFError, struct.error, NotImplementedError, RuntimeError, zlib.error):
+        except (OSError, zipfile.BadZipFile, ValueError, EOFError, struct.error, RuntimeError, zlib.error) as error:
+            raise_disk_trouble(error)
             return f"member {member.filename} is damaged (CRC)" if member else "zip, cannot be read"
     return ""

@@ -67,6 +67,16 @@ def structure_of_file(fd: int) -> Structure:
     return Structure(State.UNVERIFIABLE, "bytes of no known format", known=False)
 
 
+def raise_disk_trouble(error: BaseException) -> None:
+    """Raise the OSError that `error` is, or that zipfile has hidden behind it: the disk's trouble, not the file's.
+
+    EINVAL is neither: an offset in the file that leads nowhere.
+    """
+    for each in (error, error.__context__):
+        if isinstance(each, OSError) and each.errno != errno.EINVAL:
+            raise each
+
+
 def structure_of_directory(fd: int) -> Structure:
     """Look at the directory open as `fd`. Raises OSError if something in it cannot be read."""
     names = set(os.listdir(fd))
@@ -98,8 +108,7 @@ def _zip(fd: int, head: bytes, size_bytes: int) -> Structure:
         NotImplementedError,
         OverflowError,
     ) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise  # the disk's trouble; EINVAL is an offset in the file that leads nowhere
+        raise_disk_trouble(error)
         return Structure(State.INCOMPLETE, "its central directory cannot be read", known)
     known = any(_is_pickle_member(member.filename) for member in members)
     entries, start, length = end

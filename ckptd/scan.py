@@ -5,7 +5,6 @@ It looks at names and inodes only; what the bytes say is verify's business.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 
 from .core.layouts import takes_directories
 from .core.naming import Template
-from .disk import check_depth, opened_dir
+from .disk import FORBIDDEN, check_depth, opened_dir
 
 PIN_ENDING = ".keep"
 DCP_MARKER = ".metadata"
@@ -40,6 +39,7 @@ class Entry:
     inode: int
     is_dir: bool
     marker_bytes: int | None = None
+    forbidden: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,18 +106,24 @@ def _look_at(found: Found, dir_fd: int, template: Template, name: str, step: int
     else:
         try:
             found.entries.append(_entry(template.text, name, step, dir_fd, info))
+        except FileNotFoundError:
+            return  # gone, or coming, while it was looked at
         except OSError as error:
+            if error.errno not in (*FORBIDDEN, errno.ELOOP):
+                raise
             found.left_alone.append(LeftAlone(name, f"cannot be read: {error.strerror}"))
 
 
 def _entry(series: str, name: str, step: int, dir_fd: int, info: os.stat_result) -> Entry:
     size_bytes, allocated_bytes, mtime_ns = info.st_size, info.st_blocks * 512, info.st_mtime_ns
     is_dir = stat.S_ISDIR(info.st_mode)
-    marker_bytes = None
+    marker_bytes, forbidden = None, False
     if is_dir:
         # One that may not be read is still there; that it cannot be judged is said when it is judged.
-        with contextlib.suppress(PermissionError):
+        try:
             size_bytes, allocated_bytes, mtime_ns, marker_bytes = _measure(name, dir_fd, info)
+        except PermissionError:
+            forbidden = True
     return Entry(
         series,
         name,
@@ -130,6 +136,7 @@ def _entry(series: str, name: str, step: int, dir_fd: int, info: os.stat_result)
         info.st_ino,
         is_dir,
         marker_bytes,
+        forbidden,
     )
 
 

@@ -17,7 +17,7 @@ from .core.naming import Template
 from .core.plan import plan
 from .core.policy import Policy
 from .core.schedule import LARGEST_BYTES, Schedule
-from .disk import opened_file, opened_own_dir, read_small
+from .disk import FORBIDDEN, opened_file, opened_own_dir, read_small
 from .errors import CkptdError, RefusedError, why
 from .filesystem import is_local
 from .pointer import framework_pointers, link_target, named_by, read_pointer
@@ -151,6 +151,8 @@ class Surveyor:
                 except (FileNotFoundError, RefusedError):
                     continue  # gone, or something else by now: the next look tells
                 except OSError as error:
+                    if entry.name not in seen and error.errno not in FORBIDDEN:
+                        raise  # the disk's trouble, not the file's: an order without this one would be a wrong one
                     judged.unreadable[entry.name] = why(error)
                     # What was seen before keeps its place; what was not is not met before it can be read.
                     verdict = Verdict(State.IN_FLIGHT, f"cannot be read: {why(error)}", entry.name in seen)

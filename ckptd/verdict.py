@@ -63,6 +63,8 @@ class Settling:
 
 def judge(entry: Entry, *, dir_fd: int, settling: Settling, now_ns: int) -> Verdict:
     """Judge one entry of a work dir. Raises OSError if it cannot be read."""
+    if entry.forbidden:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), entry.name)
     if entry.is_dir:
         return _directory(entry, dir_fd, settling, now_ns)
     with opened_file(entry.name, dir_fd=dir_fd) as fd:

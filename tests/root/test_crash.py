@@ -1,0 +1,165 @@
+"""Killed at every call that changes the disk: the promises hold then, and a restart ends as if nothing had been."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import a_pass, eventually, torch_zip
+from tests.root.strace import MUTATING, Call, Strace, calls_of, needs, none, steady
+from tests.root.world import NOTES, OPTIONS, POLICY, End, World, broken_promises
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+
+WORLDS = [World(shards, met) for shards in (False, True) for met in (False, True)]
+KILL = "signal=SIGKILL"
+TRACE = [*MUTATING, "openat"]
+
+
+@pytest.fixture(scope="module")
+def strace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Strace]:
+    needs("strace")
+    strace = Strace(tmp_path_factory.mktemp("traces"))
+    yield strace
+    strace.close()
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Iterator[Path]:
+    """Paths that are still free, all of one length: one for each work dir."""
+    return (tmp_path / f"run{number:04}" for number in itertools.count())
+
+
+@pytest.mark.parametrize("world", WORLDS, ids=str)
+def test_a_pass_killed_at_any_call_leaves_the_promises_and_a_restart_the_same_end(
+    world: World, strace: Strace, places: Iterator[Path]
+) -> None:
+    work_dir = world.built(next(places))
+    calls, end = undisturbed(world, work_dir, strace)
+
+    def killed(case: tuple[Call, Path]) -> list[str]:
+        call, work_dir = case
+        world.built(work_dir)
+        ran = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, e=[call.with_(KILL)], trace=[call.name])
+        assert ran.code == -signal.SIGKILL, (call, ran)
+        assert steady(ran.calls[-1].text) == steady(call.text), (call, ran.calls[-1])
+        broken = broken_promises(work_dir, world)
+        a_pass(work_dir, **POLICY)
+        broken += [f"the restart {each}" for each in End.of(work_dir, world).unlike(end)]
+        return [f"killed at {call.name} {call.at} {steady(call.text)}: {each}" for each in broken]
+
+    none(strace.each(killed, [(call, next(places)) for call in calls]))
+
+
+@pytest.mark.parametrize("world", WORLDS, ids=str)
+def test_a_restart_that_is_killed_too_is_finished_by_the_next(
+    world: World, strace: Strace, places: Iterator[Path]
+) -> None:
+    calls, end = undisturbed(world, world.built(next(places)), strace)
+    into_trash = next(call for call in calls if call.name == "renameat" and '/.ckptd/trash>, "' in call.text)
+    after = calls[calls.index(into_trash) + 1]  # renamed, and not yet written down: the most there is to find out
+
+    def left(work_dir: Path) -> Path:
+        world.built(work_dir)
+        ran = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, e=[after.with_(KILL)], trace=[after.name])
+        assert ran.code == -signal.SIGKILL
+        return work_dir
+
+    work_dir = left(next(places))
+    again = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, trace=TRACE)
+    assert (again.code, End.of(work_dir, world)) == (0, end)
+
+    def killed(case: tuple[Call, Path]) -> list[str]:
+        call, work_dir = case
+        left(work_dir)
+        ran = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, e=[call.with_(KILL)], trace=[call.name])
+        assert ran.code == -signal.SIGKILL, (call, ran)
+        broken = broken_promises(work_dir, world)
+        a_pass(work_dir, **POLICY)
+        broken += [f"the restart {each}" for each in End.of(work_dir, world).unlike(end)]
+        return [f"killed at {call.name} {call.at} {steady(call.text)}: {each}" for each in broken]
+
+    none(strace.each(killed, [(call, next(places)) for call in again.calls if call.mutates]))
+
+
+@pytest.mark.parametrize("shards", [False, True], ids=["files", "directories"])
+def test_a_watch_killed_while_it_works_is_taken_up_by_the_next(
+    shards: bool, strace: Strace, places: Iterator[Path]
+) -> None:
+    world = World(shards, met=True)
+    expected = world.built(next(places))
+    a_pass(expected, **POLICY)
+    end = End.of(expected, world)
+
+    def watched(work_dir: Path, *e: str) -> tuple[int, list[Call]]:
+        """A watch that meets a run, until it is killed or has seen its new checkpoint."""
+        for name in world.old:
+            work_dir.mkdir(exist_ok=True)
+            world.save(work_dir, name)
+        (work_dir / NOTES).write_text("mine")
+        options = [f"trace={','.join('?' + name for name in TRACE)}", *e]
+        with strace.running("watch", work_dir, *OPTIONS, e=options, one_thread=False) as watch:
+            eventually(lambda: watch.ended() or f"pointed last_ckpt at {world.old[-1]}" in watch.said())
+            world.save(work_dir, world.new)
+            if not e:
+                eventually(lambda: f"pruned {world.old[0]}" in watch.said())
+                eventually(lambda: not os.listdir(work_dir / ".ckptd/trash"))
+                assert watch.stop() == 0
+            return watch.wait(), calls_of(watch.log.read_text().splitlines(), work_dir)
+
+    code, calls = watched(work_dir := next(places))
+    assert (code, End.of(work_dir, world)) == (0, end)
+    chosen = random.Random(6).sample([call for call in calls if call.name in ("fsync", "renameat", "unlinkat")], 10)
+
+    def killed(case: tuple[Call, Path]) -> list[str]:
+        call, work_dir = case
+        code, _ = watched(work_dir, call.with_(KILL))
+        assert code == -signal.SIGKILL
+        broken = broken_promises(work_dir, world, met=False, newest="")
+        with strace.running("watch", work_dir, *OPTIONS, one_thread=False) as watch:
+            eventually(lambda: (work_dir / ".ckptd/state.json").exists())
+            eventually(lambda: End.of(work_dir, world) == end, what=f"{end} after {call}, {watch.said()}")
+            assert watch.stop() == 0
+        return [f"killed at {call.name} {call.at} {steady(call.text)}: {each}" for each in broken]
+
+    none(strace.each(killed, [(call, next(places)) for call in chosen]))
+
+
+def test_a_checkpoint_written_again_at_any_call_before_its_deletion_is_not_deleted(
+    strace: Strace, places: Iterator[Path]
+) -> None:
+    world = World(shards=False, met=True)
+    calls, _ = undisturbed(world, world.built(next(places)), strace)
+    going = next(at for at, call in enumerate(calls) if '"epoch_1.pth"' in call.text)
+    again = torch_zip(b"again" * 500)
+
+    def rewritten(case: tuple[Call, Path]) -> list[str]:
+        call, work_dir = case
+        world.built(work_dir)
+        e = [f"trace={call.name}", call.with_("signal=SIGSTOP")]
+        with strace.running("prune", work_dir, *OPTIONS, e=e) as ckptd:
+            ckptd.stopped()
+            (work_dir / "epoch_1.pth").write_bytes(again)  # the same inode: only its size and time tell
+            os.kill(ckptd.pid, signal.SIGCONT)
+            ckptd.wait()
+        there = work_dir / "epoch_1.pth"
+        kept = there.exists() and there.read_bytes() == again
+        return [] if kept else [f"written again at {steady(call.text)}, and deleted: {ckptd.said()}"]
+
+    none(strace.each(rewritten, [(call, next(places)) for call in calls[:going]]))
+
+
+def undisturbed(world: World, work_dir: Path, strace: Strace) -> tuple[list[Call], End]:
+    """The calls of a pass that change something, and what it comes to."""
+    ran = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, trace=TRACE)
+    end = End.of(work_dir, world)
+    assert (ran.code, end.whole, end.pointed, end.journal, end.trash) == (0, world.kept, world.new, world.pruned, [])
+    calls = [call for call in ran.calls if call.mutates]
+    assert {"fsync", "renameat", "unlinkat", "write", "openat"} <= {call.name for call in calls}
+    return calls, end

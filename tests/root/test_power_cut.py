@@ -1,0 +1,156 @@
+"""The power cut after every call of a pass that changes the disk: what is left is enough, and a restart ends right."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import a_pass
+from tests.root.disks import Disk, Plugged, can_mount
+from tests.root.strace import MUTATING, Call, Strace, needs, none, steady
+from tests.root.world import KEEP, OPTIONS, POLICY, End, World, pointed
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+
+KINDS = {"ext4": ("ext4", "rw"), "ext4, noauto_da_alloc": ("ext4", "noauto_da_alloc"), "xfs": ("xfs", "nouuid")}
+TRACE = [*MUTATING, "openat"]
+
+
+@pytest.fixture(scope="module")
+def strace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Strace]:
+    needs("strace", "mkfs.ext4", "mount")
+    why_not = can_mount(tmp_path_factory.mktemp("try"))
+    if why_not:
+        pytest.skip(why_not)
+    strace = Strace(tmp_path_factory.mktemp("traces"))
+    yield strace
+    strace.close()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def disk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, strace: Strace) -> Disk:
+    kind, options = KINDS[request.param]
+    needs(f"mkfs.{kind}")
+    return Disk(kind, options, tmp_path_factory.mktemp("disks") / kind)
+
+
+# Of the four worlds, the two that differ most: the others repeat their calls, and test_crash walks through all.
+@pytest.mark.parametrize("world", [World(shards=False, met=True), World(shards=True, met=False)], ids=str)
+def test_a_power_cut_at_any_call_of_a_pass_leaves_enough_and_a_restart_ends_right(
+    world: World, disk: Disk, strace: Strace
+) -> None:
+    with disk.fresh() as plugged:
+        work_dir = saved(world, plugged)
+        ran = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, trace=TRACE)
+        assert (ran.code, world.whole(work_dir)) == (0, world.kept)
+    moments = [*(call for call in ran.calls if call.mutates), None]  # None: after the whole pass
+    assert len(moments) > 25
+
+    def cut(case: tuple[Call | None, bool]) -> list[str]:
+        call, neighbour = case
+        with disk.fresh() as plugged:
+            work_dir = saved(world, plugged)
+            run_until(call, work_dir, strace)
+            if neighbour:
+                plugged.neighbour_syncs()
+            plugged.cut_power()
+            broken = [*lost(work_dir, world), *wrong_after_restart(work_dir, world)]
+        before = f"{call.name} {call.at} {steady(call.text)}" if call else "the end"
+        return [f"cut before {before}{', a neighbour having synced' if neighbour else ''}: {each}" for each in broken]
+
+    none(strace.each(cut, list(itertools.product(moments, (False, True)))))
+
+
+@pytest.mark.parametrize("shards", [False, True], ids=["files", "directories"])
+def test_the_order_of_a_plain_hook_loses_what_this_check_would_find(shards: bool, disk: Disk) -> None:
+    world = World(shards, met=True)
+    with disk.fresh() as plugged:
+        work_dir = saved(world, plugged)
+        oldest = work_dir / world.old[0]
+        if shards:
+            shutil.rmtree(oldest)
+        else:
+            oldest.unlink()
+        plugged.neighbour_syncs()
+        plugged.cut_power()
+        assert lost(work_dir, world) == [f"only {world.old[1:]} are whole"]
+
+
+def test_what_a_pass_relies_on_is_synced_before_what_relies_on_it(strace: Strace, tmp_path: Path) -> None:
+    # File systems that commit all with any fsync hide a missing one; the next to come need not.
+    world = World(shards=False, met=False)
+    work_dir = world.built(tmp_path / "run")
+    ran = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, trace=TRACE)
+    done = [steady(call.text) for call in ran.calls]
+
+    def at(text: str, *, after: int = -1) -> int:
+        return next(number for number, each in enumerate(done) if number > after and each.startswith(text))
+
+    into_trash = at('renameat(<>, "epoch_1.pth", </.ckptd/trash>')
+    pointer = at('renameat(<>, ".last_ckpt.ckptd-tmp", <>, "last_ckpt"')
+    state = at('renameat(</.ckptd>, ".state.json.ckptd-tmp"')
+    checkpoints = [at(f"fsync(</{name}>") for name in world.kept]
+    own_dir = at('mkdirat(</.ckptd>, "trash"')
+    assert (
+        [own_dir]
+        < checkpoints
+        < [at("fsync(<>", after=max(checkpoints))]
+        < [at("fsync(</.last_ckpt.ckptd-tmp>")]
+        < [pointer]
+        < [at("fsync(<>", after=pointer)]
+        < [at("fsync(</.ckptd/.state.json.ckptd-tmp>")]
+        < [state]
+        < [at("fsync(</.ckptd>", after=state)]
+        < [into_trash]
+        < [at("fsync(</.ckptd/trash>", after=into_trash)]
+        < [at("fsync(<>", after=into_trash)]
+        < [at("fsync(</.ckptd/journal.jsonl>", after=into_trash)]
+        < [at("unlinkat(</.ckptd/trash>")]
+    )
+
+
+def saved(world: World, plugged: Plugged) -> Path:
+    """A run whose old checkpoints are on the disk, and whose new one has just been written, as torch.save does it."""
+    work_dir = plugged.path / "run"
+    world.begin(work_dir)
+    plugged.sync()
+    world.save(work_dir, world.new)
+    return work_dir
+
+
+def run_until(call: Call | None, work_dir: Path, strace: Strace) -> None:
+    """Make a pass that is killed just before a call, or a whole one."""
+    e, trace = ([call.with_("signal=SIGKILL")], [call.name]) if call else ([], TRACE)
+    ran = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, e=e, trace=trace)
+    assert ran.code == (-signal.SIGKILL if call else 0), (call, ran)
+    assert call is None or steady(ran.calls[-1].text) == steady(call.text), (call, ran.calls[-1])
+
+
+def lost(work_dir: Path, world: World) -> list[str]:
+    """What of DESIGN section 1 does not hold after a power cut."""
+    whole, target = world.whole(work_dir), pointed(work_dir)
+    broken = [f"only {whole} are whole"] if len(whole) < min(KEEP, len(world.old)) else []
+    broken += [f"the pointer names {target}, which is not whole"] if target and target not in whole else []
+    broken += ["the pointer is gone"] if world.met and target is None else []
+    torn = [name for name in world.old if os.path.lexists(work_dir / name) and name not in whole]
+    return [*broken, *(f"{name} was durable, and is not whole" for name in torn)]
+
+
+def wrong_after_restart(work_dir: Path, world: World) -> list[str]:
+    """What the run comes to that goes on: it saves again what it has lost, and another pass is made."""
+    if world.new not in world.whole(work_dir):
+        place = work_dir / world.new
+        if place.is_dir():
+            shutil.rmtree(place)
+        world.save(work_dir, world.new, later_s=5)
+    a_pass(work_dir, **POLICY)
+    end = End.of(work_dir, world)
+    found = (end.whole, end.pointed, end.trash, end.journal)
+    expected = (world.kept, world.new, [], world.pruned)
+    return [] if found == expected else [f"the restart ended with {found}, not {expected}"]

@@ -1,0 +1,161 @@
+"""The work dirs that passes are stopped in, what must then be there, and what must be there in the end."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ckptd import journal
+from ckptd.disk import OWN_DIR, opened_dir
+from ckptd.state import read_state
+from tests.conftest import Builder, a_pass, torch_zip
+
+KEEP = 2
+OPTIONS = ("--max-keep", str(KEEP), "--interval", "1", "--trash-ttl", "0")
+POLICY: dict[str, Any] = {"max_keep": KEEP, "interval": 1, "trash_ttl_s": 0.0}
+NOTES = "epoch_1.pth.notes"  # nobody's checkpoint
+_BEGAN_NS = time.time_ns() - 3600 * 10**9
+_WEIGHTS_BYTES = 40_000
+
+Content = bytes | dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class World:
+    """A run that has saved `old` checkpoints, over which passes have been made if they are `met`, and then `new` ones.
+
+    shards: whether a checkpoint is a directory of shards, or a file.
+    """
+
+    shards: bool
+    met: bool
+
+    def __str__(self) -> str:
+        return f"{'a later pass' if self.met else 'first contact'}, {'directories' if self.shards else 'files'}"
+
+    @property
+    def old(self) -> list[str]:
+        return [self.name(step) for step in ((1, 2) if self.met else (1, 2, 3))]
+
+    @property
+    def new(self) -> str:
+        return self.name(len(self.old) + 1)
+
+    @property
+    def all(self) -> list[str]:
+        return [*self.old, self.new]
+
+    @property
+    def kept(self) -> list[str]:
+        """What is there in the end."""
+        return self.all[-KEEP:]
+
+    @property
+    def pruned(self) -> list[str]:
+        return self.all[:-KEEP]
+
+    def name(self, step: int) -> str:
+        return f"epoch_{step}" if self.shards else f"epoch_{step}.pth"
+
+    def content(self, name: str) -> Content:
+        """What is saved under a name: other bytes under each, as many under all."""
+        byte = bytes([len(name) + int("".join(c for c in name if c.isdigit()))])
+        return {"__0_0.distcp": byte * 300} if self.shards else torch_zip(byte * _WEIGHTS_BYTES)
+
+    def begin(self, work_dir: Path) -> None:
+        work_dir.mkdir()
+        (work_dir / NOTES).write_text("mine")
+        for name in self.old:
+            self.save(work_dir, name)
+        if self.met:
+            a_pass(work_dir, **POLICY)
+
+    def save(self, work_dir: Path, name: str, *, later_s: int = 0) -> None:
+        """Save as frameworks do: no fsync. Always with the same time of writing, an hour ago, or `later_s` after it."""
+        builder = Builder(work_dir, _BEGAN_NS + (10 * self.all.index(name) + later_s) * 10**9)
+        content = self.content(name)
+        if isinstance(content, bytes):
+            builder(name, content=content)
+            return
+        place = builder.shards(name)
+        for shard, weights in content.items():
+            (place / shard).write_bytes(weights)
+
+    def whole(self, work_dir: Path) -> list[str]:
+        """Which checkpoints are there as they were saved, to the byte."""
+        return [name for name in self.all if self._there(work_dir / name) == self.content(name)]
+
+    def built(self, work_dir: Path) -> Path:
+        self.begin(work_dir)
+        self.save(work_dir, self.new)
+        return work_dir
+
+    def _there(self, path: Path) -> Content | None:
+        if not os.path.lexists(path):
+            return None
+        if path.is_file():
+            return path.read_bytes()
+        files = {str(each.relative_to(path)): each.read_bytes() for each in path.rglob("*") if each.is_file()}
+        return files if files.pop(".metadata", None) else {**files, "no marker": b""}
+
+
+@dataclass(frozen=True)
+class End:
+    """What a work dir has come to."""
+
+    whole: list[str]
+    names: list[str]
+    pointed: str | None
+    memory: dict[str, Any]
+    journal: list[str]
+    trash: list[str]
+
+    @classmethod
+    def of(cls, work_dir: Path, world: World) -> End:
+        with opened_dir(str(work_dir / OWN_DIR)) as own_fd:
+            memory = read_state(own_fd)
+            remembered = asdict(memory) if memory else {"seen": {}}
+            for seen in remembered["seen"].values():
+                seen.pop("inode", None)  # another in every work dir
+            pruned = sorted(str(line["name"]) for line in journal.read(own_fd) if line["did"] == "pruned")
+        trash = sorted(os.listdir(work_dir / OWN_DIR / "trash"))
+        return cls(world.whole(work_dir), sorted(os.listdir(work_dir)), pointed(work_dir), remembered, pruned, trash)
+
+    def unlike(self, expected: End) -> list[str]:
+        """In what it differs, for a person to read."""
+        pairs = [(each.name, getattr(self, each.name), getattr(expected, each.name)) for each in fields(End)]
+        return [f"ended with {name} {now}, not {then}" for name, now, then in pairs if now != then]
+
+
+def pointed(work_dir: Path) -> str | None:
+    """The name in the pointer, if there is one."""
+    try:
+        text = (work_dir / "last_ckpt").read_text()
+    except FileNotFoundError:
+        return None
+    assert text.startswith(f"{work_dir}/"), text
+    assert text.endswith("\n"), text
+    return os.path.basename(text.rstrip("\n"))
+
+
+def broken_promises(work_dir: Path, world: World, *, met: bool | None = None, newest: str | None = None) -> list[str]:
+    """What of DESIGN section 1 does not hold in a work dir in which a pass was stopped.
+
+    met: whether there was a pointer before. newest: what it is to name before anything goes, "" for anything whole.
+    """
+    whole, target = world.whole(work_dir), pointed(work_dir)
+    there = [name for name in world.all if os.path.lexists(work_dir / name)]
+    gone = [name for name in world.all if name not in there]
+    broken = [f"{name} is not whole" for name in there if name not in whole]
+    broken += [f"{name} is gone" for name in gone if name not in world.pruned]
+    broken += [f"the pointer names {target}, which is not there"] if target and target not in whole else []
+    broken += ["the pointer is gone"] if (world.met if met is None else met) and target is None else []
+    newest = world.new if newest is None else newest
+    if gone and (target is None or newest not in ("", target)):
+        broken.append(f"{gone} went before the pointer was moved, which names {target}")
+    if (work_dir / NOTES).read_text() != "mine":
+        broken.append("what is no checkpoint was touched")
+    return broken
