@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
-import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import a_pass, eventually, torch_zip
-from tests.root.strace import MUTATING, Call, Strace, calls_of, needs, none, steady
-from tests.root.world import NOTES, OPTIONS, POLICY, End, World, broken_promises
+from tests.conftest import a_pass, torch_zip
+from tests.root.strace import MUTATING, Call, Strace, needs, none, steady
+from tests.root.world import OPTIONS, POLICY, End, World, broken_promises
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -86,49 +85,6 @@ def test_a_restart_that_is_killed_too_is_finished_by_the_next(
         return [f"killed at {call.name} {call.at} {steady(call.text)}: {each}" for each in broken]
 
     none(strace.each(killed, [(call, next(places)) for call in again.calls if call.mutates]))
-
-
-@pytest.mark.parametrize("shards", [False, True], ids=["files", "directories"])
-def test_a_watch_killed_while_it_works_is_taken_up_by_the_next(
-    shards: bool, strace: Strace, places: Iterator[Path]
-) -> None:
-    world = World(shards, met=True)
-    expected = world.built(next(places))
-    a_pass(expected, **POLICY)
-    end = End.of(expected, world)
-
-    def watched(work_dir: Path, *e: str) -> tuple[int, list[Call]]:
-        """A watch that meets a run, until it is killed or has seen its new checkpoint."""
-        for name in world.old:
-            work_dir.mkdir(exist_ok=True)
-            world.save(work_dir, name)
-        (work_dir / NOTES).write_text("mine")
-        options = [f"trace={','.join('?' + name for name in TRACE)}", *e]
-        with strace.running("watch", work_dir, *OPTIONS, e=options, one_thread=False) as watch:
-            eventually(lambda: watch.ended() or f"pointed last_ckpt at {world.old[-1]}" in watch.said())
-            world.save(work_dir, world.new)
-            if not e:
-                eventually(lambda: f"pruned {world.old[0]}" in watch.said())
-                eventually(lambda: not os.listdir(work_dir / ".ckptd/trash"))
-                assert watch.stop() == 0
-            return watch.wait(), calls_of(watch.log.read_text().splitlines(), work_dir)
-
-    code, calls = watched(work_dir := next(places))
-    assert (code, End.of(work_dir, world)) == (0, end)
-    chosen = random.Random(6).sample([call for call in calls if call.name in ("fsync", "renameat", "unlinkat")], 10)
-
-    def killed(case: tuple[Call, Path]) -> list[str]:
-        call, work_dir = case
-        code, _ = watched(work_dir, call.with_(KILL))
-        assert code == -signal.SIGKILL
-        broken = broken_promises(work_dir, world, met=False, newest="")
-        with strace.running("watch", work_dir, *OPTIONS, one_thread=False) as watch:
-            eventually(lambda: (work_dir / ".ckptd/state.json").exists())
-            eventually(lambda: End.of(work_dir, world) == end, what=f"{end} after {call}, {watch.said()}")
-            assert watch.stop() == 0
-        return [f"killed at {call.name} {call.at} {steady(call.text)}: {each}" for each in broken]
-
-    none(strace.each(killed, [(call, next(places)) for call in chosen]))
 
 
 def test_a_checkpoint_written_again_at_any_call_before_its_deletion_is_not_deleted(
