@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from .disk import NO_ROOM, OWN_DIR, open_as_its_directory, opened_own_dir
+from .disk import NO_ROOM, OWN_DIR, make_own_dir, open_as_its_directory, opened_own_dir
 from .errors import CkptdError, NoRoomError, OwnedError, RefusedError, UsageError, why
 
 LOCK = "lock"
@@ -102,7 +102,7 @@ class WorkDir:
         if self._lock_fd is not None:
             return True
         try:
-            self._make_own_dir()
+            make_own_dir(self.fd)
             own_fd = self.open_own()
             assert own_fd is not None  # made above, and opened without following anything
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -124,22 +124,6 @@ class WorkDir:
         locked = self._flock(fd)
         self._lock_fd = fd
         return locked
-
-    def _make_own_dir(self) -> None:
-        try:
-            os.mkdir(OWN_DIR, dir_fd=self.fd)
-        except FileExistsError:
-            return
-        with opened_own_dir(OWN_DIR, dir_fd=self.fd) as fd:
-            # Whoever may write checkpoints there may also run ckptd there.
-            with contextlib.suppress(PermissionError):
-                os.fchown(fd, self.info.st_uid, self.info.st_gid)
-            try:
-                os.fchmod(fd, stat.S_IMODE(self.info.st_mode))
-            except PermissionError:
-                os.fchmod(
-                    fd, self.info.st_mode & 0o777
-                )  # a sandbox forbids setgid bits; what is made there inherits it
 
     def _flock(self, fd: int) -> bool:
         deadline = time.monotonic() + _LOCK_WAIT_S
