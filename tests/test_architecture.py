@@ -63,6 +63,22 @@ def test_what_jobs_share_reaches_nothing_else_of_the_daemon(path: Path) -> None:
             assert name.split(".")[1] in SHARED_WITH_JOBS | {"core"}, name
 
 
+# What a job does with torch in it, and all that it does without.
+SHIM_MAY = SHARED_WITH_JOBS | {"core", "shim"}
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if name_of(p).startswith("shim.")], ids=name_of)
+def test_the_shim_reaches_only_what_jobs_share(path: Path) -> None:
+    for name in imports_of(path):
+        if name.startswith("ckptd."):
+            assert name.split(".")[1] in SHIM_MAY, name
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if not name_of(p).startswith("shim.")], ids=name_of)
+def test_nothing_of_the_daemon_knows_the_shim(path: Path) -> None:
+    assert not [name for name in imports_of(path) if name.startswith("ckptd.shim")]
+
+
 SHELL = {
     "scan",
     "content",
@@ -95,8 +111,28 @@ def test_shell_modules_do_not_know_each_other(path: Path) -> None:
     ("ckptd.cli", ["torch", "watchdog", "ckptd.service", "asyncio"]),
     ("ckptd.service", ["torch", "click"]),
     ("ckptd.api", ["torch", "click", "watchdog"]),
+    ("ckptd.shim", ["torch", "click", "watchdog", "ckptd.shim.hook"]),
 ])  # fmt: skip
 def test_an_import_brings_nothing_that_it_does_not_need(module: str, absent: list[str]) -> None:
     code = f"import sys, {module}; print(*[name for name in {absent!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_job_gets_torch_and_nothing_of_the_daemon() -> None:
+    """In a real interpreter: what the hook needs to save and to resume is loaded once it has done both."""
+    pytest.importorskip("torch")
+    code = """
+import sys, tempfile, torch
+from ckptd.shim import CheckpointHook, average_buffers, declare
+with tempfile.TemporaryDirectory() as place, CheckpointHook(place, interval=1) as hook:
+    hook.before_run(model=torch.nn.Linear(1, 1))
+    hook.after_train_epoch(0)
+    assert hook.resume(model=torch.nn.Linear(1, 1)).epoch == 1
+print(*sorted(name.split(".")[1] for name in sys.modules if name.startswith("ckptd.")))
+print(*[name for name in ("click", "watchdog") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ours, others = done.stdout.split("\n")[:2]
+    assert set(ours.split()) <= SHIM_MAY
+    assert others == ""

@@ -117,12 +117,36 @@ def test_the_first_two_commands_are_those_for_a_newcomer() -> None:
 
 def test_the_python_session_goes_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(filled(tmp_path).parent)
-    (session,) = blocks("python")
+    (session,) = [block for block in blocks("python") if block.startswith(">>>")]
     example = doctest.DocTestParser().get_doctest(session, {}, "README.md", "README.md", 0)
     said: list[str] = []
     result = doctest.DocTestRunner(verbose=False).run(example, out=said.append)
     assert result.attempted > 0
     assert result.failed == 0, "".join(said)
+
+
+def test_the_training_script_saves_and_resumes(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (script,) = [block for block in blocks("python") if not block.startswith(">>>")]
+    for again in (False, True):
+        command = [sys.executable, "-c", script + "\nprint(progress.epoch)"]
+        env = environment(PYTHONPATH=str(REPOSITORY))
+        done = subprocess.run(command, cwd=tmp_path, env=env, text=True, capture_output=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        saved = sorted(path.name for path in (tmp_path / "work_dir").glob("epoch_*"))
+        assert len(saved) == 5
+        assert done.stdout == ("5\n" if again else "0\n")
+    a_pass(tmp_path / "work_dir")
+    assert left(tmp_path / "work_dir") == ["epoch_3.pth", "epoch_4.pth", "epoch_5.pth"]
+
+
+def test_the_names_for_training_scripts_are_those_of_the_shim() -> None:
+    from ckptd import shim
+
+    section = README[README.index("## In your training script") :].partition("\n## ")[0]
+    assert set(re.findall(r"`(CheckpointHook|average_buffers|declare|Progress)\b", section)) <= set(shim.__all__)
+    imported = re.findall(r"from ckptd\.shim import ([^\n]*)", section)
+    assert {name for line in imported for name in line.split(", ")} <= set(shim.__all__)
 
 
 def shell_blocks() -> list[object]:
@@ -373,7 +397,7 @@ def test_every_pointer_that_protects_is_named() -> None:
 
 
 def test_the_python_interface_is_named_whole() -> None:
-    assert set(re.findall(r"(?<![/\w])ckptd\.([A-Za-z]+)", README)) == set(ckptd.__all__)
+    assert set(re.findall(r"(?<![/\w])ckptd\.([A-Za-z]+)", README)) == {*ckptd.__all__, "shim"}
     section = README[README.index("`Policy` takes") :]
     fields = {field.name for field in dataclasses.fields(ckptd.Policy)}
     assert fields <= set(re.findall(r"`(.*?)`", section.partition("\n\n")[0]))

@@ -43,7 +43,7 @@ def demo(work_dir: Path) -> int:
         train("--epochs", "5")
         heading(
             "The job is started again",
-            "It asks `ckptd latest` what to resume from, and trains on to epoch 12.",
+            "It resumes from the newest complete checkpoint, and trains on to epoch 12.",
         )
         train("--epochs", "12")
         caught_up = wait_until(lambda: ckptd.poll() is not None or state_of(work_dir) == ("epoch_12.pth", EXPECTED))
@@ -92,8 +92,8 @@ def load(work_dir: Path) -> int:
 
     path = pointer.read_text().rstrip("\n")
     state = torch.load(path, weights_only=True)
-    say(f"{path}\nis a whole checkpoint of epoch {state['epoch']}, accuracy {state['accuracy']:.1%}")
-    return state["epoch"]
+    say(f"{path}\nis a whole checkpoint of epoch {state['meta']['epoch']}, accuracy {state['record']['accuracy']:.1%}")
+    return state["meta"]["epoch"]
 
 
 def state_of(work_dir: Path) -> tuple[str, list[str]]:

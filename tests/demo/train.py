@@ -1,20 +1,18 @@
 """Train a small network to tell two spirals apart, with a checkpoint after each epoch.
 
-An ordinary training script: it saves, and deletes nothing. Of ckptd it knows one command, `ckptd latest`,
-which says what to resume from.
+An ordinary training script: it saves through ckptd's hook, resumes through it, and deletes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
+
+from ckptd.shim import CheckpointHook
 
 
 def main() -> None:
@@ -22,7 +20,6 @@ def main() -> None:
     parser.add_argument("work_dir", type=Path, help="where checkpoints go")
     parser.add_argument("--epochs", type=int, default=12, help="the epoch to end with")
     options = parser.parse_args()
-    options.work_dir.mkdir(parents=True, exist_ok=True)
 
     torch.manual_seed(0)
     torch.set_num_threads(1)  # so small a network is slower on several
@@ -39,44 +36,18 @@ def main() -> None:
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
-    first = 1
-    if saved := newest_checkpoint(options.work_dir):
-        state = torch.load(saved, weights_only=True)
-        model.load_state_dict(state["state_dict"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["epoch"] + 1
-        print(f"resuming after {saved.name}", flush=True)
-
-    for epoch in range(first, options.epochs + 1):
-        loss = train_one_epoch(model, optimizer, inputs, labels)
-        accuracy = accuracy_of(model, held_inputs, held_labels)
-        state = {
-            "epoch": epoch,
-            "accuracy": accuracy,
-            "state_dict": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        }
-        path = options.work_dir / f"epoch_{epoch}.pth"
-        save(state, path)
-        print(f"epoch {epoch:2}  loss {loss:.3f}  accuracy {accuracy:6.1%}  saved {path.name}", flush=True)
-
-
-def newest_checkpoint(work_dir: Path) -> Path | None:
-    """What `ckptd latest` names; it exits with 1 and prints nothing where there is no complete checkpoint."""
-    asked = subprocess.run(["ckptd", "latest", work_dir], capture_output=True, text=True)
-    if asked.returncode not in (0, 1):
-        raise SystemExit(f"ckptd latest {work_dir}: {asked.stderr.strip()}")
-    return Path(asked.stdout.rstrip("\n")) if asked.returncode == 0 else None
-
-
-def save(state: dict[str, Any], path: Path) -> None:
-    """Write aside, then rename: the final name is never that of half a checkpoint."""
-    aside = path.with_name(f"{path.name}.tmp")
-    with aside.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    record = {"accuracy": 0.0}  # saved as it is at that moment
+    with CheckpointHook(options.work_dir, interval=1, max_epochs=options.epochs) as hook:
+        progress = hook.resume(model=model, optimizer=optimizer, record=record)
+        if progress.path:
+            print(f"resuming after {progress.path.name}", flush=True)
+        for epoch in range(progress.epoch, options.epochs):
+            loss = train_one_epoch(model, optimizer, inputs, labels)
+            record["accuracy"] = accuracy_of(model, held_inputs, held_labels)
+            saved = hook.after_train_epoch(epoch)
+            assert saved is not None  # interval=1: every epoch
+            told = f"epoch {epoch + 1:2}  loss {loss:.3f}  accuracy {record['accuracy']:6.1%}"
+            print(f"{told}  saved {saved.name}", flush=True)
 
 
 def train_one_epoch(

@@ -1,0 +1,203 @@
+"""What each of two ranks does; run as `python -m tests.shim.scenarios PLACE NAME...` with RANK and WORLD_SIZE set.
+
+Each scenario has a directory PLACE/NAME to itself. It returns what can be written as JSON; what that should be is for
+the tests to say.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ckptd.errors import CkptdError
+from ckptd.shim import CheckpointHook, average_buffers
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+
+
+class Buffers(nn.Module):
+    """One buffer of each kind that matters, with values that tell the rank."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        values = torch.arange(6.0).reshape(2, 3) + rank / 3
+        self.register_buffer("single", values.clone())
+        self.register_buffer("rounded", values.half())
+        self.register_buffer("precise", values.double() + rank * 1e-12)
+        self.register_buffer("number", torch.complex(values, -values))
+        self.register_buffer("transposed", values.clone().t())
+        self.register_buffer("scalar", torch.tensor(float(rank)))
+        self.register_buffer("count", torch.tensor(2**40 + rank))
+        self.register_buffer("flags", torch.tensor([rank == 0, rank == 1]))
+        self.register_buffer("small", torch.tensor([rank, 7], dtype=torch.int16))
+        self.register_buffer("nothing", None)
+        self.register_buffer("empty", torch.empty(0))
+        self.register_buffer("cache", torch.tensor([float(rank)]), persistent=False)
+        self.register_buffer("again", self.single)
+
+
+def averaged(rank: int, place: Path) -> Any:
+    module = Buffers(rank)
+    before = {name: id(buffer) for name, buffer in module.named_buffers()}
+    # What mmcv does with floats: the sum over ranks, divided by their number.
+    as_mmcv = module.single.clone()
+    dist.all_reduce(as_mmcv)
+    as_mmcv.div_(2)
+    average_buffers(module)
+    return {
+        "in place": before == {name: id(buffer) for name, buffer in module.named_buffers()},
+        "as mmcv": torch.equal(as_mmcv, module.single),
+        **{name: str(buffer.tolist()) for name, buffer in module.named_buffers()},
+    }
+
+
+def averaged_by_mmcv(rank: int, place: Path) -> Any:
+    """Whether the real mmcv gives the floats of a network the same bytes."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "real/stubs"))  # mmcv imports torchvision, and does not use it
+    from mmcv.runner.dist_utils import allreduce_params
+
+    torch.manual_seed(rank)
+    model = nn.Sequential(*(nn.BatchNorm1d(width) for width in (3, 64, 257)))
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(-1, 1)
+    theirs = [buffer.clone() for buffer in model.buffers() if buffer.is_floating_point()]
+    allreduce_params(theirs)
+    average_buffers(model)
+    ours = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    return [len(ours), all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))]
+
+
+def one_of_a_group(rank: int, place: Path) -> Any:
+    """Groups of one rank each: nothing to average, and nobody waits for anybody."""
+    groups = [dist.new_group([each]) for each in range(2)]
+    module = Buffers(rank)
+    average_buffers(module, group=groups[0])
+    average_buffers(module, group=groups[1])
+    return module.scalar.item()
+
+
+def differing(rank: int, place: Path) -> Any:
+    """Each error must come on both ranks, before anything has changed, and leave them in step."""
+    made = {
+        "shape": lambda: ("mean", torch.zeros(3 + rank)),
+        "type": lambda: ("mean", torch.zeros(3, dtype=(torch.float32, torch.float64)[rank])),
+        "name": lambda: (("mean", "average")[rank], torch.zeros(3)),
+    }
+    told = {}
+    for kind, make in made.items():
+        module = nn.Module()
+        module.register_buffer("first", torch.tensor([float(rank)]))
+        module.register_buffer(*make())
+        told[kind] = [error_of(lambda module=module: average_buffers(module)), module.first.item()]
+    module = nn.BatchNorm1d(2) if rank else nn.Module()
+    told["more"] = [error_of(lambda: average_buffers(module)), float(rank)]
+    return told
+
+
+def saved(rank: int, place: Path) -> Any:
+    """Each rank has a directory of its own, so that what a rank writes can be told."""
+    model = nn.parallel.DistributedDataParallel(network(), broadcast_buffers=False)
+    model.module[1].running_mean.fill_(rank)
+    model.module[1].num_batches_tracked.fill_(10 + rank)
+    with CheckpointHook(place / f"run-{rank}", interval=2, sync_buffer=True) as hook:
+        hook.before_run(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+        paths = [hook.after_train_epoch(epoch) for epoch in range(2)]
+    return [str(path) for path in paths]
+
+
+def save_fails(rank: int, place: Path) -> Any:
+    """Rank 0 may write no more than a few bytes; then it may again."""
+    hook = CheckpointHook(place / "run", interval=1)
+    hook.before_run(model=network())
+    hook.after_train_epoch(0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if rank == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+    failed = error_of(lambda: hook.after_train_epoch(1))
+    left = sorted(os.listdir(place / "run"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    dist.barrier()  # the other rank has looked
+    hook.after_train_epoch(2)
+    return [failed, left, str(hook.last_ckpt)]
+
+
+def resumed(rank: int, place: Path) -> Any:
+    torch.manual_seed(rank)
+    first, second = network(), network()
+    with CheckpointHook(place / "run", interval=1) as hook:
+        hook.before_run(model=first)
+        hook.after_train_epoch(0)
+    with CheckpointHook(place / "run", interval=1) as hook:
+        epoch = hook.resume(model=second).epoch
+    return [epoch, second[0].weight.sum().item(), str(hook.last_ckpt)]
+
+
+def unseen(rank: int, place: Path) -> Any:
+    """Rank 1 looks into another directory, as on a node that has not mounted it."""
+    hook = CheckpointHook(place / f"run-{rank}", interval=1)
+    hook.before_run(model=network())
+    hook.after_train_epoch(0)
+    return error_of(lambda: CheckpointHook(place / f"run-{rank}").resume(model=network()))
+
+
+def no_directory(rank: int, place: Path) -> Any:
+    if rank == 0:
+        (place / "run").write_text("a file")
+    return error_of(lambda: CheckpointHook(place / "run").before_run(model=network()))
+
+
+def sharded(rank: int, place: Path) -> Any:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    part = distribute_tensor(torch.zeros(4, 2), init_device_mesh("cpu", (2,)), [Shard(0)])
+    model = nn.Linear(2, 4)
+    model.weight = nn.Parameter(part)
+    at_start = error_of(lambda: CheckpointHook(place / "run").before_run(model=model))
+    hook = CheckpointHook(place / "run", interval=1)
+    states: dict[str, Any] = {}
+    hook.before_run(model=network(), ema=states)
+    states["weight"] = part  # as an optimizer's state is: it comes with the first step
+    return [at_start, error_of(lambda: hook.after_train_epoch(0)), os.listdir(place / "run")]
+
+
+def error_of(call: Any) -> str:
+    try:
+        call()
+    except CkptdError as error:
+        return str(error)
+    return ""
+
+
+def main() -> None:
+    place, names = Path(sys.argv[1]), sys.argv[2:]
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.set_num_threads(1)
+    store = (place / "store").as_uri()
+    # A rank that waits for another for so long is one that hangs.
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=timedelta(seconds=40))
+    try:
+        for name in names:
+            (place / name).mkdir(exist_ok=True)
+            dist.barrier()
+            answer = globals()[name](rank, place / name)
+            (place / f"{name}-{rank}.json").write_text(json.dumps(answer))
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
