@@ -75,7 +75,7 @@ class Background:
                 self._busy.add(key)
             try:
                 job()
-            except Exception:
+            except Exception:  # the next job is not to blame
                 log.exception("a job in the background failed: this is a bug in ckptd")
             except BaseException:
                 with self._changed:

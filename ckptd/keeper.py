@@ -69,7 +69,7 @@ class Keeper:
             again_s = self._pass()
         except ReplacedError:
             raise
-        except Exception as failure:
+        except Exception as failure:  # even a bug about one work dir must not be the end of the others
             self.failure = failure
             self._failures += 1
             shortest, longest = _BACK_OFF_S

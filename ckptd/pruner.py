@@ -11,6 +11,7 @@ from typing import Any
 
 from . import delete, journal
 from .background import Background
+from .core.checkpoint import Checkpoint
 from .core.memory import Memory, Seen
 from .core.plan import Decision, Plan
 from .disk import NO_ROOM, SyncError, exists
@@ -110,7 +111,7 @@ class Pruner:
                     self._refused(name, why(error))
                 else:
                     binned.append((decision, item))
-                    self._write_down(_line(decision, item, now_ms, until_ms))
+                    self._write_down(_line(decision.checkpoint, "; ".join(decision.reasons), item, now_ms, until_ms))
                     self._say_pruned(decision)
             pruned += [decision for decision, _ in binned]
             if not binned:
@@ -208,11 +209,7 @@ class Pruner:
         seen = known.get((bytes_of_identity, entry.mtime_ns))
         if seen is None or exists(seen.name, dir_fd=self._work.fd):
             return None
-        line = {
-            "at": _iso(item.at_ms), "did": "pruned", "name": seen.name, "series": seen.series, "step": seen.step,
-            "size_bytes": seen.size_bytes, "reason": "pruned just before a crash", "trash": item.name,
-            "until_ms": item.at_ms,
-        }  # fmt: skip
+        line = _line(seen, "pruned just before a crash", item.name, item.at_ms, item.at_ms)
         self._write_down(line)
         self._log.info("found %s, pruned just before a crash", seen.name)
         return line
@@ -244,16 +241,15 @@ class Pruner:
             self._log.warning("could not prune %s/%s: %s; will try again", self._work.path, name, reason)
 
 
-def _line(decision: Decision, item: str, now_ms: int, until_ms: int) -> dict[str, Any]:
-    c = decision.checkpoint
+def _line(c: Checkpoint | Seen, reason: str, item: str, at_ms: int, until_ms: int) -> dict[str, Any]:
     return {
-        "at": _iso(now_ms),
+        "at": _iso(at_ms),
         "did": "pruned",
         "name": c.name,
         "series": c.series,
         "step": c.step,
         "size_bytes": c.size_bytes,
-        "reason": "; ".join(decision.reasons),
+        "reason": reason,
         "trash": item,
         "until_ms": until_ms,
     }

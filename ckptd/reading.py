@@ -60,11 +60,6 @@ class Reader:
         with self._lock:
             return self._answers.pop(key, None)
 
-    def waiting(self, work_dir: str) -> int:
-        """How many of a work dir are still to be read."""
-        with self._lock:
-            return sum(place == work_dir and answer is None for (place, _), answer in self._answers.items())
-
     def _read(self, key: tuple[str, Entry], fd: int, done: threading.Event, *, from_disk: bool) -> None:
         work_dir, entry = key
         answer: Answer = None

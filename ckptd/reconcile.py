@@ -130,10 +130,10 @@ class Reconciler:
         self.surveyor.memory = memory
         self._pruner.settle()
         self._warn_of_growth(survey.plan)
-        troubled = bool(failed) or not room or memory != self._on_disk or reliable.troubled
+        unsaid = not room or memory != self._on_disk
+        troubled = bool(failed) or unsaid or reliable.troubled
         self._failures = self._failures + 1 if troubled else 0
         again_s = self._look_again_s(survey, troubled=troubled)
-        unsaid = not room or memory != self._on_disk
         return Report(survey, tuple(pruned), failed, moved, again_s, reliable.waits, unsaid)
 
     # --- before anything goes -------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from .units import human_bytes
 
 _READ_BACK_EVERY_S = 60.0
 _WORTH_A_LINE_BYTES = 10**9
+_LAG = "reading lags behind the saves: the pointer and the pruning wait for it"
 
 
 @dataclass(frozen=True)
@@ -184,9 +185,9 @@ class Reliance:
     def _say_lag(self, waits: set[str]) -> None:
         """Say, once for each time it happens, that saves come faster than they can be read."""
         if self._waited_for & waits and waits - self._waited_for:
-            self._once("reading lags behind the saves: the pointer and the pruning wait for it")
+            self._once(_LAG)
         if not waits:
-            self._said.discard("reading lags behind the saves: the pointer and the pruning wait for it")
+            self._said.discard(_LAG)
         self._waited_for = waits
 
     def _once(self, text: str) -> None:

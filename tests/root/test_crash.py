@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import a_pass, torch_zip
-from tests.root.strace import MUTATING, Call, Strace, needs, none, steady
+from tests.root.strace import MUTATING, Call, Strace, none, steady
 from tests.root.world import OPTIONS, POLICY, End, World, broken_promises
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -19,20 +18,6 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 WORLDS = [World(shards, met) for shards in (False, True) for met in (False, True)]
 KILL = "signal=SIGKILL"
 TRACE = [*MUTATING, "openat"]
-
-
-@pytest.fixture(scope="module")
-def strace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Strace]:
-    needs("strace")
-    strace = Strace(tmp_path_factory.mktemp("traces"))
-    yield strace
-    strace.close()
-
-
-@pytest.fixture
-def places(tmp_path: Path) -> Iterator[Path]:
-    """Paths that are still free, all of one length: one for each work dir."""
-    return (tmp_path / f"run{number:04}" for number in itertools.count())
 
 
 @pytest.mark.parametrize("world", WORLDS, ids=str)

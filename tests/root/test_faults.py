@@ -7,7 +7,6 @@ by the same lines.
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import a_pass, eventually
-from tests.root.strace import LOOKING, MUTATING, Call, Ran, Strace, needs, none, steady
+from tests.root.strace import LOOKING, MUTATING, Call, Ran, Strace, none, steady
 from tests.root.world import KEEP, OPTIONS, POLICY, End, World, broken_promises, pointed
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -33,20 +32,6 @@ ASIDE = rf"(?!{CONTENT})"
 LOOK_INSIDE = r"(newfstatat|getdents64|openat)\(</epoch_\d>"
 INSIDE = rf"(?!{LOOK_INSIDE}).*(epoch_\d[/>]|/trash/|fsync)"
 OURS = r".*(state\.json|last_ckpt|journal|trash|schedules)"
-
-
-@pytest.fixture(scope="module")
-def strace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Strace]:
-    needs("strace")
-    strace = Strace(tmp_path_factory.mktemp("traces"))
-    yield strace
-    strace.close()
-
-
-@pytest.fixture
-def places(tmp_path: Path) -> Iterator[Path]:
-    """Paths that are still free, all of one length."""
-    return (tmp_path / f"run{number:04}" for number in itertools.count())
 
 
 @pytest.mark.parametrize(
