@@ -1,0 +1,207 @@
+"""A copy of a run's state in host memory that stays as it is while training goes on. Writes nothing.
+
+The copy is what a background save costs the training step, so the memory for it is kept from save to save: pages that
+are touched for the first time cost several times the copy itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class HostCopy:
+    """Host memory for one state, used again for the next one. One copy at a time: a new one overwrites the last."""
+
+    def __init__(self) -> None:
+        self._kept: list[Tensor] = []
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    @torch.no_grad()
+    def take(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A state equal to `state` that shares no memory with it, and shares inside what `state` shares inside.
+
+        Tensors come to lie in host memory, each storage once, without what no tensor of the state looks at. On
+        return the caller may change every host tensor. Copies from a GPU may still be under way: what its current
+        stream does next comes after them, and `finish` waits for them.
+        """
+        copies: dict[int, Any] = {}
+        pairs: list[tuple[Tensor, Tensor]] = []
+        free: dict[tuple[int, bool], list[Tensor]] = {}
+        for buffer in self._kept:
+            free.setdefault((buffer.numel(), buffer.is_pinned()), []).append(buffer)
+        self._kept = []
+        for source, strides, views in _blocks({id(each): each for each in _tensors(state)}.values()):
+            size_bytes, pinned = source.numel() * source.element_size(), source.is_cuda
+            again = free.get((size_bytes, pinned))
+            buffer = again.pop() if again else _buffer(size_bytes, pinned)
+            self._kept.append(buffer)
+            held = buffer.view(source.dtype).as_strided(source.shape, strides)
+            pairs.append((held, source))
+            for tensor, its_strides, offset in views:
+                copies[id(tensor)] = _like(tensor, held.as_strided(tensor.shape, its_strides, offset))
+        del free  # what this state has no use for is given back
+        self._copy(pairs)
+        # All else is copied by its own rules, and these find what stands in `copies` copied already.
+        return copy.deepcopy(state, copies)
+
+    def finish(self) -> None:
+        """Return when every copy has arrived."""
+        for stream in self._streams.values():
+            stream.synchronize()
+
+    def _copy(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        for device in {source.device for _, source in pairs if source.is_cuda}:
+            # In the order of the training stream: after what it has computed, before what it will change.
+            stream = self._streams.setdefault(device, torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+            training = torch.cuda.current_stream(device)
+            stream.wait_stream(training)
+            with torch.cuda.stream(stream):
+                for held, source in pairs:
+                    if source.device == device:
+                        held.copy_(source, non_blocking=True)
+                        source.record_stream(stream)
+            training.wait_stream(stream)
+        for held, source in pairs:
+            if not source.is_cuda:
+                held.copy_(source)
+
+
+def _buffer(size_bytes: int, pinned: bool) -> Tensor:
+    # Made in inference mode it could not be written again outside of it.
+    with torch.inference_mode(False):
+        return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned)
+
+
+class _Block(NamedTuple):
+    """Memory that is copied in one piece. All strides and offsets are in elements, of the copy."""
+
+    source: Tensor
+    strides: tuple[int, ...]
+    views: list[tuple[Tensor, tuple[int, ...], int]]  # each tensor that lies in it, with its strides and offset
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in the containers of `value` that is a view of a storage and no more than that.
+
+    Subclasses, sparse and quantized tensors, and those that are conjugated or negated when they are read, are not.
+    """
+    if type(value) in (Tensor, nn.Parameter):
+        plain = value.layout is torch.strided and value.device.type != "meta" and not value.is_quantized
+        if plain and not value.is_conj() and not value.is_neg() and not value.__dict__:
+            yield value
+    elif isinstance(value, Mapping):
+        for inside in value.values():
+            yield from _tensors(inside)
+    elif isinstance(value, (list, tuple)):
+        for inside in value:
+            yield from _tensors(inside)
+
+
+def _blocks(tensors: Iterable[Tensor]) -> Iterator[_Block]:
+    # Views of one storage with different types go apart: torch.save gives a storage one type.
+    stored: dict[tuple[int, torch.dtype], list[Tensor]] = {}
+    for each in tensors:
+        if each.numel():
+            stored.setdefault((each.untyped_storage()._cdata, each.dtype), []).append(each)
+        else:
+            yield _Block(each, each.stride(), [(each, each.stride(), 0)])
+    for those in stored.values():
+        if len(those) == 1:
+            yield _alone(those[0])
+            continue
+        together: list[Tensor] = []
+        end = 0
+        for each in sorted(those, key=lambda tensor: tensor.storage_offset()):
+            if together and each.storage_offset() >= end:
+                yield from _overlapping(together, end)
+                together = []
+            together.append(each)
+            end = max(end, _end(each))
+        yield from _overlapping(together, end)
+
+
+def _alone(tensor: Tensor) -> _Block:
+    """A tensor that shares with no other one: copied without gaps, its dimensions in the same order in memory."""
+    if tensor.is_contiguous():
+        return _Block(tensor, tensor.stride(), [(tensor, tensor.stride(), 0)])
+    source = _unexpanded(tensor)
+    begin = int(source.storage_offset())
+    if source.numel() > _end(source) - begin:  # looks at elements more than once, as a sliding window does
+        return _Block(_span(tensor, begin, _end(source)), (1,), [(tensor, tensor.stride(), 0)])
+    strides, step = [0] * source.dim(), 1
+    for dim in sorted(range(source.dim()), key=lambda dim: (source.stride(dim), -dim)):
+        strides[dim] = step
+        step *= source.size(dim)
+    expanded = tuple(0 if old == 0 else new for old, new in zip(tensor.stride(), strides))
+    return _Block(source, tuple(strides), [(tensor, expanded, 0)])
+
+
+def _overlapping(tensors: list[Tensor], end: int) -> Iterator[_Block]:
+    """Tensors whose spans in one storage overlap: copied as one span without its gaps, unless they only interleave.
+
+    Where strides could not tell the elements without the gaps, the gaps are copied too, as torch.save would write them.
+    """
+    begin = int(tensors[0].storage_offset())
+    if len(tensors) == 1:
+        yield _alone(tensors[0])
+        return
+    sizes = [_unexpanded(each).numel() for each in tensors]
+    views = [(each, each.stride(), int(each.storage_offset()) - begin) for each in tensors]
+    span = _span(tensors[0], begin, end)
+    if max(sizes) < len(span):
+        used = torch.zeros(len(span), dtype=torch.bool)
+        for tensor, strides, offset in views:
+            used.as_strided(tensor.shape, strides, offset).fill_(True)
+        if int(used.sum()) == sum(sizes):
+            yield from map(_alone, tensors)
+            return
+        moved = [_without_gaps(used.cumsum(0) - 1, *view) for view in views]
+        if all(moved):
+            span, views = span[used.to(span.device)], [view for view in moved if view]
+    yield _Block(span, (1,), views)
+
+
+def _without_gaps(
+    places: Tensor, tensor: Tensor, strides: tuple[int, ...], offset: int
+) -> tuple[Tensor, tuple[int, ...], int] | None:
+    """A view as it is once each element has moved to its place in `places`; None if no strides can tell that."""
+    moved = places.as_strided(tensor.shape, strides, offset)
+    first = int(moved[(0,) * moved.dim()])
+    ends = [moved.select(dim, min(1, size - 1))[(0,) * (moved.dim() - 1)] for dim, size in enumerate(moved.shape)]
+    steps = tuple(int(end) - first for end in ends)
+    expected = torch.tensor(first)
+    for dim, step in enumerate(steps):
+        along = torch.arange(moved.size(dim)) * step
+        expected = expected + along.reshape([-1 if each == dim else 1 for each in range(moved.dim())])
+    return (tensor, steps, first) if torch.equal(moved, expected) else None
+
+
+def _unexpanded(tensor: Tensor) -> Tensor:
+    """The tensor without what `expand` repeats."""
+    for dim, stride in enumerate(tensor.stride()):
+        if stride == 0:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
+def _end(tensor: Tensor) -> int:
+    """The element of the storage after the last one that the tensor looks at."""
+    return (
+        int(tensor.storage_offset()) + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride())) + 1
+    )
+
+
+def _span(tensor: Tensor, begin: int, end: int) -> Tensor:
+    """The elements of the tensor's storage from `begin` up to `end`, in a row."""
+    return tensor.detach().as_strided((end - begin,), (1,), begin)
+
+
+def _like(tensor: Tensor, held: Tensor) -> Tensor:
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(held, requires_grad=tensor.requires_grad)
+    return held.requires_grad_(tensor.requires_grad)

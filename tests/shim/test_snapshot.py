@@ -1,0 +1,239 @@
+"""A copy in kept host memory: equal, aliasing nothing live, sharing what is shared, and no larger than it must be."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ckptd.shim.snapshot import HostCopy
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(*shape)
+
+
+def tied() -> dict[str, Any]:
+    weight = nn.Parameter(numbers(5, 3))
+    return {"embedding": weight, "head": weight, "transposed": weight.detach().t()}
+
+
+def views_of_a_large_storage() -> dict[str, Any]:
+    large = numbers(1000, 100)
+    return {"row": large[7], "column": large[:, 3], "corner": large[-2:, -3:], "overlapping": large[7:9]}
+
+
+def interleaved() -> dict[str, Any]:
+    pairs = numbers(300, 2)
+    return {"left": pairs[:, 0], "right": pairs[:, 1]}
+
+
+def sharing_with_gaps() -> dict[str, Any]:
+    large = numbers(40, 10)
+    return {"left": large[:, :4], "middle": large[:, 2:6]}
+
+
+def dtype_views() -> dict[str, Any]:
+    bits = numbers(6)
+    return {"floats": bits, "bits": bits.view(torch.int32), "bytes": bits.view(torch.uint8)[3:9]}
+
+
+def expanded() -> dict[str, Any]:
+    row = numbers(1, 4)
+    return {"all": row.expand(500, 4), "both": numbers(1).expand(3, 7), "shared": row}
+
+
+def in_other_orders() -> dict[str, Any]:
+    image = numbers(2, 3, 4, 5)
+    return {"last": image.to(memory_format=torch.channels_last), "permuted": numbers(3, 4, 5).permute(2, 0, 1)}
+
+
+def windows() -> dict[str, Any]:
+    return {"windows": numbers(20).unfold(0, 5, 1)}
+
+
+def empty() -> dict[str, Any]:
+    return {"flat": torch.empty(0), "deep": torch.empty(3, 0, 2), "cut": numbers(4)[4:], "scalar": torch.tensor(3)}
+
+
+def of_many_kinds() -> dict[str, Any]:
+    kinds = (torch.float16, torch.bfloat16, torch.float64, torch.complex64, torch.bool, torch.int8, torch.int64)
+    plain = {str(kind): numbers(7).to(kind) for kind in kinds}
+    conjugated = {"conj": numbers(3).to(torch.complex64).conj(), "imag": numbers(3).to(torch.complex64).conj().imag}
+    return {**plain, **conjugated, "sparse": torch.eye(3).to_sparse()}
+
+
+def with_gradients() -> dict[str, Any]:
+    leaf = numbers(3).requires_grad_()
+    return {"leaf": leaf, "frozen": nn.Parameter(numbers(2), requires_grad=False), "result": leaf * 2}
+
+
+def containers() -> dict[str, Any]:
+    moment = numbers(3)
+    again = [moment, (moment, 1), {"x": moment}]
+    named = OrderedDict(weight=moment)
+    named._metadata = OrderedDict({"": {"version": 2}})
+    return {"list": again, "same": again, "named": named, 3: "text", "none": None, "number": 1.5}
+
+
+STATES = (tied, views_of_a_large_storage, interleaved, sharing_with_gaps, dtype_views, expanded, in_other_orders,
+          windows, empty, of_many_kinds, with_gradients, containers)  # fmt: skip
+
+
+@pytest.mark.parametrize("make", STATES, ids=lambda make: make.__name__)
+def test_a_copy_is_equal_and_stays_so_whatever_happens_to_the_state(make: Any) -> None:
+    state = make()
+    before = copy.deepcopy({key: plain(value) for key, value in state.items()})
+    held = HostCopy().take(state)
+    with torch.no_grad():
+        for tensor in all_tensors(state):
+            if tensor.layout is torch.strided:
+                tensor.untyped_storage().fill_(1)
+    assert_equal(before, held)
+    if make is not dtype_views:  # which torch.save refuses, copied or not
+        assert_equal(held, loaded(saved(held)))
+
+
+@pytest.mark.parametrize("make", STATES, ids=lambda make: make.__name__)
+def test_a_copy_is_no_larger_than_torch_would_save_it(make: Any) -> None:
+    state = make()
+    if make is dtype_views:
+        with pytest.raises(RuntimeError, match="different types"):
+            saved(state)
+        return
+    # A name in the file is as long as its number: a few bytes either way.
+    assert len(saved(HostCopy().take(state))) <= len(saved(state)) + 256
+
+
+def test_no_byte_is_held_that_the_state_does_not_use() -> None:
+    large = numbers(1000, 100)
+    held = HostCopy().take(
+        {"rows": large[7:9], "row": large[7], "corner": large[-2:, -3:], "same": large[-2:, -3:].t()}
+    )
+    assert [each.untyped_storage().nbytes() for each in held.values()] == [800, 800, 24, 24]
+    assert held["corner"].data_ptr() == held["same"].data_ptr()
+    assert HostCopy().take(expanded())["both"].untyped_storage().nbytes() == 4
+    assert [each.untyped_storage().nbytes() for each in HostCopy().take(interleaved()).values()] == [1200, 1200]
+    alone = HostCopy().take({"column": numbers(1000, 100)[:, 3]})["column"]
+    assert alone.untyped_storage().nbytes() == 4000
+
+
+def test_what_the_state_shares_is_shared() -> None:
+    held = HostCopy().take(tied())
+    assert held["embedding"] is held["head"]
+    assert held["transposed"].data_ptr() == held["embedding"].data_ptr()
+    lists = HostCopy().take(containers())
+    assert lists["list"] is lists["same"]
+    assert lists["list"][0] is lists["list"][2]["x"] is lists["named"]["weight"]
+    assert lists["named"]._metadata == {"": {"version": 2}}
+
+
+def test_types_and_gradients_are_as_they_were() -> None:
+    held = HostCopy().take(with_gradients())
+    assert isinstance(held["frozen"], nn.Parameter)
+    assert [each.requires_grad for each in held.values()] == [True, False, True]
+
+
+def test_memory_is_used_again_and_given_back_once_the_state_has_no_use_for_it() -> None:
+    host = HostCopy()
+    first = host.take({"weight": numbers(10), "other": numbers(10)})
+    places = {each.data_ptr() for each in first.values()}
+    second = host.take({"weight": numbers(10), "moment": numbers(20), "other": numbers(10)})
+    assert {second[name].data_ptr() for name in ("weight", "other")} == places
+    host.take({"moment": numbers(20)})
+    assert [each.numel() for each in host._kept] == [80]
+
+
+def test_memory_made_in_inference_mode_can_be_used_outside_of_it() -> None:
+    host = HostCopy()
+    with torch.inference_mode():
+        host.take({"weight": numbers(10)})
+    weight = numbers(10)
+    assert torch.equal(host.take({"weight": weight})["weight"], weight)
+
+
+def test_a_state_that_shares_everything_is_not_quadratic() -> None:
+    """Thousands of views of one storage, as a flat parameter has."""
+    flat = numbers(20_000)
+    held = HostCopy().take({"flat": flat, **{f"v{n}": flat[n : n + 2] for n in range(5000)}})
+    assert len({each.untyped_storage().data_ptr() for each in held.values()}) == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_any_views_of_one_storage(data: st.DataObject) -> None:
+    storage = torch.arange(60.0)
+    state = {}
+    for name in "abc"[: data.draw(st.integers(1, 3))]:
+        shape = data.draw(st.lists(st.integers(0, 4), max_size=3))
+        strides = data.draw(st.lists(st.integers(0, 5), min_size=len(shape), max_size=len(shape)))
+        state[name] = storage.as_strided(shape, strides, data.draw(st.integers(0, 10)))
+    before = {name: each.clone() for name, each in state.items()}
+    size = len(saved(state))
+    held = HostCopy().take(state)
+    storage.fill_(-1)
+    assert_equal(before, held)
+    assert len(saved(held)) <= size + 256
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_copy_from_a_gpu_is_of_the_moment_it_was_taken() -> None:
+    weight = torch.zeros(2**24, device="cuda")
+    host = HostCopy()
+    for step in range(1, 4):
+        weight.fill_(step)
+        held = host.take({"weight": weight, "again": weight.view(2, -1)})
+        weight.fill_(-1)
+        host.finish()
+        assert held["weight"].is_pinned()
+        assert held["again"].eq(step).all()
+
+
+def plain(value: Any) -> Any:
+    """What deepcopy refuses to copy, without its gradient."""
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def all_tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for each in inside for tensor in all_tensors(each)]
+
+
+def saved(state: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
+
+
+def loaded(content: bytes) -> Any:
+    return torch.load(io.BytesIO(content), weights_only=True)
+
+
+def assert_equal(expected: Any, found: Any) -> None:
+    if isinstance(expected, Tensor):
+        assert expected.shape == found.shape
+        assert expected.dtype is found.dtype
+        if expected.layout is torch.strided:
+            dense = expected.contiguous().resolve_conj().resolve_neg()
+            assert torch.equal(dense, found.contiguous().resolve_conj().resolve_neg())
+        else:
+            assert torch.equal(expected.to_dense(), found.to_dense())
+    elif isinstance(expected, dict):
+        assert list(expected) == list(found)
+        for key, value in expected.items():
+            assert_equal(value, found[key])
+    elif isinstance(expected, (list, tuple)):
+        assert len(expected) == len(found)
+        for one, other in zip(expected, found, strict=True):
+            assert_equal(one, other)
+    else:
+        assert expected == found
