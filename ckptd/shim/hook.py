@@ -5,10 +5,15 @@ Saves exactly when the CheckpointHook of mmcv 1.x does; which ones stay is for t
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import json
 import logging
+import numbers
 import os
 import time
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +21,7 @@ import torch
 from torch import nn
 
 from ..core.naming import Template
-from ..disk import NO_ROOM, opened_dir
+from ..disk import NO_ROOM, opened_dir, replace_file
 from ..errors import CkptdError, UsageError, why
 from . import state as states_of
 from .buffers import average_buffers
@@ -24,8 +29,12 @@ from .declaration import declare
 from .publish import check_writable, link_latest, publish, sweep
 from .ranks import agree, broadcast_text, rank_of, world_size
 from .resume import Progress, newest_complete
+from .snapshot import HostCopy
+from .writer import Writer
 
 _log = logging.getLogger("ckptd.shim")
+# Which hook saves which series where, so that two of one process do not write over each other's checkpoints.
+_saving: weakref.WeakValueDictionary[tuple[str, str], CheckpointHook] = weakref.WeakValueDictionary()
 
 
 class CheckpointHook:
@@ -36,10 +45,13 @@ class CheckpointHook:
     are to be kept, or -1 for all; the hook tells ckptd and deletes nothing itself. save_last: also save the last
     step, known from max_epochs or max_iters, or from `last` at each call. sync_buffer: `average_buffers` before
     each save. filename_tmpl: `epoch_{}.pth` or `iter_{}.pth` unless given. create_symlink: keep `latest.pth` on the
-    newest. meta: plain values for the checkpoint's `meta`.
+    newest. meta: plain values for the checkpoint's `meta`. background: only copy the state when asked to save, and
+    write it while training goes on.
 
-    Every rank makes the same calls; rank 0 writes. A failure on one rank raises on all. Saves are synchronous: when
-    a call returns, the checkpoint is on stable storage. Raises UsageError for settings that mean nothing.
+    Every rank makes the same calls; rank 0 writes. A failure on one rank raises on all. Without `background` the
+    checkpoint is on stable storage when a call returns. With it, one more copy of the state is held in rank 0's host
+    memory, one save at a time is written, the next one waits for it, and what went wrong is raised at the next save,
+    by `wait` and by `close`. Raises UsageError for settings that mean nothing.
     """
 
     def __init__(
@@ -57,6 +69,7 @@ class CheckpointHook:
         max_epochs: int | None = None,
         max_iters: int | None = None,
         meta: Mapping[str, Any] | None = None,
+        background: bool = False,
     ) -> None:
         self.out_dir = Path(os.path.abspath(out_dir))
         self.by_epoch = by_epoch
@@ -69,12 +82,16 @@ class CheckpointHook:
         self.create_symlink = create_symlink
         self._stop = max_epochs if by_epoch else max_iters
         self._meta = dict(meta or {})
-        self.last_ckpt: Path | None = None  # the newest checkpoint that this run has saved or resumed from
+        self.background = background
+        self.last_ckpt: Path | None = None  # the newest that this run knows to be on stable storage, or resumed from
         self._finished = {"epoch": 0, "iter": 0}
         self._model: nn.Module | None = None
         self._optimizer: Any = None
         self._states: dict[str, Any] = {}
-        self._has_saved = False
+        self._is_checked = False
+        self._host = HostCopy()
+        self._writer = Writer()
+        self._in_flight: Path | None = None  # on every rank, though only rank 0 has a thread
 
     def before_run(self, *, model: nn.Module, optimizer: Any = None, **states: Any) -> None:
         """Bind what is to be saved, and fail now for what could only fail later.
@@ -83,6 +100,7 @@ class CheckpointHook:
         `state_dict()`, and plain values, as they are when they are saved. Raises CkptdError, on every rank, if
         checkpoints cannot be written to `out_dir`, or hold sharded state or what torch.load would refuse.
         """
+        self.wait()
         failure: Exception | None = None
         try:
             states_of.check_bound(model, optimizer, states, rank=rank_of())
@@ -91,7 +109,8 @@ class CheckpointHook:
                 self._prepare()
         except Exception as error:  # noqa: BLE001 - raised by agree, on this rank and all others
             failure = error
-        agree(failure)
+        with self._bound_or_not():
+            agree(failure)
         self._model, self._states = model, states
         self._optimizer = optimizer if self.save_optimizer else None
         self._declare()  # here for a resumed run: the ckptd beside it may have another run's word
@@ -112,6 +131,10 @@ class CheckpointHook:
         checkpoint holds cannot be read or does not fit, or if a rank cannot see the file.
         """
         self.before_run(model=model, optimizer=optimizer, **states)
+        with self._bound_or_not():
+            return self._resume(map_location, weights_only)
+
+    def _resume(self, map_location: Any, weights_only: bool) -> Progress:
         name, failure = "", None
         try:
             if rank_of() == 0 or world_size() <= 1:
@@ -134,20 +157,25 @@ class CheckpointHook:
             _log.info("Resumed from %s", progress.path)
         return progress
 
-    def after_train_epoch(self, epoch: int, *, last: bool | None = None) -> Path | None:
+    def after_train_epoch(
+        self, epoch: int, *, last: bool | None = None, metrics: Mapping[str, float] | None = None
+    ) -> Path | None:
         """Save if the epoch calls for it; `epoch` is the loop variable, which counts from 0.
 
-        last: whether the run ends with it; None: as max_epochs says. Returns the checkpoint's path, on every rank,
-        or None if nothing was to be saved. Raises CkptdError on every rank if rank 0 could not save; the names in
-        the directory are then as they were.
+        last: whether the run ends with it; None: as max_epochs says. metrics: scores of this checkpoint by name,
+        written beside it as NAME.metrics.json. Returns the checkpoint's path, on every rank, or None if nothing was
+        to be saved. Raises CkptdError on every rank if rank 0 could not save; the names in the directory are then as
+        they were.
         """
         self._finished["epoch"] = epoch + 1
-        return self._after(epoch + 1, last) if self.by_epoch else None
+        return self._after(epoch + 1, last, metrics) if self.by_epoch else None
 
-    def after_train_iter(self, iteration: int, *, last: bool | None = None) -> Path | None:
+    def after_train_iter(
+        self, iteration: int, *, last: bool | None = None, metrics: Mapping[str, float] | None = None
+    ) -> Path | None:
         """As `after_train_epoch`, for a hook with by_epoch=False; else it is only noted how far the run has come."""
         self._finished["iter"] = iteration + 1
-        return None if self.by_epoch else self._after(iteration + 1, last)
+        return None if self.by_epoch else self._after(iteration + 1, last, metrics)
 
     def should_save(self, step: int, *, last: bool | None = None) -> bool:
         """Whether `step` (counted from 1, as in the checkpoint's name) is to be saved; for those who save themselves.
@@ -158,28 +186,49 @@ class CheckpointHook:
         return (self.interval > 0 and step % self.interval == 0) or (self.save_last and is_last)
 
     def wait(self) -> None:
-        """Return once every save is on stable storage: at once, since saves are synchronous."""
+        """Return once every save is on stable storage. Raises CkptdError, on every rank, if one could not be made."""
+        if self._in_flight is None:
+            return
+        failure: Exception | None = None
+        try:
+            self._writer.wait()
+        except Exception as error:  # noqa: BLE001 - raised by agree, on this rank and all others
+            failure = error
+        path, self._in_flight = self._in_flight, None
+        agree(failure)
+        self.last_ckpt = path
 
     def close(self) -> None:
-        """Finish what is being saved, and let go of the run's state."""
-        self.wait()
-        self._model, self._optimizer, self._states = None, None, {}
+        """Finish what is being saved, and let go of the run's state. Raises what `wait` raises."""
+        try:
+            self.wait()
+        finally:
+            self._let_go()
 
     def __enter__(self) -> CheckpointHook:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.close()
+            return
+        # Whether the other ranks come by here too is not known: nothing is asked of them. The writer has said what
+        # went wrong, and what was raised in the block goes on.
+        with contextlib.suppress(Exception):
+            self._writer.wait()
+        self._in_flight = None
+        self._let_go()
 
     @property
     def _unit(self) -> str:
         return "epoch" if self.by_epoch else "iter"
 
-    def _after(self, step: int, last: bool | None) -> Path | None:
+    def _after(self, step: int, last: bool | None, metrics: Mapping[str, float] | None) -> Path | None:
         if self._model is None:
             raise UsageError("no state to save: call before_run(model=...) or resume(model=...) before the loop")
         if not self.should_save(step, last=last):
             return None
+        self.wait()
         if self.sync_buffer:
             average_buffers(self._model)
         path = self.out_dir / self.template.name_of(step)
@@ -187,17 +236,17 @@ class CheckpointHook:
         try:
             if rank_of() == 0:
                 _log.info("Saving checkpoint at %d %s", step, "epochs" if self.by_epoch else "iterations")
-                self._save(path, self._model)
+                self._save(path, self._model, _scores(metrics))
         except Exception as error:  # noqa: BLE001 - raised by agree, on this rank and all others
-            failure = _told(error, path)
+            failure = error
         agree(failure)
-        self.last_ckpt = path
-        if not self._has_saved:
-            self._has_saved = True
-            self._declare()
+        if self.background:
+            self._in_flight = path
+        else:
+            self.last_ckpt = path
         return path
 
-    def _save(self, path: Path, model: nn.Module) -> None:
+    def _save(self, path: Path, model: nn.Module, scores: bytes | None) -> None:
         meta = {
             **self._meta,
             **self._finished,
@@ -205,24 +254,67 @@ class CheckpointHook:
             "hook_msgs": {**self._meta.get("hook_msgs", {}), "last_ckpt": str(path)},
         }
         state = {"meta": meta, **states_of.collect(model, self._optimizer, self._states, rank=rank_of())}
-        if not self._has_saved:
+        if not self._is_checked:
             states_of.check_loadable(state)
+            self._is_checked = True
+        if self.background:
+            self._writer.start(path.name, functools.partial(self._write, path, self._host.take(state), scores))
+        else:
+            self._write(path, state, scores)
+
+    def _write(self, path: Path, state: dict[str, Any], scores: bytes | None) -> None:
+        """Everything that touches the disk; in a thread if need be, where there are no collectives."""
 
         def write(file: IO[bytes]) -> None:
             torch.save(state, file)
 
-        with opened_dir(str(self.out_dir)) as fd:
-            publish(path.name, self.template, write, dir_fd=fd)
-            if self.create_symlink:
-                try:
-                    link_latest(path.name, dir_fd=fd)
-                except OSError as error:  # some file systems have none; the checkpoint is there
-                    self.create_symlink = False
-                    _log.warning("could not link latest.pth in %s: %s; it is not tried again", self.out_dir, why(error))
+        try:
+            self._host.finish()
+            with opened_dir(str(self.out_dir)) as fd:
+                beside = f"{path.name}.metrics.json"
+                publish(path.name, self.template, write, dir_fd=fd, outdated=beside)
+                if scores is not None:
+                    replace_file(beside, scores, dir_fd=fd)
+                if self.create_symlink:
+                    self._link(path.name, fd)
+        except Exception as error:
+            raise _told(error, path) from error
+        self._declare()
+
+    def _link(self, name: str, fd: int) -> None:
+        try:
+            link_latest(name, dir_fd=fd)
+        except OSError as error:  # some file systems have none; the checkpoint is there
+            self.create_symlink = False
+            _log.warning("could not link latest.pth in %s: %s; it is not tried again", self.out_dir, why(error))
+
+    @contextlib.contextmanager
+    def _bound_or_not(self) -> Iterator[None]:
+        """What fails in the block leaves nothing bound, so that another hook can save there."""
+        try:
+            yield
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _let_go(self) -> None:
+        self._model, self._optimizer, self._states = None, None, {}
+        self._host = HostCopy()
+        if _saving.get(self._series) is self:
+            del _saving[self._series]
+
+    @property
+    def _series(self) -> tuple[str, str]:
+        return os.path.realpath(self.out_dir), self.template.text
 
     def _prepare(self) -> None:
         try:
             self.out_dir.mkdir(parents=True, exist_ok=True)
+            if _saving.setdefault(self._series, self) is not self:
+                raise UsageError(
+                    f"{self.out_dir}: another hook of this process saves {self.template.text} there. Close it first, "
+                    "or give one of them another filename_tmpl"
+                )
             with opened_dir(str(self.out_dir)) as fd:
                 if sweep(self.template, dir_fd=fd):
                     _log.info("Removed what a killed save had left in %s", self.out_dir)
@@ -254,6 +346,19 @@ def _count(name: str, value: object, without: tuple[int, ...], advice: str) -> i
     if isinstance(value, bool) or not isinstance(value, int) or (value < 1 and value not in without):
         raise UsageError(f"{name} is {value!r}: give a whole number of at least 1, or {advice}")
     return value
+
+
+def _scores(metrics: Mapping[str, float] | None) -> bytes | None:
+    """The content of a checkpoint's metrics file. Raises UsageError for what is no number."""
+    if metrics is None:
+        return None
+    scores: dict[str, float] = {}
+    for name, value in metrics.items():
+        single = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+        if not isinstance(name, str) or not isinstance(single, numbers.Real):
+            raise UsageError(f"metrics[{name!r}] is a {type(value).__name__}: give names and numbers")
+        scores[name] = float(single)
+    return (json.dumps(scores, indent=2) + "\n").encode()
 
 
 def _told(error: Exception, path: Path) -> Exception:

@@ -6,45 +6,99 @@ Knows nothing of what is written; deletes nothing but its own temporary file.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Callable
 from typing import IO
 
 from ..core.naming import Template
 from ..disk import sync_dir, temporary_name
+from ..errors import CkptdError
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 LATEST = "latest.pth"
 
 
-def publish(name: str, template: Template, write: Callable[[IO[bytes]], None], *, dir_fd: int) -> None:
+_being_written: set[int] = set()  # descriptors
+
+
+def publish(
+    name: str, template: Template, write: Callable[[IO[bytes]], None], *, dir_fd: int, outdated: str | None = None
+) -> None:
     """Let `write` fill a file and put it under `name`, replacing what bears that name, mode as the umask says.
 
-    One temporary name for each template, so that a killed save leaves one stray at most. Raises what `write`
-    raises, and OSError; then the name is as it was before, and the temporary file is gone.
+    outdated: a file that is about what bears the name now, and is removed just before that is replaced. One
+    temporary name for each template, so that a killed save leaves one stray at most. Raises what `write` raises,
+    OSError, and CkptdError while another process saves the series there; then the name is as it was before, and the
+    temporary file is gone.
     """
     aside = temporary_name(template.text)
     sweep(template, dir_fd=dir_fd)
+    fd = os.open(aside, _CREATE, 0o666, dir_fd=dir_fd)
+    _being_written.add(fd)
     try:
-        with open(os.open(aside, _CREATE, 0o666, dir_fd=dir_fd), "wb") as file:
+        with open(fd, "wb") as file:
+            with contextlib.suppress(OSError):  # where there are no locks, two runs in one directory are not told
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(fd)
+            _being_written.discard(fd)
+        if outdated is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(outdated, dir_fd=dir_fd)
         os.rename(aside, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     except BaseException:
+        _being_written.discard(fd)
         with contextlib.suppress(OSError):  # what went wrong first is what is told
             os.unlink(aside, dir_fd=dir_fd)
         raise
     sync_dir(dir_fd)
 
 
+def _let_go() -> None:
+    """In a forked child, such as a DataLoader's worker: to have the file open there, it would seem unfinished here.
+
+    The number stays taken, by a file that takes everything: whoever closes it later closes nothing of another's.
+    """
+    for fd in _being_written:
+        with contextlib.suppress(OSError):
+            nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(nothing, fd, inheritable=False)
+            os.close(nothing)
+    _being_written.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 def sweep(template: Template, *, dir_fd: int) -> bool:
-    """Remove the temporary file that a killed save has left; returns whether there was one."""
+    """Remove the temporary file that a killed save has left; returns whether there was one.
+
+    Raises CkptdError if a save is being written into it, by another process or another hook.
+    """
+    aside = temporary_name(template.text)
     try:
-        os.unlink(temporary_name(template.text), dir_fd=dir_fd)
+        fd = os.open(aside, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
     except FileNotFoundError:
         return False
+    except OSError:  # what cannot be opened is nobody's unfinished save
+        fd = -1
+    try:
+        if fd >= 0:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CkptdError(
+            f"{template.text}: another run is saving this series in this directory right now. "
+            "Give each run its own directory, or wait until that one has ended"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    finally:
+        if fd >= 0:
+            os.close(fd)
+    os.unlink(aside, dir_fd=dir_fd)
     return True
 
 

@@ -149,6 +149,7 @@ def unseen(rank: int, place: Path) -> Any:
     hook = CheckpointHook(place / f"run-{rank}", interval=1)
     hook.before_run(model=network())
     hook.after_train_epoch(0)
+    hook.close()
     return error_of(lambda: CheckpointHook(place / f"run-{rank}").resume(model=network()))
 
 
