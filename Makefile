@@ -11,12 +11,13 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 # Training jobs import these, and are older than daemons. pyproject.toml tells ruff the same.
-PY39 := $(addprefix ckptd/,__init__.py errors.py disk.py scan.py formats.py dcp.py content.py verdict.py pointer.py core shim)
+PY39 := $(addprefix ckptd/,__init__.py __main__.py python.py errors.py disk.py scan.py formats.py dcp.py content.py \
+    verdict.py pointer.py state.py core shim)
 # What tests/root needs of Debian: strace injects faults, xfsprogs and e2fsprogs make the file systems
 # whose power is cut, the others run a systemd of our own.
 ROOT_PACKAGES := strace xfsprogs systemd dbus e2fsprogs util-linux procps
 
-.PHONY: all test lint format soak real root smoke demo install uninstall clean help check-python check-root
+.PHONY: all test lint format soak real root smoke smoke-39 demo install uninstall clean help check-python check-root
 all: lint test
 
 test: .venv/.test  ## the tests that need neither root nor other frameworks
@@ -50,7 +51,7 @@ root: check-root .venv/.test  ## the tests that need root: systemd, mounts, powe
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
 	$(BIN)/python -m pytest tests/root $(ARGS)
 
-smoke: check-python  ## a fresh install without torch, and does the command start
+smoke: check-python smoke-39  ## a fresh install without torch, and does the command start
 	@echo 'making a fresh environment ...'; \
 	dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; $(call copy_source,$$dir/source); \
 	$(PYTHON) -m venv "$$dir/venv"; \
@@ -63,6 +64,20 @@ smoke: check-python  ## a fresh install without torch, and does the command star
 	  assert u.find_spec("tests") is None, "the tests came along"; \
 	  assert (u.find_spec("ckptd").origin or "").startswith(sys.prefix), "not the installed ckptd"'; \
 	echo 'smoke: ckptd is installed and starts; torch is not there'
+
+# A job's environment: an old Python, and nothing that the daemon needs.
+smoke-39:
+	@command -v python3.9 >/dev/null && python3.9 -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo 'smoke: no python3.9 with venv is here, so the install into a job of that age was not tried'; exit 0; }; \
+	dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; $(call copy_source,$$dir/source); \
+	python3.9 -m venv "$$dir/venv"; \
+	"$$dir/venv/bin/python" -m pip -qq --disable-pip-version-check install "$$dir/source"; \
+	cd "$$dir"; \
+	venv/bin/python -c 'import ckptd.core.replay, ckptd.content, ckptd.verdict, ckptd.pointer, importlib.util as u; \
+	  assert not [name for name in ("click", "watchdog") if u.find_spec(name)], "the daemon came along"'; \
+	said=$$(venv/bin/ckptd --help 2>&1) && { echo 'smoke: the command runs on 3.9?'; exit 1; }; \
+	[ "$$(wc -l <<<"$$said")" = 1 ] || { echo "$$said"; exit 1; }; \
+	echo 'smoke: what jobs import is installed on Python 3.9, and the command says what it needs'
 
 # A private environment, so that an upgrade of the system's packages cannot break the command. Scripts in it name
 # the interpreter by its full path, which must be the one without DESTDIR.

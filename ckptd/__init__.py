@@ -22,5 +22,11 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         from importlib import import_module
 
+        if name not in _HOMES:
+            from .python import why_not_here
+
+            reason = why_not_here(f"ckptd.{name}")
+            if reason is not None:
+                raise ImportError(reason)
         return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'api')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,37 @@
-"""`python -m ckptd` is the command `ckptd`."""
+"""The command `ckptd`, which is also `python -m ckptd`. Where it cannot run, it says so in one line."""
 
-from .cli import main
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+from .python import why_not_here
+
+_DEPENDENCIES = ("click", "watchdog")
+_WRONG_USE = 2  # not 1: of `latest` that means that there is nothing to resume from
+
+
+def main() -> None:
+    """Run the command, or say what is missing here: a job's environment holds neither its Python nor its packages."""
+    reason = why_not_here("the command ckptd")
+    if reason is not None:
+        _fail(reason)
+    try:
+        from .cli import main as run
+
+        run()
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _DEPENDENCIES:
+            raise
+        _fail(f"the command ckptd needs {missing}, which is not installed here: `{sys.executable} -m pip install "
+              f"{' '.join(_DEPENDENCIES)}`, or install ckptd apart; ckptd.shim works without")  # fmt: skip
+
+
+def _fail(text: str) -> NoReturn:
+    sys.stderr.write(f"error: {text}\n")
+    sys.exit(_WRONG_USE)
+
 
 if __name__ == "__main__":
     main()

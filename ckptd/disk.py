@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from .errors import CkptdError, RefusedError
 
 OWN_DIR = ".ckptd"  # everything of ours in a work dir, but the pointer
+LOCK = "lock"  # in it: whoever has the lock on it owns the work dir
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 

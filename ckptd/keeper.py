@@ -13,11 +13,13 @@ from collections.abc import Callable
 from . import notify
 from .background import Background
 from .core.policy import Policy
+from .core.schedule import Schedule
 from .errors import CkptdError, ReplacedError, why
 from .filesystem import is_local, is_read_only
 from .reading import Reader
 from .reconcile import Reconciler, Report
 from .render import summary, will_happen
+from .survey import Survey, ignored_text
 from .watch import Watcher
 from .workdir import WorkDir, become_owner, check_library_use
 
@@ -57,6 +59,7 @@ class Keeper:
         self._looked_for = False
         self._said = ""
         self._announced: list[str] = []
+        self._ignored: dict[str, Schedule] = {}
         self._failures = 0
         self._interval_s = SCAN_LOCAL_S
 
@@ -117,11 +120,22 @@ class Keeper:
             if met:
                 for advice in survey.advice:
                     log.warning("%s", advice)
+            self._warn_of_ignored(survey, said=met)
             if self._dry_run:
                 return survey.settles_s
         self.report = self._reconciler.reconcile()
+        self._warn_of_ignored(self.report.survey)
         self._watcher.expect_gone(self.path, {d.checkpoint.name for d in self.report.pruned})
         return self.report.look_again_s
+
+    def _warn_of_ignored(self, survey: Survey, *, said: bool = False) -> None:
+        """Say once of each declared schedule that saves have come to contradict it."""
+        for series in survey.plan.series:
+            text, ignored = series.grid.template.text, series.grid.ignored
+            if ignored is not None and self._ignored.get(text) != ignored:
+                self._ignored[text] = ignored
+                if not said:
+                    log.warning("%s", ignored_text(series, survey.plan.memory))
 
     def _meet(self) -> bool:
         """Open the work dir if it is there by now."""

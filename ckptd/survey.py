@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from .core.memory import Memory, Seen
 from .core.plan import Decision, Plan, SeriesPlan
 from .core.policy import Stepped
-from .core.schedule import Schedule
+from .core.schedule import WITNESSES, Schedule
 from .scan import Entry, LeftAlone
 from .units import human_bytes
 
@@ -94,6 +94,8 @@ def advice_on(decided: Plan, first: bool, trusted: str | None) -> tuple[str, ...
                 f"copied directory); {newest} counts as the newest, and nothing is pruned before a save is seen; "
                 "to tell it by hand, touch them in the order they were saved"
             )
+        if grid.ignored is not None:
+            advice.append(ignored_text(series, decided.memory))
         if grid.rule is None:
             if series.decisions:
                 advice.append(f"{grid.template.text}: no --max-keep is given or declared, so nothing is pruned")
@@ -105,6 +107,17 @@ def advice_on(decided: Plan, first: bool, trusted: str | None) -> tuple[str, ...
         if series.beyond:
             advice.append(beyond_text(series))
     return tuple(advice)
+
+
+def ignored_text(series: SeriesPlan, memory: Memory) -> str:
+    """Why a declared schedule is not obeyed, and what to do about it."""
+    text, ignored = series.grid.template.text, series.grid.ignored
+    assert ignored is not None  # asked about nothing else
+    last = ", ".join(map(str, memory.series[text].recent[-WITNESSES:]))
+    return (
+        f"{text}: ignored what a run has declared: the last saves ({last}) contradict its interval of "
+        f"{ignored.interval}; give --max-keep and --interval, or let this run declare itself"
+    )
 
 
 def beyond_text(series: SeriesPlan) -> str:

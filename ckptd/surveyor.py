@@ -69,7 +69,7 @@ class Surveyor:
         work = self.work
         own_fd = work.open_own()
         remembered = self._remember(own_fd)
-        declared = self._declared(own_fd)
+        declared = self._declared(own_fd, now_ns)
         patterns = self._patterns(declared, remembered)
         found = scan(work.path, work.fd, patterns)
         asked_for = {template.text for template in patterns} - _KNOWN_NAMES | set(self.policy.templates)
@@ -87,6 +87,7 @@ class Surveyor:
                 break
             for name, use in used.items():
                 protected.setdefault(name, []).append(use)
+        ignored = {series.grid.template.text for series in decided.series if series.grid.ignored}
         return Survey(
             decided,
             entries,
@@ -94,7 +95,7 @@ class Surveyor:
             judged.unreadable,
             remembered,
             read_pointer(self.policy.pointer, dir_fd=work.fd),
-            declared,
+            {text: said for text, said in declared.items() if text not in ignored},
             advice_on(decided, remembered is None, trusted),
             judged.settles_s,
             frozenset(judged.checkable),
@@ -118,7 +119,7 @@ class Surveyor:
         others = [*declared, *(remembered.series if remembered and self.as_remembered else ())]
         return tuple(dict.fromkeys((*self.policy.patterns, *map(Template, others))))
 
-    def _declared(self, own_fd: int | None) -> dict[str, Schedule]:
+    def _declared(self, own_fd: int | None, now_ns: int) -> dict[str, Schedule]:
         """The schedules that runs have declared in `.ckptd/schedules/`, by template; what is corrupt is ignored."""
         declared: dict[str, Schedule] = {}
         if own_fd is None:
@@ -128,11 +129,15 @@ class Surveyor:
                 if name.startswith("."):
                     continue
                 try:
+                    declared_ns = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mtime_ns
                     schedule = Schedule.from_text((read_small(name, dir_fd=fd, at_most=LARGEST_BYTES) or b"").decode())
                 except (CkptdError, OSError, UnicodeDecodeError) as error:
-                    self._once(f"ignored {self.work.path}/.ckptd/{SCHEDULES}/{name}: {error}")
+                    reason = why(error) if isinstance(error, OSError) else str(error)
+                    self._once(f"ignored {self.work.path}/.ckptd/{SCHEDULES}/{name}: {reason}")
                 else:
-                    declared[schedule.template] = schedule
+                    # A time in the future tells nothing: every save is then taken for one that came after.
+                    known_ns = declared_ns if declared_ns <= now_ns else None
+                    declared[schedule.template] = replace(schedule, declared_ns=known_ns)
         return declared
 
     def _judge(

@@ -16,10 +16,9 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from .disk import NO_ROOM, OWN_DIR, make_own_dir, open_as_its_directory, opened_own_dir
+from .disk import LOCK, NO_ROOM, OWN_DIR, make_own_dir, open_as_its_directory, opened_own_dir
 from .errors import CkptdError, NoRoomError, OwnedError, RefusedError, UsageError, why
 
-LOCK = "lock"
 _MOST_LINKS = 40  # as the kernel's
 _NEEDED_LATER = (
     "ckptd.api", "ckptd.reconcile", "ckptd.render", "ckptd.restore", "ckptd.service",

@@ -17,7 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 PURE = {"__future__", "collections", "dataclasses", "enum", "itertools", "json", "re", "string", "typing"}
 
 # What a training job may import: no click, no watchdog, and Python 3.9's syntax (checked in lint).
-SHARED_WITH_JOBS = {"errors", "disk", "scan", "formats", "dcp", "content", "verdict", "pointer"}
+SHARED_WITH_JOBS = {"python", "errors", "disk", "scan", "formats", "dcp", "content", "verdict", "pointer", "state"}
 
 
 def imports_of(path: Path) -> Iterator[str]:

@@ -31,6 +31,7 @@ from .conftest import Builder, Watching, a_pass, environment, eventually, left, 
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
+MAKEFILE = (REPOSITORY / "Makefile").read_text()
 CHANGELOG = (REPOSITORY / "CHANGELOG.md").read_text()
 POLICY_COMMANDS = {"watch", "plan", "prune", "unit"}
 OTHERS_OPTIONS = {"systemctl": {"--user", "--now"}, "systemd-escape": {"--template", "--path"}, "SBATCH": {"--signal"},
@@ -160,9 +161,11 @@ def test_the_shell_snippets_run(block: str, stand_ins: StandIns) -> None:
     stand_ins.run(block)
     for name, *args in stand_ins.calls():
         if name == "make":
-            assert set(args) <= targets()
+            variables_given = {word.partition("=")[0] for word in args if "=" in word}
+            assert {word for word in args if "=" not in word} <= targets()
+            assert variables_given <= set(re.findall(r"^([A-Z]+) \?=", MAKEFILE, re.MULTILINE))
         elif name == "pip":
-            assert args == ["install", "."]
+            assert args in (["install", "."], ["install", ".[shim]"])
         elif name == "systemctl" and "enable" in args:
             assert_unit_exists(args[-1], user="--user" in args, home=stand_ins.home)
         elif name == "tee":
@@ -210,7 +213,7 @@ def assert_unit_exists(unit: str, *, user: bool, home: Path) -> None:
 
 
 def targets() -> set[str]:
-    return set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    return set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
 
 
 # What stands in for a program: it notes its words, and runs what the real one would run. Only `watch` is stopped.

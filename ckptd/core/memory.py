@@ -52,6 +52,11 @@ class Seen:
         """As a checkpoint's."""
         return (*self.identity, self.inode)
 
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        """The greater, the newer: by order of writing, which is all but for those brought back."""
+        return self.order, self.written_ns, self.step
+
     def is_still(self, found: Checkpoint) -> bool:
         """Whether `found` is this checkpoint, and not one written over it since."""
         same = (self.series, self.identity) == (found.series, found.identity)

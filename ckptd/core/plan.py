@@ -87,19 +87,14 @@ def plan(
         by_series[checkpoint.series].append(checkpoint)
     series = tuple(_plan_series(by_series[text], grid, seen, protected) for text, grid in replayed.grids.items())
     good = [c for c in found if c.relied_on]
-    newest = max(good, key=lambda c: _rank(c, seen), default=None)
+    newest = max(good, key=lambda c: seen[c.name].rank, default=None)
     return Plan(series, replayed.memory, newest)
-
-
-def _rank(checkpoint: Checkpoint, seen: Mapping[str, Seen]) -> tuple[int, int, int]:
-    known = seen[checkpoint.name]
-    return known.order, known.written_ns, known.step
 
 
 def _plan_series(
     found: list[Checkpoint], grid: Grid, seen: Mapping[str, Seen], protected: Mapping[str, Sequence[str]]
 ) -> SeriesPlan:
-    good = sorted((c for c in found if c.relied_on), key=lambda c: _rank(c, seen))
+    good = sorted((c for c in found if c.relied_on), key=lambda c: seen[c.name].rank)
     relied_on = tuple(good[-grid.max_keep :]) if grid.max_keep else ()
     judge = _Judge(grid, seen, found, good)
     newest_names = {c.name for c in relied_on}
@@ -133,7 +128,7 @@ class _Judge:
 
     def __init__(self, grid: Grid, seen: Mapping[str, Seen], found: list[Checkpoint], good: list[Checkpoint]) -> None:
         self.grid, self.seen, self.steps = grid, seen, {c.step for c in found}
-        fit = sorted((c for c in found if c.state.whole and c.durable), key=lambda c: _rank(c, seen))
+        fit = sorted((c for c in found if c.state.whole and c.durable), key=lambda c: seen[c.name].rank)
         self.newest = fit[-1] if fit else None
         keep = grid.max_keep or 0
         self.kept = {c.name for c in fit[-keep:]} if keep else set()

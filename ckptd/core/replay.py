@@ -12,7 +12,7 @@ from .checkpoint import Checkpoint, State
 from .memory import BROUGHT_BACK, Memory, Seen, SeriesMemory
 from .naming import Template
 from .policy import Policy, Rule, Stepped
-from .schedule import Schedule
+from .schedule import WITNESSES, Schedule
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Grid:
     waits: bool
     first_contact: bool
     saves: int  # how many no earlier pass saw
+    ignored: Schedule | None = None  # what a run has declared, and the last saves contradict
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,11 @@ def replay(
             series[text] = replace(SeriesMemory().after(sorted(steps)), waits=True)
         else:
             series[text] = series.get(text, SeriesMemory()).after(steps)
-        grids[text] = _grid(template, series[text], policy, declared.get(text), text in first_met, len(steps))
+        obeyed, ignored = declared.get(text), None
+        if obeyed is not None and obeyed.is_contradicted_by(_since(obeyed, template, series[text].recent, seen)):
+            obeyed, ignored = None, obeyed
+        grid = _grid(template, series[text], policy, obeyed, text in first_met, len(steps))
+        grids[text] = replace(grid, ignored=ignored)
 
     for arrival in arrivals:
         grid, present = grids[arrival.series], there.setdefault(arrival.series, set())
@@ -160,6 +165,18 @@ class _Order:
         if whole and order != BROUGHT_BACK:
             self._newest[checkpoint.series] = arrival
         return arrival
+
+
+def _since(schedule: Schedule, template: Template, recent: Sequence[int], seen: Mapping[str, Seen]) -> list[int]:
+    """The steps of the last saves, less those known to be older than the schedule: no word of it was about them."""
+    if schedule.declared_ns is None:
+        return list(recent)
+
+    def is_older(step: int) -> bool:
+        known = seen.get(template.name_of(step))
+        return known is not None and schedule.declared_ns is not None and known.written_ns < schedule.declared_ns
+
+    return [step for step in recent[-WITNESSES:] if not is_older(step)]
 
 
 def _grid(

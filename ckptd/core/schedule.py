@@ -6,6 +6,7 @@ Pure. The run writes it into the work dir, the daemon obeys where no option says
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import CkptdError, UsageError
@@ -13,6 +14,7 @@ from .naming import Template
 
 VERSION = 1
 LARGEST_BYTES = 4096  # a schedule is a line; what is larger is none
+WITNESSES = 3  # how many of the last saves can contradict a schedule
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Schedule:
 
     template: the checkpoint name. unit: what its number counts. interval: steps between saves, or None.
     max_keep: how many to keep, or None for all. work_dir: the job's own path of the directory, which inside a
-    container may differ from the daemon's.
+    container may differ from the daemon's. declared_ns: when the run said so, or None; it is no part of the text.
     """
 
     template: str
@@ -29,6 +31,7 @@ class Schedule:
     interval: int | None = None
     max_keep: int | None = None
     work_dir: str | None = None
+    declared_ns: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "template", Template(self.template).text)
@@ -42,6 +45,17 @@ class Schedule:
                 isinstance(value, str) and value.isprintable() and len(value) <= LARGEST_BYTES
             ):
                 raise UsageError(f"schedule of {self.template!r}: {name} is not a line of text")
+
+    def is_contradicted_by(self, steps: Sequence[int]) -> bool:
+        """Whether another run than the one that declared this has made the saves `steps`, in order of writing.
+
+        So it is where of the last three no two lie a whole number of intervals apart. One save may be off the grid:
+        a run's last one, or the first of a run that has resumed.
+        """
+        last = steps[-WITNESSES:]
+        if self.interval is None or len(last) < WITNESSES:
+            return False
+        return len({step % self.interval for step in last}) == len(last)
 
     def to_text(self) -> str:
         """One JSON object and a newline."""

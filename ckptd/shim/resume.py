@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..content import ChangedError, check_content
+from ..core.checkpoint import Checkpoint, State
+from ..core.memory import Memory
 from ..core.naming import Template
-from ..disk import opened_dir
-from ..errors import RefusedError, why
+from ..core.policy import Policy
+from ..core.replay import replay
+from ..disk import OWN_DIR, opened_dir, opened_own_dir
+from ..errors import CkptdError, RefusedError, why
 from ..scan import Entry, scan
-from ..verdict import Settling, judge
+from ..state import read_state
+from ..verdict import Settling, Verdict, judge
 
 _log = logging.getLogger("ckptd.shim")
 
@@ -34,30 +39,95 @@ class Progress:
     states: dict[str, Any] = field(default_factory=dict)
 
 
-def newest_complete(work_dir: str, template: Template) -> str | None:
-    """The name of the newest complete checkpoint of a series, by time of writing, or None if there is none.
+@dataclass(frozen=True)
+class _Candidate:
+    """A checkpoint with what its ends say. doubt: what an earlier pass has found out about it, or ""."""
 
-    Each is read to its end where its format has checksums. What is passed over is said, with the reason. Raises
-    OSError if the directory cannot be read.
+    entry: Entry
+    verdict: Verdict
+    checkpoint: Checkpoint
+    doubt: str
+
+
+def newest_complete(work_dir: str, template: Template) -> str | None:
+    """The name of the newest complete checkpoint of a series, or None if there is none.
+
+    Newest by the order of writing, as a ckptd beside the job remembers it, so that `ckptd latest` names the same;
+    where none remembers anything, by (time of writing, step). Each is read to its end where its format has
+    checksums. What is passed over is said, with the reason. Raises OSError if the directory cannot be read.
     """
     now_ns = time.time_ns()
     with opened_dir(work_dir) as fd:
-        # A directory of shards is none of ours. A time in the future says nothing, so it counts as now.
-        found = [entry for entry in scan(work_dir, fd, (template,)).entries if not entry.is_dir]
-        for entry in sorted(found, key=lambda each: (min(each.mtime_ns, now_ns), each.step), reverse=True):
-            fault = _fault(entry, fd, now_ns)
+        memory = _remembered(work_dir, fd)
+        # A directory of shards is none of ours.
+        entries = [entry for entry in scan(work_dir, fd, (template,)).entries if not entry.is_dir]
+        found = [_candidate(entry, _judge(entry, fd, now_ns), memory) for entry in entries]
+        ordered = _newest_first(found, memory, template, now_ns)
+        for each in ordered:
+            fault = each.doubt or _fault(each, fd)
             if not fault:
-                return entry.name
-            _log.warning("passed over %s/%s, which is not complete: %s", work_dir, entry.name, fault)
-    return None
+                return each.entry.name
+            _log.warning("passed over %s/%s, which is not complete: %s", work_dir, each.entry.name, fault)
+        # What only an earlier pass had a doubt about is better than to start anew.
+        return next((each.entry.name for each in ordered if each.doubt and not _fault(each, fd)), None)
 
 
-def _fault(entry: Entry, dir_fd: int, now_ns: int) -> str:
-    """What is wrong with a checkpoint, or "". Ours bear their name once they are whole, so nothing has to settle."""
+def _remembered(work_dir: str, dir_fd: int) -> Memory:
     try:
-        verdict = judge(entry, dir_fd=dir_fd, settling=Settling(local=False, settle_s=0), now_ns=now_ns)
-        if not (verdict.known and verdict.state.whole):
-            return verdict.evidence
+        with opened_own_dir(OWN_DIR, dir_fd=dir_fd) as own_fd:
+            return read_state(own_fd) or Memory()
+    except FileNotFoundError:
+        return Memory()
+    except (OSError, CkptdError) as error:
+        reason = why(error) if isinstance(error, OSError) else str(error)
+        _log.warning("could not read in %s/%s what was seen before: %s; the newest is told by the times of writing",
+                     work_dir, OWN_DIR, reason)  # fmt: skip
+        return Memory()
+
+
+def _candidate(entry: Entry, verdict: Verdict, memory: Memory) -> _Candidate:
+    # Bytes of no known format are left alone, as whatever cannot be judged now: neither is a save to go by.
+    state = verdict.state if verdict.known else State.IN_FLIGHT
+    checkpoint = Checkpoint(
+        entry.series, entry.name, entry.step, entry.size_bytes, entry.mtime_ns, state, inode=entry.inode
+    )
+    known = memory.seen.get(entry.name)
+    if known is None or known.bytes_on_disk != checkpoint.bytes_on_disk:
+        return _Candidate(entry, verdict, checkpoint, "")
+    if known.content:
+        return _Candidate(entry, verdict, replace(checkpoint, state=State.INCOMPLETE), known.content)
+    doubt = "an fsync of it has failed" if known.durable is False else ""
+    return _Candidate(entry, verdict, checkpoint, doubt)
+
+
+def _newest_first(found: list[_Candidate], memory: Memory, template: Template, now_ns: int) -> list[_Candidate]:
+    """As the next pass of a ckptd would order them; what it would wait for comes first, to be told of."""
+    checkpoints = [each.checkpoint for each in found]
+    after = replay(checkpoints, memory, Policy(), now_ns=now_ns, declared={}, patterns=(template,)).memory
+
+    def rank(each: _Candidate) -> tuple[int, int, int]:
+        known = after.seen.get(each.entry.name)
+        return known.rank if known else (after.next_order, each.entry.mtime_ns, each.entry.step)
+
+    return sorted(found, key=rank, reverse=True)
+
+
+def _judge(entry: Entry, dir_fd: int, now_ns: int) -> Verdict:
+    """What the ends of a checkpoint say. Ours bear their name once they are whole, so nothing has to settle."""
+    try:
+        return judge(entry, dir_fd=dir_fd, settling=Settling(local=False, settle_s=0), now_ns=now_ns)
+    except RefusedError as error:
+        return Verdict(State.IN_FLIGHT, str(error))
+    except OSError as error:
+        return Verdict(State.IN_FLIGHT, why(error))
+
+
+def _fault(found: _Candidate, dir_fd: int) -> str:
+    """What is wrong with a checkpoint, or ""."""
+    entry, verdict = found.entry, found.verdict
+    if not (verdict.known and verdict.state.whole):
+        return verdict.evidence
+    try:
         return check_content(entry, dir_fd=dir_fd) if verdict.checksum else ""
     except ChangedError:
         return "changed while it was read"
