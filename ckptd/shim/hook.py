@@ -24,6 +24,7 @@ from ..core.naming import Template
 from ..disk import NO_ROOM, opened_dir, replace_file
 from ..errors import CkptdError, UsageError, why
 from . import state as states_of
+from .attendance import warn_if_unattended
 from .buffers import average_buffers
 from .declaration import declare
 from .publish import check_writable, link_latest, publish, sweep
@@ -280,6 +281,7 @@ class CheckpointHook:
         except Exception as error:
             raise _told(error, path) from error
         self._declare()
+        warn_if_unattended(self.out_dir, self.template, self.max_keep_ckpts)
 
     def _link(self, name: str, fd: int) -> None:
         try:
