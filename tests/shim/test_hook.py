@@ -52,7 +52,8 @@ def loaded(path: Path) -> dict[str, Any]:
 # --- when -----------------------------------------------------------------------------------------------------
 
 
-def test_it_saves_exactly_when_mmcvs_hook_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("background", [False, True])
+def test_it_saves_exactly_when_mmcvs_hook_does(background: bool, tmp_path: Path) -> None:
     model, events = nn.Linear(1, 1), 0
     for case in CASES:
         place = tmp_path / case["id"]
@@ -61,21 +62,22 @@ def test_it_saves_exactly_when_mmcvs_hook_does(tmp_path: Path) -> None:
             (place / name).touch()
         for segment in case["segments"]:
             expected = [(event["step"], event["saved"], event["last_ckpt"]) for event in segment["events"]]
-            assert expected == list(driven(segment, place, model)), case["id"]
+            assert expected == list(driven(segment, place, model, background)), case["id"]
             events += len(expected)
     assert events == EVENTS
 
 
-def driven(segment: dict[str, Any], place: Path, model: nn.Module) -> Any:
+def driven(segment: dict[str, Any], place: Path, model: nn.Module, background: bool) -> Any:
     """The saves of our hook in the run that a golden segment tells of."""
     (settings,) = segment["hooks"]
     stop = {"max_epochs" if segment["runner"] == "epoch" else "max_iters": segment["stop"]}
-    with CheckpointHook(place, **settings, **stop) as ours:
+    with CheckpointHook(place, **settings, **stop, background=background) as ours:
         ours.before_run(model=model)
         after = ours.after_train_epoch if segment["runner"] == "epoch" else ours.after_train_iter
         for counter in range(segment["start"], segment.get("killed_after", segment["stop"])):
             path = after(counter)
             if path is not None:
+                ours.wait()
                 assert path.stat().st_size > 0
                 yield counter + 1, path.name, ours.last_ckpt.name
 
