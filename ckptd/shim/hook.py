@@ -365,6 +365,8 @@ def _scores(metrics: Mapping[str, float] | None) -> bytes | None:
 
 def _told(error: Exception, path: Path) -> Exception:
     """A failed save as a CkptdError if the system has refused something, which torch hides behind its own words."""
+    if isinstance(error, CkptdError):
+        return error
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__context__
