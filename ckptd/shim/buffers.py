@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
+import weakref
 from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._utils import _unflatten_dense_tensors
 
 from ..errors import CkptdError, RefusedError
+from .bucket import Bucket, has_mean
 from .ranks import Group, agree, broadcast_text, device_of, rank_of, world_size
 from .state import is_sharded
+
+# What the ranks of a group have last found to be alike on all of them, and the length of its row: all that a rank must
+# know to take part in a sum, whatever it holds by now. The same on every rank, since all make the same calls.
+_agreed: weakref.WeakKeyDictionary[dist.ProcessGroup, tuple[str, int]] = weakref.WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -23,99 +29,100 @@ def average_buffers(module: nn.Module, *, group: Group = None) -> None:
     Every rank of the group calls it. Buffers of any shape are averaged in one flat bucket, computed in float32
     (float64 ones in float64) and rounded to their own type at the end; integers and booleans, such as BatchNorm's
     `num_batches_tracked`, have no mean and take the value of the group's rank 0. Running variances are averaged as
-    they are, without the variance between ranks, as in mmcv. Buffers registered as not persistent are left alone: no
-    checkpoint holds them. A buffer with two names is averaged once.
+    they are, without the variance between ranks, as in mmcv. Buffers that lie where the group's backend cannot reach
+    them, such as those in host memory under nccl, go there and back. Those registered as not persistent are left
+    alone: no checkpoint holds them. A buffer with two names is averaged once.
 
-    Raises CkptdError on every rank, before any buffer has changed, if the names, shapes or types of the buffers
-    differ between ranks; it names a rank and a buffer. Without a process group, with one rank, and on ranks outside
-    of `group` nothing happens.
+    One all-reduce for all but float64; two more where the buffers are not those of the group's last call. Raises
+    CkptdError on every rank, before any buffer has changed, if the names, shapes or types of the buffers differ
+    between ranks; it names a rank and a buffer. Without a process group, with one rank, and on ranks outside of
+    `group` nothing happens.
     """
     if world_size(group) <= 1:
         return
-    buffers = dict(_saved_buffers(module))
-    _check_alike(buffers, group)
-    for name, buffer in buffers.items():
-        if is_sharded(buffer):
-            raise RefusedError(f"buffer {name}: a {type(buffer).__name__}, of which each rank holds a part: no mean")
+    named = list(_saved_buffers(module))
+    buffers = [each for _, each in named]
+    held = "\n".join([f"{name}\t{_described(each.shape, each.dtype, type(each), each.layout)}" for name, each in named])
+    bucket = _summed_as_before(held, buffers, group)
+    if bucket is None:
+        _check_alike(held, group)
+        for name, each in named:
+            if is_sharded(each):
+                raise RefusedError(f"buffer {name}: a {type(each).__name__}, of which each rank holds a part: no mean")
+        bucket = _bucket(buffers, group)
+        _agreed[_key(group)] = held, len(bucket.row)
+        bucket.sum()
+    bucket.give_back()
+    wide = [each for each in buffers if each.dtype in _WIDE and each.numel()]
+    if wide:
+        bucket = Bucket(wide, [], torch.float64, group)
+        bucket.sum()
+        bucket.give_back()
 
-    averaged = [each for each in buffers.values() if each.is_floating_point() or each.is_complex()]
-    for kind in (torch.float32, torch.float64):
-        _average([each for each in averaged if _computed_in(each) is kind], kind, group)
-    _take_from_rank_0([each for each in buffers.values() if not (each.is_floating_point() or each.is_complex())], group)
+
+_WIDE = {torch.float64, torch.complex128}
+
+
+def _key(group: Group) -> dist.ProcessGroup:
+    each = group or dist.group.WORLD
+    assert each is not None  # there is one, since world_size has found more than one rank
+    return each
+
+
+def _bucket(buffers: list[Tensor], group: Group) -> Bucket:
+    some = [each for each in buffers if each.numel() and each.dtype not in _WIDE]
+    averaged = [each for each in some if has_mean(each.dtype)]
+    return Bucket(averaged, [each for each in some if not has_mean(each.dtype)], torch.float32, group)
+
+
+def _summed_as_before(held: str, buffers: list[Tensor], group: Group) -> Bucket | None:
+    """The bucket, summed, if all ranks hold what they held at the group's last call.
+
+    A rank that holds something else sends a row of the length that the others expect, and says so in it.
+    """
+    before, length = _agreed.get(_key(group), ("", 0))
+    if not length:
+        return None
+    bucket = _bucket(buffers, group) if held == before else Bucket.of_another_kind(length, group)
+    return bucket if bucket.sum() else None
 
 
 def _saved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Each buffer that a checkpoint holds, once, with its first name; as named_buffers, which is far slower."""
     seen: set[int] = set()
-    for prefix, inside in module.named_modules():
+    ahead = [("", module)]
+    while ahead:
+        prefix, inside = ahead.pop()
+        if id(inside) in seen:
+            continue
+        seen.add(id(inside))
         for name, buffer in inside._buffers.items():
-            if buffer is None or name in inside._non_persistent_buffers_set or id(buffer) in seen:
-                continue
-            seen.add(id(buffer))
-            yield (f"{prefix}.{name}" if prefix else name), buffer
+            if buffer is not None and name not in inside._non_persistent_buffers_set and id(buffer) not in seen:
+                seen.add(id(buffer))
+                yield prefix + name, buffer
+        for name, child in reversed(inside._modules.items()):
+            if child is not None:
+                ahead.append((f"{prefix}{name}.", child))
 
 
-def _computed_in(buffer: Tensor) -> torch.dtype:
-    return torch.float64 if buffer.dtype in (torch.float64, torch.complex128) else torch.float32
-
-
-def _average(buffers: list[Tensor], kind: torch.dtype, group: Group) -> None:
-    if not any(each.numel() for each in buffers):
-        return
-    reals = [torch.view_as_real(each) if each.is_complex() else each for each in buffers]
-    flat = _flat(reals, kind, group)
-    dist.all_reduce(flat, group=group)
-    flat.div_(world_size(group))
-    _copy_back(flat, reals)
-
-
-def _take_from_rank_0(buffers: list[Tensor], group: Group) -> None:
-    if not any(each.numel() for each in buffers):
-        return
-    alike: dict[torch.dtype, list[Tensor]] = {}
-    for each in buffers:
-        alike.setdefault(each.dtype, []).append(each)
-    # As bytes: one broadcast for all types, and those that a backend cannot send need not be known to it.
-    flat = torch.cat([_flat(those, kind, group).view(torch.uint8) for kind, those in alike.items()])
-    dist.broadcast(flat, 0 if group is None else dist.get_global_rank(group, 0), group=group)
-    at = 0
-    for kind, those in alike.items():
-        size_bytes = sum(each.numel() * each.element_size() for each in those)
-        # The clone begins where its storage begins, as the bytes of a larger number must.
-        _copy_back(flat[at : at + size_bytes].clone().view(kind), those)
-        at += size_bytes
-
-
-def _flat(buffers: list[Tensor], kind: torch.dtype, group: Group) -> Tensor:
-    """A copy of all buffers in one row."""
-    device = device_of(group)
-    return torch.cat([
-        (each if each.dtype is kind and each.device == device else each.to(device, kind)).reshape(-1)
-        for each in buffers
-    ])  # fmt: skip
-
-
-def _copy_back(flat: Tensor, buffers: list[Tensor]) -> None:
-    pieces = _unflatten_dense_tensors(flat, buffers)  # type: ignore[no-untyped-call]
-    if all(each.dtype is flat.dtype and each.device == flat.device for each in buffers):
-        torch._foreach_copy_(buffers, pieces)  # one call into torch for hundreds of small buffers
-        return
-    for each, piece in zip(buffers, pieces):
-        each.copy_(piece)
-
-
-def _check_alike(buffers: dict[str, Tensor], group: Group) -> None:
+def _check_alike(held: str, group: Group) -> None:
     """Raise on every rank unless all ranks hold buffers of the same names, shapes and types, in the same order."""
-    lines = [f"{name}\t{tuple(each.shape)} {each.dtype} {type(each).__name__}" for name, each in buffers.items()]
-    ours = "\n".join(lines)
-    digest = int.from_bytes(hashlib.sha256(ours.encode()).digest()[:7], "big")
+    digest = int.from_bytes(hashlib.sha256(held.encode()).digest()[:7], "big")
     # The least digest and the least negative one: one all-reduce tells whether all are the same.
     both = torch.tensor([digest, -digest], dtype=torch.int64, device=device_of(group))
     dist.all_reduce(both, op=dist.ReduceOp.MIN, group=group)
-    least, most = int(both[0].item()), -int(both[1].item())
-    if least == most:
+    least, negative = both.tolist()
+    if least == -negative:
         return
-    theirs = broadcast_text(ours, group=group)
-    agree(None if ours == theirs else CkptdError(_difference(lines, theirs.splitlines(), rank_of(group))), group)
+    theirs = broadcast_text(held, group=group)
+    told = _difference(held.splitlines(), theirs.splitlines(), rank_of(group)) if held != theirs else ""
+    agree(CkptdError(told) if told else None, group)
+
+
+@functools.lru_cache(maxsize=1024)
+def _described(shape: torch.Size, kind: torch.dtype, holder: type[Tensor], layout: torch.layout) -> str:
+    how = "" if layout is torch.strided else f" {layout}"
+    return f"{tuple(shape)} {kind} {holder.__name__}{how}"
 
 
 def _difference(ours: list[str], theirs: list[str], rank: int) -> str:
