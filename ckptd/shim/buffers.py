@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import CkptdError, RefusedError
-from .bucket import Bucket, has_mean
+from .bucket import Bucket
 from .ranks import Group, agree, broadcast_text, device_of, rank_of, world_size
 from .state import is_sharded
 
@@ -53,9 +53,9 @@ def average_buffers(module: nn.Module, *, group: Group = None) -> None:
         _agreed[_key(group)] = held, len(bucket.row)
         bucket.sum()
     bucket.give_back()
-    wide = [each for each in buffers if each.dtype in _WIDE and each.numel()]
+    wide = [each for each in buffers if each.dtype in _WIDE]
     if wide:
-        bucket = Bucket(wide, [], torch.float64, group)
+        bucket = Bucket(wide, torch.float64, group)
         bucket.sum()
         bucket.give_back()
 
@@ -70,9 +70,7 @@ def _key(group: Group) -> dist.ProcessGroup:
 
 
 def _bucket(buffers: list[Tensor], group: Group) -> Bucket:
-    some = [each for each in buffers if each.numel() and each.dtype not in _WIDE]
-    averaged = [each for each in some if has_mean(each.dtype)]
-    return Bucket(averaged, [each for each in some if not has_mean(each.dtype)], torch.float32, group)
+    return Bucket([each for each in buffers if each.dtype not in _WIDE], torch.float32, group)
 
 
 def _summed_as_before(held: str, buffers: list[Tensor], group: Group) -> Bucket | None:
