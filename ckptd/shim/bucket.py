@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch._utils import _flatten_dense_tensors
 
 from .ranks import Group, device_of, rank_of, world_size
 
@@ -58,8 +58,11 @@ class Bucket:
                 new = self.row[begin:at].to(flat.device, torch.uint8).view(flat.dtype)
                 if torch.equal(new, flat):  # as counts of batches mostly are
                     continue
-            # One call into torch for hundreds of small tensors.
-            torch._foreach_copy_(those, _unflatten_dense_tensors(new, those))  # type: ignore[no-untyped-call]
+            pieces = new.split([each.numel() for each in those])  # type: ignore[no-untyped-call]
+            # Few calls into torch for hundreds of small tensors, most of which have one dimension.
+            torch._foreach_copy_(
+                those, [new if old.dim() == 1 else new.view_as(old) for old, new in zip(those, pieces)]
+            )
 
 
 def _alike(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import itertools
 import weakref
-from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -40,7 +39,7 @@ def average_buffers(module: nn.Module, *, group: Group = None) -> None:
     """
     if world_size(group) <= 1:
         return
-    named = list(_saved_buffers(module))
+    named = _saved_buffers(module)
     buffers = [each for _, each in named]
     held = "\n".join([f"{name}\t{_described(each.shape, each.dtype, type(each), each.layout)}" for name, each in named])
     bucket = _summed_as_before(held, buffers, group)
@@ -85,8 +84,9 @@ def _summed_as_before(held: str, buffers: list[Tensor], group: Group) -> Bucket 
     return bucket if bucket.sum() else None
 
 
-def _saved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Each buffer that a checkpoint holds, once, with its first name; as named_buffers, which is far slower."""
+def _saved_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Each buffer that a checkpoint holds, once, with its first name; a walk several times as fast as torch's own."""
+    found: list[tuple[str, Tensor]] = []
     seen: set[int] = set()
     ahead = [("", module)]
     while ahead:
@@ -94,13 +94,16 @@ def _saved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if id(inside) in seen:
             continue
         seen.add(id(inside))
-        for name, buffer in inside._buffers.items():
-            if buffer is not None and name not in inside._non_persistent_buffers_set and id(buffer) not in seen:
-                seen.add(id(buffer))
-                yield prefix + name, buffer
-        for name, child in reversed(inside._modules.items()):
-            if child is not None:
-                ahead.append((f"{prefix}{name}.", child))
+        if inside._buffers:
+            left_out = inside._non_persistent_buffers_set
+            for name, buffer in inside._buffers.items():
+                if buffer is not None and name not in left_out and id(buffer) not in seen:
+                    seen.add(id(buffer))
+                    found.append((prefix + name, buffer))
+        if inside._modules:
+            children = reversed(inside._modules.items())
+            ahead.extend([(f"{prefix}{name}.", child) for name, child in children if child is not None])
+    return found
 
 
 def _check_alike(held: str, group: Group) -> None:

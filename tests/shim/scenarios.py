@@ -106,6 +106,43 @@ def differing(rank: int, place: Path) -> Any:
     return told
 
 
+def changing(rank: int, place: Path) -> Any:
+    """What was the same on both ranks at the last call differs at this one; and two modules in turn."""
+    sent: list[int] = []
+    send = dist.all_reduce
+
+    def counted(tensor: torch.Tensor, **how: Any) -> Any:
+        sent.append(len(tensor))
+        return send(tensor, **how)
+
+    dist.all_reduce = counted
+    modules = [nn.BatchNorm1d(3), nn.BatchNorm1d(5)]
+    for module in modules:
+        module.running_mean.fill_(rank)
+    calls = []
+
+    def call(module: nn.Module) -> None:
+        sent.clear()
+        calls.append([error_of(lambda: average_buffers(module)), len(sent), module.running_mean[0].item()])
+
+    try:
+        call(modules[0])
+        modules[0].running_mean.fill_(rank)
+        call(modules[0])
+        modules[0].running_mean.fill_(rank)
+        if rank == 1:
+            modules[0].register_buffer("more", torch.zeros(2))
+        call(modules[0])
+        modules[0].more = None
+        call(modules[0])
+        call(modules[1])
+        modules[0].running_mean.fill_(rank)
+        call(modules[0])
+    finally:
+        dist.all_reduce = send
+    return calls
+
+
 def saved(rank: int, place: Path) -> Any:
     """Each rank has a directory of its own, so that what a rank writes can be told."""
     model = nn.parallel.DistributedDataParallel(network(), broadcast_buffers=False)

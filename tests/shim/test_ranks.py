@@ -12,8 +12,8 @@ from ckptd.shim import ranks
 
 from .conftest import TwoRanks
 
-SCENARIOS = ("averaged", "one_of_a_group", "differing", "saved", "save_fails", "resumed", "unseen", "no_directory",
-             "sharded")  # fmt: skip
+SCENARIOS = ("averaged", "one_of_a_group", "differing", "changing", "saved", "save_fails", "resumed", "unseen",
+             "no_directory", "sharded")  # fmt: skip
 
 
 def test_floats_are_averaged_and_all_else_is_rank_0s(two_ranks: TwoRanks) -> None:
@@ -51,6 +51,18 @@ def test_buffers_that_differ_are_an_error_on_both_ranks_and_none_has_changed(two
             assert f"buffer {buffer}: " in words, kind
             assert "on rank 1" in words, kind
             assert first == rank, kind
+
+
+def test_one_all_reduce_does_while_both_ranks_hold_what_they_held(two_ranks: TwoRanks) -> None:
+    answers = two_ranks("changing")
+    told = [[words for words, *_ in answer] for answer in answers]
+    assert [[bool(words) for words in each] for each in told] == [[False, False, True, False, False, False]] * 2
+    assert all("buffer more: " in words and "on rank 1" in words for _, _, words, *_ in told)
+    for rank, answer in enumerate(answers):
+        assert [value for _, _, value in answer] == [0.5, 0.5, rank, 0.5, 0.5, 0.5]
+        first, second, _, again, other, back = (count for _, count, _ in answer)
+        # The first module of all is found to be another than what was averaged before.
+        assert (first, second, again, other, back) == (3, 1, 1, 3, 3)
 
 
 def test_only_rank_0_publishes_and_what_it_publishes_is_averaged(two_ranks: TwoRanks) -> None:
