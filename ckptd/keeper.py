@@ -60,6 +60,7 @@ class Keeper:
         self._said = ""
         self._announced: list[str] = []
         self._ignored: dict[str, Schedule] = {}
+        self._filling: frozenset[str] = frozenset()
         self._failures = 0
         self._interval_s = SCAN_LOCAL_S
 
@@ -92,6 +93,7 @@ class Keeper:
     def close(self) -> None:
         """Give up the lock and every descriptor."""
         self._watcher.forget(self.path)
+        self._filling = frozenset()
         if self._reconciler is not None:
             self._reconciler.work.close()
             self._reconciler = None
@@ -103,7 +105,7 @@ class Keeper:
                 logging.WARNING, f"lost {self.path}: it, or .ckptd in it, was replaced or removed, or cannot be reached"
             )
             self.close()
-        self._watcher.watch(self.path)  # before the look, so that nothing falls between them
+        self._watcher.watch(self.path, self._filling)  # before the look, so that nothing falls between them
         met = self._reconciler is None
         if met:
             if not self._meet():
@@ -122,11 +124,16 @@ class Keeper:
                     log.warning("%s", advice)
             self._warn_of_ignored(survey, said=met)
             if self._dry_run:
-                return survey.settles_s
+                return 0.0 if self._watch_inside(survey) else survey.settles_s
         self.report = self._reconciler.reconcile()
         self._warn_of_ignored(self.report.survey)
         self._watcher.expect_gone(self.path, {d.checkpoint.name for d in self.report.pruned})
-        return self.report.look_again_s
+        return 0.0 if self._watch_inside(self.report.survey) else self.report.look_again_s
+
+    def _watch_inside(self, survey: Survey) -> bool:
+        """Watch the directories that are being filled; whether one is new, whose content may have come meanwhile."""
+        self._filling = survey.filling
+        return self._watcher.watch(self.path, self._filling)
 
     def _warn_of_ignored(self, survey: Survey, *, said: bool = False) -> None:
         """Say once of each declared schedule that saves have come to contradict it."""

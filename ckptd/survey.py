@@ -50,7 +50,8 @@ class Survey:
 
     entries: what a scan found, by name. unreadable: names with the system's reason. remembered: whether an earlier
     pass left a state. pointed: the line in the pointer file, if any. settles_s: after how many seconds something
-    that is in flight now can have become quiet, if nothing else happens. checkable: names whose format holds a
+    that is in flight now can have become quiet, if nothing else happens. filling: directories in flight, of which
+    only events inside them tell. checkable: names whose format holds a
     checksum; unread: those of them whose content is to be read before anything relies on it.
     """
 
@@ -63,6 +64,7 @@ class Survey:
     declared: dict[str, Schedule]
     advice: tuple[str, ...]
     settles_s: float | None
+    filling: frozenset[str]
     checkable: frozenset[str]
     unread: frozenset[str]
 

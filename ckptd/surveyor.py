@@ -40,6 +40,7 @@ class _Judged:
     left_alone: list[LeftAlone] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
     settles_s: float | None = None
+    filling: set[str] = field(default_factory=set)
     checkable: set[str] = field(default_factory=set)
     unread: set[str] = field(default_factory=set)
 
@@ -98,6 +99,7 @@ class Surveyor:
             {text: said for text, said in declared.items() if text not in ignored},
             advice_on(decided, remembered is None, trusted),
             judged.settles_s,
+            frozenset(judged.filling),
             frozenset(judged.checkable),
             frozenset(judged.unread),
         )
@@ -161,6 +163,8 @@ class Surveyor:
                     judged.unreadable[entry.name] = why(error)
                     # What was seen before keeps its place; what was not is not met before it can be read.
                     verdict = Verdict(State.IN_FLIGHT, f"cannot be read: {why(error)}", entry.name in seen)
+            if entry.is_dir and verdict.state is State.IN_FLIGHT:
+                judged.filling.add(entry.name)
             if not (verdict.known or entry.series in asked_for):
                 judged.left_alone.append(LeftAlone(entry.name, verdict.structure))
                 continue

@@ -5,10 +5,11 @@ The only import of watchdog. Where the system has no watches left, there are no 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from watchdog.events import (
@@ -53,47 +54,58 @@ class Watcher:
         self._said_full = False
         self._alarm = _Alarm(self)
 
-    def watch(self, path: str) -> None:
-        """Watch `path` and, for its own fate, its parent; while it is missing, the nearest parent that exists."""
+    def watch(self, path: str, inside: Iterable[str] = ()) -> bool:
+        """Watch `path` and, for its own fate, its parent; while it is missing, the nearest parent that exists.
+
+        inside: names of directories in it whose own content is watched too. Returns whether something is watched now
+        that was not: what has changed there since the caller last looked gave no hint.
+        """
         there = os.path.isdir(path)
         places = {path, os.path.dirname(path)} if there else {str(next(p for p in Path(path).parents if p.is_dir()))}
-        if places == set(self._watches.get(path, ())):
-            return
-        self.forget(path)
+        places.update(os.path.join(path, name) for name in inside)
+        watched = self._watches.setdefault(path, {})
+        for place in watched.keys() - places:
+            self._unwatch(path, place)
+        added = [place for place in sorted(places - watched.keys()) if self._schedule(path, place)]
+        return bool(added)
+
+    def _schedule(self, path: str, place: str) -> bool:
         if self._observer is None:
             self._observer = Observer()
             logging.getLogger("watchdog").addHandler(self._alarm)  # adding it again does nothing
-        self._watches[path] = {}
-        for place in sorted(places):
-            handler = _Handler(self, path, None if place == path else path)
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", RuntimeWarning)  # watchdog's own, about directories that churn
-                    scheduled = self._observer.schedule(handler, place, event_filter=_EVENTS)
-                    if not self._observer.is_alive():
-                        self._observer.start()
-            except OSError as error:
-                # Out of watches or instances (ENOSPC, EMFILE), or gone again: scanning goes on without.
-                if not self._said_full:
-                    self._said_full = True
-                    log.warning(
-                        "could not watch %s: %s; scanning instead (see fs.inotify.max_user_watches)", place, error
-                    )
-                if not any(self._watches.values()):
-                    self._observer = None
-                return
-            self._watches[path][place] = handler, scheduled
+        handler = _Handler(self, path, path if len(place) < len(path) else None)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # watchdog's own, about directories that churn
+                scheduled = self._observer.schedule(handler, place, event_filter=_EVENTS)
+                if not self._observer.is_alive():
+                    self._observer.start()
+        except OSError as error:
+            # Out of watches or instances (ENOSPC, EMFILE), or gone again: scanning goes on without.
+            if error.errno != errno.ENOENT and not self._said_full:
+                self._said_full = True
+                log.warning("could not watch %s: %s; scanning instead (see fs.inotify.max_user_watches)", place, error)
+            if not any(self._watches.values()):
+                self._observer = None
+            return False
+        self._watches[path][place] = handler, scheduled
+        return True
 
     def forget(self, path: str) -> None:
         """Stop watching `path`."""
-        for handler, scheduled in self._watches.pop(path, {}).values():
-            if self._observer is not None:
-                try:
-                    self._observer.remove_handler_for_watch(handler, scheduled)
-                    if not any(scheduled == w for watched in self._watches.values() for _, w in watched.values()):
-                        self._observer.unschedule(scheduled)
-                except (KeyError, OSError) as error:
-                    log.debug("unwatched %s: %s", path, error)
+        for place in list(self._watches.get(path, ())):
+            self._unwatch(path, place)
+        self._watches.pop(path, None)
+
+    def _unwatch(self, path: str, place: str) -> None:
+        handler, scheduled = self._watches[path].pop(place)
+        if self._observer is not None:
+            try:
+                self._observer.remove_handler_for_watch(handler, scheduled)
+                if not any(scheduled == w for watched in self._watches.values() for _, w in watched.values()):
+                    self._observer.unschedule(scheduled)
+            except (KeyError, OSError) as error:
+                log.debug("unwatched %s: %s", place, error)
 
     def expect_gone(self, path: str, names: set[str]) -> None:
         """Give no hint for the disappearance of `names`: it is our own doing."""

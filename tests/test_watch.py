@@ -24,6 +24,7 @@ from ckptd.watch import Watcher
 from .conftest import (
     Builder,
     Watching,
+    dcp_metadata,
     environment,
     epochs,
     eventually,
@@ -183,6 +184,25 @@ def test_an_incomplete_checkpoint_is_judged_again_when_it_has_settled(
         assert left(work_dir) == epochs(1, 2)
         save(work_dir, 3)
         eventually(keeps(work_dir, 3))
+        assert watch.stop() == 0
+
+
+def test_a_directory_that_was_seen_half_filled_is_judged_when_its_last_file_comes(
+    work_dir: Path, watching: Watch
+) -> None:
+    """As DCP writes one: shards, and .metadata at the very end, of which nothing outside the directory tells."""
+    with_checkpoints = Builder(work_dir)
+    with_checkpoints.shards("iter_2")
+    with watching(work_dir, "--max-keep", "1", *NEVER) as watch:
+        eventually((work_dir / "last_ckpt").exists)
+        half = work_dir / "iter_4"
+        half.mkdir()
+        (half / "__0_0.distcp").write_bytes(b"s" * 300)
+        watch.process.send_signal(signal.SIGHUP)
+        watch.heard("looked again, as SIGHUP asked")
+        (half / ".metadata.tmp").write_bytes(dcp_metadata({"__0_0.distcp": 300}))
+        (half / ".metadata.tmp").rename(half / ".metadata")
+        watch.heard("pointed last_ckpt at iter_4")
         assert watch.stop() == 0
 
 
