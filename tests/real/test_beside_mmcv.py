@@ -1,8 +1,8 @@
 """`ckptd watch` beside the real mmcv leaves what mmcv's own CheckpointHook would have left.
 
 Every case is trained twice by mmcv's runners. Once the hook prunes (`max_keep_ckpts=3`), and what is there
-after each of its saves is expected. Once the hook keeps everything (-1), and ckptd prunes. No rule is written
-down here.
+after each of its saves is expected. Once the hook keeps everything (-1), or ckptd's own hook takes its place, and ckptd
+prunes. No rule is written down here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Case:
     runs: tuple[Run, ...]
     symlink: bool = True
 
-    def job(self, run: Run, work_dir: Path, max_keep: int) -> dict[str, Any]:
+    def job(self, run: Run, work_dir: Path, max_keep: int, config: str | None = None) -> dict[str, Any]:
         return {
             "work_dir": str(work_dir),
             "unit": self.unit,
@@ -57,6 +57,7 @@ class Case:
             "max_keep": max_keep,
             "symlink": self.symlink,
             "resume_from": run.resume_from and str(work_dir / run.resume_from),
+            "config": config,
         }
 
 
@@ -161,15 +162,24 @@ def loads(trainer_mmcv) -> Callable[[str, Path], Any]:
 
 
 @pytest.fixture
-def train(trainer_mmcv, work_dir) -> Callable[..., None]:
-    """Train runs of a case in the work dir, with mmcv keeping everything. `after_save(name)` holds the job up."""
+def train(trainer_mmcv, work_dir) -> Callable[..., list[str]]:
+    """Train runs of a case in the work dir, with mmcv keeping everything. `after_save(name)` holds the job up.
 
-    def run(case: Case, *runs: Run, after_save: Callable[[str], None] | None = None) -> None:
-        jobs = [case.job(run, work_dir, max_keep=-1) for run in runs]
+    config: a file of mmcv's, for its hook instead of mmcv's own. Returns what ckptd's shim has warned of.
+    """
+
+    def run(
+        case: Case, *runs: Run, after_save: Callable[[str], None] | None = None, config: str | None = None
+    ) -> list[str]:
+        jobs, warned = [case.job(run, work_dir, max_keep=-1, config=config) for run in runs], []
         with trainer_mmcv.begin(train=jobs, lockstep=bool(after_save)) as said:
-            for line in said if after_save else ():
-                after_save(line["saved"])
-                trainer_mmcv.tell()
+            for line in said:
+                if "warned" in line:
+                    warned.append(line["warned"])
+                elif after_save:
+                    after_save(line["saved"])
+                    trainer_mmcv.tell()
+        return warned
 
     return run
 
@@ -292,6 +302,27 @@ def test_a_ckptd_that_is_frozen_while_a_job_goes_back_catches_up(expected, watch
     train(case, *case.runs[1:])
     watching.unpause()
     ends_like(what, mmcv, watching, *policy(case))
+
+
+# --- ckptd's own hook, as the README has it in a config -------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["every 3rd epoch, the last off the grid", "every 2nd iteration, the last off the grid",
+                                  "no latest.pth", *RESUMED])  # fmt: skip
+def test_with_the_hook_ckptd_needs_no_options(what, expected, watch, train, ends_like, readme, work_dir):
+    watching = watch(work_dir)
+    watching.heard("watching")  # a job that is faster would say that nobody prunes
+    assert train(CASES[what], *CASES[what].runs, config=readme("mmcv 1.x")) == []
+    ends_like(what, expected(what), watching)
+
+
+def test_with_the_hook_a_job_that_ckptd_was_not_beside_keeps_all_and_says_so_once(train, ckptd, readme, work_dir):
+    case = REGULAR["every epoch"]
+    (warned,) = train(case, *case.runs, config=readme("mmcv 1.x"))
+    assert warned.endswith(f"run `ckptd watch {work_dir}` beside the job")
+    assert checkpoints(work_dir) == sorted(f"epoch_{epoch}.pth" for epoch in range(1, 9))
+    assert ckptd("prune", work_dir).returncode == 0
+    assert checkpoints(work_dir) == ["epoch_6.pth", "epoch_7.pth", "epoch_8.pth"]
 
 
 def policy(case: Case) -> tuple[str, ...]:

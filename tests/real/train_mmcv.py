@@ -2,9 +2,10 @@
 
 Started by the tests, with `serve.py` for its requests: {"train": [JOB...], "lockstep": bool}, the jobs one
 after the other, each with a fresh runner; or {"load": [unit, path]}: where `runner.resume` would go on.
-A JOB is an object: work_dir, unit ("epoch" or "iter"), until, interval, max_keep, symlink, and resume_from
-(a path or null). After every save it says {"job": index, "saved": name, "files": [...]}, and in lockstep it
-then waits for a line.
+A JOB is an object: work_dir, unit ("epoch" or "iter"), until, interval, max_keep, symlink, resume_from (a path or
+null), and config: null for mmcv's own hook, or the text of a config file, whose checkpoint_config is taken with the
+job's interval and unit. After every save it says {"job": index, "saved": name, "files": [...]}, and in lockstep it
+then waits for a line. What ckptd's shim has warned of comes as {"warned": message}.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ warnings.filterwarnings("ignore", "On January 1, 2023, MMCV will release", UserW
 
 import torch  # noqa: E402
 import torch._dynamo  # noqa: E402  (the first optimizer does it, for two seconds: once here, not in every job)
-from mmcv.runner import CheckpointHook, EpochBasedRunner, Hook, IterBasedRunner  # noqa: E402
+from mmcv import Config  # noqa: E402
+from mmcv.runner import EpochBasedRunner, Hook, IterBasedRunner  # noqa: E402
 from serve import say, serve, wait_for_go  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
@@ -75,8 +77,14 @@ class Report(Hook):
         return runner.meta.get("hook_msgs", {}).get("last_ckpt")
 
 
+class Warned(logging.Handler):
+    def emit(self, record):
+        say({"warned": record.getMessage()})
+
+
 def handle(train=(), lockstep=False, load=None):
     torch.manual_seed(0)
+    logging.getLogger("ckptd.shim").addHandler(Warned())
     for index, job in enumerate(train):
         train_one(job, Report(index, lockstep))
     if load:
@@ -85,16 +93,21 @@ def handle(train=(), lockstep=False, load=None):
 
 def train_one(job, report):
     runner = new_runner(job["unit"], job["until"], job["work_dir"])
-    options = {} if job["symlink"] else {"create_symlink": False}
-    hook = CheckpointHook(
-        interval=job["interval"], by_epoch=job["unit"] == "epoch", max_keep_ckpts=job["max_keep"], **options
-    )
-    runner.register_hook(hook)
+    runner.register_checkpoint_hook(checkpoint_config(job))
     runner.register_hook(report, "VERY_LOW")
     if job["resume_from"]:
         runner.resume(job["resume_from"], map_location="cpu")
     batches = DataLoader(TensorDataset(torch.ones(4, 2)), batch_size=2)  # two iterations are an epoch
     runner.run([batches], [("train", 1)])
+
+
+def checkpoint_config(job):
+    config = {"type": "CheckpointHook", "max_keep_ckpts": job["max_keep"]}
+    if job["config"]:
+        config = dict(Config.fromstring(job["config"], ".py").checkpoint_config)
+    if not job["symlink"]:
+        config["create_symlink"] = False
+    return {**config, "interval": job["interval"], "by_epoch": job["unit"] == "epoch"}
 
 
 def load_one(unit, path):

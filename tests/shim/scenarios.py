@@ -6,7 +6,9 @@ the tests to say.
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import resource
 import sys
@@ -77,6 +79,96 @@ def averaged_by_mmcv(rank: int, place: Path) -> Any:
     average_buffers(model)
     ours = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
     return [len(ours), all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))]
+
+
+def hook_in_mmcv(rank: int, place: Path) -> Any:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "real/stubs"))
+    from mmcv.fileio import BaseStorageBackend, FileClient
+    from mmcv.runner import EpochBasedRunner
+
+    from ckptd.shim.mmcv import CkptdHook
+
+    FileClient.register_backend("store", _remote(BaseStorageBackend), prefixes="store")
+    torch.manual_seed(0)
+    model = network()
+    model.train_step = lambda batch, optimizer: {"loss": model(batch).sum()}
+    limits = {"max_epochs": 2, "optimizer": None, "logger": logging.getLogger(), "meta": {}}
+    runner = EpochBasedRunner(model, work_dir=str(place / "run"), **limits)
+    hook = CkptdHook(interval=1, max_keep_ckpts=1, sync_buffer=True)
+    runner.register_hook(hook)
+    told = lambda: error_of(lambda: runner.run([[torch.full((2, 4), float(rank))]], [("train", 1)]))  # noqa: E731
+    return _hook_in(hook, runner, model, told, lambda other: other.before_run(runner))
+
+
+def hook_in_mmengine(rank: int, place: Path) -> Any:
+    from mmengine.fileio import BaseStorageBackend, FileClient, register_backend
+    from mmengine.model import BaseModel
+    from mmengine.runner import Runner
+
+    from ckptd.shim.mmengine import CkptdHook
+
+    for register in (FileClient.register_backend, register_backend):  # the hook asks both
+        register("store", _remote(BaseStorageBackend), prefixes="store")
+
+    class Model(BaseModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network()
+
+        def forward(self, inputs: list[torch.Tensor], mode: str) -> Any:
+            return {"loss": self.network(torch.stack(inputs)).sum()}
+
+    torch.manual_seed(0)
+    model = Model()
+    data = {"batch_size": 2, "dataset": [{"inputs": torch.full((4,), float(rank))}] * 4}
+    hook = CkptdHook(interval=1, max_keep_ckpts=1, sync_buffer=True)
+    runner = Runner(
+        model,
+        str(place / "run"),
+        train_dataloader={**data, "sampler": {"type": "DefaultSampler"}},
+        train_cfg={"by_epoch": True, "max_epochs": 2},
+        optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.0}},
+        default_hooks={"checkpoint": hook},
+        default_scope="mmengine",
+        log_level=logging.ERROR,
+    )
+    return _hook_in(
+        hook, runner, model.network, lambda: error_of(runner.train), lambda other: other.before_train(runner)
+    )
+
+
+def _remote(base: Any) -> Any:
+    """A backend of the framework's kind that is no directory of this host."""
+    nothing = lambda *args: None  # noqa: E731
+    return type("Remote", (base,), {"get": nothing, "get_text": nothing, "join_path": lambda *args: "/".join(args[1:])})
+
+
+def _hook_in(hook: Any, runner: Any, model: nn.Module, train: Any, begin: Any) -> Any:
+    """Train two epochs, the second of which rank 0 cannot save; then the hook meets a store in the network.
+
+    Rank r sees nothing but r. Of a layer that does not learn, the mean is what it makes of 0.5, as far as the momentum
+    of so many steps has brought it.
+    """
+    save, calls = runner.save_checkpoint, []
+
+    def save_once(*args: Any, **kwargs: Any) -> None:
+        calls.append(args)
+        if len(calls) == 2 and dist.get_rank() == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(*args, **kwargs)
+
+    runner.save_checkpoint = save_once
+    told = train()
+    state = torch.load(Path(hook.out_dir, "epoch_1.pth"), weights_only=False)["state_dict"]
+    means, steps = (
+        next(value for name, value in state.items() if name.endswith(ending))
+        for ending in ("1.running_mean", "1.num_batches_tracked")
+    )
+    expected = (1 - 0.9**steps) * model[0](torch.full((4,), 0.5))
+    dist.barrier()
+    there = sorted(path.name for path in Path(hook.out_dir).glob("epoch_*"))
+    remote = error_of(lambda: begin(type(hook)(interval=1, out_dir="store://runs")))
+    return {"means": means.tolist(), "expected": expected.tolist(), "told": told, "there": there, "remote": remote}
 
 
 def one_of_a_group(rank: int, place: Path) -> Any:
@@ -214,7 +306,7 @@ def sharded(rank: int, place: Path) -> Any:
 def error_of(call: Any) -> str:
     try:
         call()
-    except CkptdError as error:
+    except (CkptdError, OSError) as error:
         return str(error)
     return ""
 
