@@ -1,4 +1,4 @@
-"""What the bytes of a checkpoint look like: torch zip, torch's legacy pickle, safetensors, directories of shards.
+"""What the bytes of a checkpoint file look like: torch zip, torch's legacy pickle, safetensors.
 
 Structure only: nothing is unpickled, and of a file only its ends and its header are read.
 """
@@ -12,16 +12,11 @@ import struct
 import zipfile
 from dataclasses import dataclass
 
-from . import dcp
 from .core.checkpoint import State
-from .disk import opened_file
-from .errors import RefusedError
-from .scan import INDEX_ENDING
 
 _ZIP = b"PK\x03\x04"
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa8")  # the pickled magic number of torch before 1.6
 _LONGEST_HEADER = 100_000_000  # bytes; the safetensors format's own limit
-_LONGEST_INDEX = 1 << 28
 _LARGEST_DIRECTORY = 1 << 28  # bytes of a zip's central directory: a million members
 _LARGEST_FILE = 1 << 63
 _HEAD = 4096
@@ -75,17 +70,6 @@ def raise_disk_trouble(error: BaseException) -> None:
     for each in (error, error.__context__):
         if isinstance(each, OSError) and each.errno != errno.EINVAL:
             raise each
-
-
-def structure_of_directory(fd: int) -> Structure:
-    """Look at the directory open as `fd`. Raises OSError if something in it cannot be read."""
-    names = set(os.listdir(fd))
-    if dcp.MARKER in names or any(name.endswith(".distcp") for name in names):
-        return _distributed(fd, names)
-    for name in sorted(names):
-        if name.endswith(INDEX_ENDING):
-            return _indexed(fd, name)
-    return Structure(State.UNVERIFIABLE, "a directory without any known marker", known=False, marked=False)
 
 
 def _zip(fd: int, head: bytes, size_bytes: int) -> Structure:
@@ -202,36 +186,3 @@ def _whole_unless_sparse(fd: int, size_bytes: int, whole: Structure) -> Structur
     if hole < size_bytes:
         return Structure(State.INCOMPLETE, f"a hole at byte {hole}: never written")
     return whole
-
-
-def _distributed(fd: int, names: set[str]) -> Structure:
-    if dcp.MARKER not in names:
-        return Structure(State.INCOMPLETE, "distributed checkpoint, not marked complete", marked=False)
-    try:
-        fault = dcp.missing_shard(fd)
-    except RefusedError:
-        fault = f"{dcp.MARKER} is not a file"
-    if fault is not None:
-        return Structure(State.INCOMPLETE, f"distributed checkpoint, {fault}")
-    return Structure(State.COMPLETE, "distributed checkpoint, every shard there")
-
-
-def _indexed(fd: int, index: str) -> Structure:
-    with opened_file(index, dir_fd=fd) as index_fd:
-        text = os.pread(index_fd, _LONGEST_INDEX, 0)
-    try:
-        shards = sorted(set(json.loads(text)["weight_map"].values()))
-        if not all(isinstance(shard, str) and shard == os.path.basename(shard) for shard in shards):
-            raise TypeError("a shard is not a file's name")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return Structure(State.INCOMPLETE, f"{index} is damaged", marked=False)
-    for shard in shards:
-        try:
-            with opened_file(shard, dir_fd=fd) as shard_fd:
-                found = structure_of_file(shard_fd)
-        except FileNotFoundError:
-            return Structure(State.INCOMPLETE, f"shard {shard} is missing", marked=False)
-        if not found.state.whole:
-            return Structure(State.INCOMPLETE, f"shard {shard}: {found.text}", marked=False)
-    # The index is written with the weights, not after all else: it marks nothing.
-    return Structure(State.COMPLETE, f"{len(shards)} shards, all there", marked=False)

@@ -18,6 +18,8 @@ from .disk import FORBIDDEN, check_depth, opened_dir
 PIN_ENDING = ".keep"
 DCP_MARKER = ".metadata"
 INDEX_ENDING = ".index.json"  # Hugging Face: names the shard of every tensor
+TRAINER_STATE = "trainer_state.json"  # Hugging Face's Trainer writes it after all else
+_MARKERS = (DCP_MARKER, TRAINER_STATE)
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def _measure(name: str, dir_fd: int, info: os.stat_result) -> tuple[int, int, in
                 elif entry.is_file(follow_symlinks=False):
                     inside = entry.stat(follow_symlinks=False)
                     inodes[inside.st_dev, inside.st_ino] = inside
-                    if depth == 0 and (entry.name == DCP_MARKER or entry.name.endswith(INDEX_ENDING)):
+                    if depth == 0 and (entry.name in _MARKERS or entry.name.endswith(INDEX_ENDING)):
                         markers.append(inside)
 
     walk(name, dir_fd, 0)

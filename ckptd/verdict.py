@@ -1,6 +1,6 @@
 """Is this checkpoint complete, incomplete or in flight, and what is the evidence. Reads, never unpickles.
 
-DESIGN section 5. What the bytes look like is formats' business; here is who may still be at them.
+DESIGN section 5. What the bytes look like is the business of formats and directories; here is who may still be at them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import signal
 from dataclasses import dataclass
 
 from .core.checkpoint import State
+from .directories import structure_of_directory
 from .disk import opened_dir, opened_file
 from .errors import RefusedError
-from .formats import Structure, structure_of_directory, structure_of_file
+from .formats import Structure, structure_of_file
 from .scan import Entry
 
 SETTLE_LOCAL_S, SETTLE_NETWORK_S, SETTLE_UNMARKED_S = 5.0, 60.0, 300.0

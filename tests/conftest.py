@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pickle
+import re
 import signal
 import struct
 import subprocess
@@ -165,6 +166,15 @@ def picture(place: Path) -> dict[str, tuple[Any, ...]]:
         identity = (info.st_ino, info.st_mode, info.st_uid, info.st_mtime_ns, info.st_ctime_ns)
         found[str(path.relative_to(place))] = (*identity, content)
     return found
+
+
+def readme(heading: str) -> str:
+    """The Python code that the README has under a heading of a framework's."""
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    section = text[text.index(f"\n### {heading}\n") :]
+    found = re.search(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    return found[1]
 
 
 # --- processes ------------------------------------------------------------------------------------------------

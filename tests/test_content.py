@@ -8,6 +8,7 @@ import pickle
 import random
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from ckptd.reconcile import Reconciler
 from ckptd.scan import entry_of
 from ckptd.workdir import WorkDir
 
-from .conftest import Builder, a_pass, dcp_metadata, epochs, eventually, left, pointed, torch_zip
+from .conftest import Builder, a_pass, dcp_metadata, epochs, eventually, left, pointed, safetensors, torch_zip
 
 
 def damaged(weights: bytes = b"w" * 600) -> bytes:
@@ -241,8 +242,6 @@ def test_a_directory_with_an_index_has_every_shard_that_it_lists(with_checkpoint
         path.mkdir()
         (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "model-1.safetensors"}}))
         if step != 3:
-            from .conftest import safetensors
-
             (path / "model-1.safetensors").write_bytes(safetensors())
         for inside in path.iterdir():
             with_checkpoints.tick(inside)
@@ -251,9 +250,80 @@ def test_a_directory_with_an_index_has_every_shard_that_it_lists(with_checkpoint
     assert pointed(work_dir) == "iter_2"
 
 
-def test_a_hole_in_a_format_without_a_checksum_is_found(with_checkpoints: Builder) -> None:
-    from .conftest import safetensors
+def test_a_metadata_that_is_a_symlink_stops_no_pass(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2))
+    shards = with_checkpoints.shards("iter_3", whole=False)
+    (shards / ".metadata").symlink_to("/dev/zero")
+    report = a_pass(work_dir, max_keep=1, interval=1, settle_s=0)
+    fault = {each.name: each.evidence for each in checkpoints(report)}["iter_3"]
+    assert fault == "distributed checkpoint, .metadata is a symlink, which is not followed"
+    assert (left(work_dir), pointed(work_dir)) == (["epoch_2.pth", "iter_3"], "epoch_2.pth")
 
+
+def checkpoints(report: Any) -> list[Any]:
+    return [each.checkpoint for each in report.survey.decisions]
+
+
+def by_trainer(path: Path) -> None:
+    """A directory as the Trainer of Transformers leaves it."""
+    (path / "sharded_0").mkdir(parents=True)
+    (path / "config.json").write_text("{}")
+    (path / "merges.txt").touch()
+    (path / "model.safetensors").write_bytes(safetensors())
+    (path / "optimizer.pt").write_bytes(torch_zip())
+    (path / "sharded_0/__0_0.distcp").write_bytes(b"s" * 10)
+    (path / "sharded_0/.metadata").write_bytes(dcp_metadata({"__0_0.distcp": 10}))
+    (path / "trainer_state.json").write_text('{"global_step": 3, "log_history": []}')
+
+
+def cut_in_half(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize(("do", "fault"), [
+    (lambda path: None, None),
+    (lambda path: (path / "config.json").unlink(), None),
+    (lambda path: (path / "eval.json").write_text("{"), None),
+    (lambda path: cut_in_half(path / "trainer_state.json"), "trainer_state.json is damaged"),
+    (lambda path: (path / "trainer_state.json").write_text("[3]"), "trainer_state.json is damaged"),
+    (lambda path: cut_in_half(path / "model.safetensors"), "model.safetensors: safetensors, header cut short"),
+    (lambda path: cut_in_half(path / "optimizer.pt"), "optimizer.pt: no end record: cut short"),
+    (lambda path: (path / "optimizer.pt").write_bytes(b""), "optimizer.pt: empty"),
+    (lambda path: (path / "scheduler.pt").symlink_to("optimizer.pt"),
+     "scheduler.pt is a symlink, which is not followed"),
+    (lambda path: (path / "sharded_0/.metadata").unlink(), "sharded_0: distributed checkpoint, not marked complete"),
+    (lambda path: cut_in_half(path / "sharded_0/__0_0.distcp"),
+     "sharded_0: distributed checkpoint, shard __0_0.distcp has 5 of 10 bytes"),
+    (lambda path: (path / "model.safetensors.index.json").write_text('{"weight_map": {"w": "model-1.safetensors"}}'),
+     "shard model-1.safetensors is missing"),
+    (lambda path: (path / "model.safetensors.index.json").write_text("{"), "model.safetensors.index.json is damaged"),
+    (lambda path: (path / "checkpoint-is-incomplete.txt").touch(),
+     "checkpoint-is-incomplete.txt is there: its save was never finished"),
+])  # fmt: skip
+def test_a_directory_of_a_trainer_is_whole_if_every_file_is(tmp_path: Path, do: Any, fault: str | None) -> None:
+    by_trainer(tmp_path / "iter_3")
+    do(tmp_path / "iter_3")
+    (found,) = checkpoints(a_pass(tmp_path, settle_s=0))
+    whole = "trainer_state.json, and every file beside it intact"
+    assert (found.state.value, found.evidence) == (("incomplete", fault) if fault else ("complete", whole))
+
+
+def test_a_trainers_state_without_weights_is_no_checkpoint_to_resume_from(tmp_path: Path) -> None:
+    (tmp_path / "iter_3").mkdir()
+    (tmp_path / "iter_3/trainer_state.json").write_text('{"global_step": 3}')
+    (found,) = checkpoints(a_pass(tmp_path, settle_s=0))
+    assert (found.state.value, found.evidence) == ("incomplete", "no weights beside its trainer_state.json")
+
+
+def test_a_trainers_directory_is_complete_the_moment_its_state_is_there(tmp_path: Path) -> None:
+    by_trainer(tmp_path / "iter_3")
+    state = (tmp_path / "iter_3/trainer_state.json").rename(tmp_path / "aside")
+    assert [each.state.value for each in checkpoints(a_pass(tmp_path))] == []  # so far a directory like any other
+    state.rename(tmp_path / "iter_3/trainer_state.json")
+    assert [each.state.value for each in checkpoints(a_pass(tmp_path))] == ["complete"]
+
+
+def test_a_hole_in_a_format_without_a_checksum_is_found(with_checkpoints: Builder) -> None:
     work_dir = with_checkpoints(*epochs(1, 2))
     content = safetensors(1 << 20)
     path = work_dir / "epoch_3.pth"

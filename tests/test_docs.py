@@ -128,7 +128,7 @@ def test_the_python_session_goes_as_shown(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_training_script_saves_and_resumes(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    (script,) = [block for block in blocks("python") if not block.startswith(">>>")]
+    (script,) = [block for block in blocks("python") if "with CheckpointHook" in block]
     for again in (False, True):
         command = [sys.executable, "-c", script + "\nprint(progress.epoch)"]
         env = environment(PYTHONPATH=str(REPOSITORY))
@@ -148,6 +148,14 @@ def test_the_names_for_training_scripts_are_those_of_the_shim() -> None:
     assert set(re.findall(r"`(CheckpointHook|average_buffers|declare|Progress)\b", section)) <= set(shim.__all__)
     imported = re.findall(r"from ckptd\.shim import ([^\n]*)", section)
     assert {name for line in imported for name in line.split(", ")} <= set(shim.__all__)
+
+
+def test_every_other_framework_has_its_own_test() -> None:
+    section = README[README.index("## In your training script") :].partition("\n## ")[0]
+    told = re.findall(r"^### (.*)", section, re.MULTILINE)
+    tests = "".join(path.read_text() for path in (REPOSITORY / "tests").rglob("test_*.py"))
+    assert told
+    assert [heading for heading in told if f'readme("{heading}")' not in tests and f'"{heading}", "' not in tests] == []
 
 
 def shell_blocks() -> list[object]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -41,20 +40,6 @@ def framework() -> Callable[[str, str], None]:
             pytest.skip(message)
 
     return ask
-
-
-@pytest.fixture(scope="session")
-def readme() -> Callable[[str], str]:
-    """The Python code that the README has under a heading."""
-    text = (HERE.parents[1] / "README.md").read_text()
-
-    def code(heading: str) -> str:
-        section = text[text.index(f"\n### {heading}\n") :]
-        found = re.search(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
-        assert found is not None
-        return found[1]
-
-    return code
 
 
 class Watch(Watching):

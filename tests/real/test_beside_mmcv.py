@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from ..conftest import readme
+
 pytestmark = pytest.mark.real
 
 KEEP = 3
@@ -307,16 +309,18 @@ def test_a_ckptd_that_is_frozen_while_a_job_goes_back_catches_up(expected, watch
 # --- ckptd's own hook, as the README has it in a config -------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["every 3rd epoch, the last off the grid", "every 2nd iteration, the last off the grid",
-                                  "no latest.pth", *RESUMED])  # fmt: skip
-def test_with_the_hook_ckptd_needs_no_options(what, expected, watch, train, ends_like, readme, work_dir):
+OFF_THE_GRID = ("every 3rd epoch, the last off the grid", "every 2nd iteration, the last off the grid")
+
+
+@pytest.mark.parametrize("what", [*OFF_THE_GRID, "no latest.pth", *RESUMED])
+def test_with_the_hook_ckptd_needs_no_options(what, expected, watch, train, ends_like, work_dir):
     watching = watch(work_dir)
     watching.heard("watching")  # a job that is faster would say that nobody prunes
     assert train(CASES[what], *CASES[what].runs, config=readme("mmcv 1.x")) == []
     ends_like(what, expected(what), watching)
 
 
-def test_with_the_hook_a_job_that_ckptd_was_not_beside_keeps_all_and_says_so_once(train, ckptd, readme, work_dir):
+def test_with_the_hook_a_job_that_ckptd_was_not_beside_keeps_all_and_says_so_once(train, ckptd, work_dir):
     case = REGULAR["every epoch"]
     (warned,) = train(case, *case.runs, config=readme("mmcv 1.x"))
     assert warned.endswith(f"run `ckptd watch {work_dir}` beside the job")

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from ..conftest import readme
+
 pytestmark = pytest.mark.real
 
 POINTER = ("--pointer", "last_checkpoint")
@@ -15,7 +17,7 @@ Train = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def train(framework, trainer, readme, work_dir, monkeypatch) -> Train:
+def train(framework, trainer, work_dir, monkeypatch) -> Train:
     """Train until an epoch with the README's config; returns where it began and what was there in the end."""
     framework("mmengine", "0.10.7")
     job = trainer("train_mmengine.py")

@@ -16,7 +16,7 @@ import warnings
 warnings.filterwarnings("ignore")
 
 import torch  # noqa: E402
-import torch._dynamo  # noqa: E402, F401  (the first optimizer does it, for two seconds)
+import torch._dynamo  # noqa: E402  (the first optimizer does it, for two seconds)
 from mmengine.config import Config  # noqa: E402
 from mmengine.evaluator import BaseMetric, Evaluator  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402

@@ -1,7 +1,7 @@
 """A training job as torchrun starts it: `torchrun ... -m tests.shim.torchrun_job PLACE`.
 
-Each part trains a little and returns what the rank saw; PLACE/RANK.json then holds it all. What it should be is for the
-tests to say.
+PLACE/recipe.py has the README's lines for sharded models. Each part trains a little and returns what the rank saw;
+PLACE/RANK.json then holds it all. What it should be is for the tests to say.
 """
 
 from __future__ import annotations
@@ -15,17 +15,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from ckptd.errors import CkptdError
-from ckptd.shim import CheckpointHook, declare
+from ckptd.shim import CheckpointHook
 
-STEPS, INTERVAL, KEEP = 10, 2, 2
+STEPS = 9
 
 
 def network() -> nn.Module:
@@ -76,28 +74,24 @@ def replicated(place: Path) -> dict[str, Any]:
 
 
 def sharded(place: Path) -> dict[str, Any]:
-    """FSDP2: the hook refuses it; DCP saves it, when the hook says so, and ckptd is told."""
+    """FSDP2: the hook refuses it; the README's lines save it by DCP, and tell ckptd."""
     torch.manual_seed(0)
-    out = place / "sharded"
+    os.chdir(place)
+    names: dict[str, Any] = {}
+    exec((place / "recipe.py").read_text(), names)
     model = fully_shard(nn.Linear(4, 8), mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    hook = CheckpointHook(out, interval=INTERVAL, by_epoch=False, max_iters=STEPS)
     refused = ""
     try:
-        hook.before_run(model=model, optimizer=optimizer)
+        names["hook"].before_run(model=model, optimizer=optimizer)
     except CkptdError as error:
         refused = str(error)
     dist.barrier()  # nobody waits for the others in there
-    saved = []
     for step in range(1, STEPS + 1):
         train(model, optimizer)
-        if hook.should_save(step):
-            weights, moments = get_state_dict(model, optimizer)
-            dcp.save({"model": weights, "optimizer": moments, "step": step}, checkpoint_id=out / f"step-{step}")
-            declare(out, template="step-{}", unit="step", interval=INTERVAL, max_keep=KEEP)
-            saved.append(step)
+        names["after_step"](step, model, optimizer)
     weight = model.weight.full_tensor()
-    return {"refused": refused, "saved": saved, "weight": weight.tolist()}
+    return {"refused": refused, "weight": weight.tolist()}
 
 
 def of_each_rank(tensor: torch.Tensor) -> torch.Tensor:
