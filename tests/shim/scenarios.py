@@ -262,6 +262,34 @@ def save_fails(rank: int, place: Path) -> Any:
     return [failed, left, str(hook.last_ckpt)]
 
 
+def background_fails(rank: int, place: Path) -> Any:
+    """Rank 0's thread may write no more than a few bytes, and each call that could tell of it does, on both ranks."""
+    told: dict[str, Any] = {}
+    calls = {
+        "the next save": lambda hook: hook.after_train_epoch(2),
+        "wait": lambda hook: hook.wait(),
+        "close": lambda hook: hook.close(),
+        "the end of the block": lambda hook: hook.__exit__(None),
+    }
+    for name, call in calls.items():
+        hook = CheckpointHook(place / name, interval=1, background=True)
+        hook.before_run(model=network())
+        hook.after_train_epoch(0)
+        hook.wait()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if rank == 0:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+        at_once = error_of(lambda hook=hook: hook.after_train_epoch(1))
+        later = error_of(lambda hook=hook, call=call: call(hook))
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        dist.barrier()
+        hook.before_run(model=network())
+        hook.after_train_epoch(2)
+        hook.close()
+        told[name] = [at_once, later, str(hook.last_ckpt), sorted(os.listdir(place / name))]
+    return told
+
+
 def resumed(rank: int, place: Path) -> Any:
     torch.manual_seed(rank)
     first, second = network(), network()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ast
+from pathlib import Path
 
 import pytest
 import torch
 
 from ckptd.errors import UsageError
-from ckptd.shim import ranks
+from ckptd.shim import CheckpointHook, ranks
 
 from .conftest import TwoRanks
 
-SCENARIOS = ("averaged", "one_of_a_group", "differing", "changing", "saved", "save_fails", "resumed", "unseen",
-             "no_directory", "sharded")  # fmt: skip
+SCENARIOS = ("averaged", "one_of_a_group", "differing", "changing", "saved", "save_fails", "background_fails",
+             "resumed", "unseen", "no_directory", "sharded")  # fmt: skip
 
 
 def test_floats_are_averaged_and_all_else_is_rank_0s(two_ranks: TwoRanks) -> None:
@@ -87,6 +88,17 @@ def test_a_failed_save_raises_on_both_ranks_and_the_next_one_works(two_ranks: Tw
     assert torch.load(place / "run/epoch_3.pth", weights_only=True)["meta"]["epoch"] == 3
 
 
+@pytest.mark.parametrize("call", ["the next save", "wait", "close", "the end of the block"])
+def test_a_save_that_fails_in_the_background_is_raised_on_both_ranks_by(call: str, two_ranks: TwoRanks) -> None:
+    first, second = (rank[call] for rank in two_ranks("background_fails"))
+    place = two_ranks.place / "background_fails" / call
+    assert first[0] == second[0] == ""
+    assert first[1] == f"{place}/epoch_2.pth: could not be saved: File too large. What was there before still is"
+    assert second[1] == f"rank 0: {first[1]}"
+    for rank in (first, second):
+        assert rank[2:] == [f"{place}/epoch_3.pth", [".ckptd", "epoch_1.pth", "epoch_3.pth"]]
+
+
 def test_both_ranks_resume_from_what_rank_0_has_saved(two_ranks: TwoRanks) -> None:
     first, second = two_ranks("resumed")
     place = two_ranks.place / "resumed"
@@ -124,6 +136,17 @@ def test_without_a_process_group_the_environment_tells_the_rank(
     if value is not None:
         monkeypatch.setenv("RANK", value)
     assert ranks.rank_of() == rank
+
+
+def test_a_rank_without_a_group_writes_nothing_in_the_background_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with CheckpointHook(tmp_path / "run", interval=1, background=True) as hook:
+        hook.before_run(model=torch.nn.Linear(2, 2))
+        assert hook.after_train_epoch(0) == tmp_path / "run/epoch_1.pth"
+    assert not (tmp_path / "run").exists()
+    assert hook.last_ckpt == tmp_path / "run/epoch_1.pth"
 
 
 def test_a_rank_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
