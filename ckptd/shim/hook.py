@@ -258,10 +258,14 @@ class CheckpointHook:
         if not self._is_checked:
             states_of.check_loadable(state)
             self._is_checked = True
-        if self.background:
-            self._writer.start(path.name, functools.partial(self._write, path, self._host.take(state), scores))
-        else:
+        if not self.background:
             self._write(path, state, scores)
+            return
+        held = self._host.take(state)
+        # Before the thread begins: each tensor that goes lets go of the interpreter's lock, which the thread would then
+        # keep for 5 ms.
+        del state
+        self._writer.start(path.name, functools.partial(self._write, path, held, scores))
 
     def _write(self, path: Path, state: dict[str, Any], scores: bytes | None) -> None:
         """Everything that touches the disk; in a thread if need be, where there are no collectives."""

@@ -22,7 +22,10 @@ class Writer:
         if self._thread is not None:
             raise AssertionError(f"{name}: begun while {self._name} is being written")
 
+        begin = threading.Event()
+
         def run() -> None:
+            begin.wait()
             try:
                 save()
             except BaseException as error:  # noqa: BLE001 - raised by wait, in the thread that trains
@@ -34,6 +37,9 @@ class Writer:
         # No daemon thread: the interpreter waits for it on its way out, after an exception or sys.exit too.
         self._thread = threading.Thread(target=run, name=f"ckptd saves {name}")
         self._thread.start()
+        # Only now: a thread that had work at once would keep the interpreter's lock for its first 5 ms, and training
+        # would wait for it.
+        begin.set()
 
     def wait(self) -> None:
         """Return once nothing is being written; raises what the save raised, once."""

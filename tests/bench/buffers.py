@@ -1,6 +1,7 @@
 """Buffers on two ranks: ours, of all of a ResNet-50's, against mmcv's `allreduce_params`, of its floats alone.
 
-mmcv's raises on the integers of a BatchNorm, so that it is never measured with them.
+mmcv's raises on the integers of a BatchNorm, so that it is never measured with them. Run on each rank, with RANK and
+WORLD_SIZE set, as `python -m tests.bench.buffers PLACE ROUNDS`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from mmcv.runner.dist_utils import allreduce_params
 from torch import nn
 
 from ckptd.shim import average_buffers
+
+from .paired import time_each
 
 # The channels of the 53 BatchNorms of a ResNet-50, stage by stage: 159 buffers, 53 of them integers.
 STAGES = ((64, 256, 3), (128, 512, 4), (256, 1024, 6), (512, 2048, 3))
@@ -60,17 +62,11 @@ def rank(place: Path, rounds: int) -> None:
 
     assert (len(list(ours.buffers())), len(floats())) == (159, 106)
     calls = {"ckptd": lambda: average_buffers(ours), "mmcv": lambda: allreduce_params(floats())}
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 5):
-        for name in sorted(calls, reverse=bool(number % 2)):
-            dist.barrier()
-            began = time.perf_counter()
-            calls[name]()
-            taken[name].append(time.perf_counter() - began)
-    (place / f"{dist.get_rank()}.json").write_text(json.dumps({name: each[5:] for name, each in taken.items()}))
+    taken = time_each(calls, rounds, before=dist.barrier, warm_up=5)
+    (place / f"{number}.json").write_text(json.dumps(taken))
     dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    rank(Path(sys.argv[1]), int(os.environ["ROUNDS"]))
+    rank(Path(sys.argv[1]), int(sys.argv[2]))
