@@ -205,7 +205,8 @@ class Reconciler:
             # As many as there could be: what is still being read counts for nothing, and lowers no count.
             fit = sum(d.checkpoint.state.whole and d.checkpoint.durable for d in series.decisions)
             enough = len(series.relied_on) >= min(series.grid.max_keep or 1, fit)
-            if enough and series.relied_on and all(c.name in synced for c in series.relied_on):
+            stands_on = (*series.relied_on, *series.best)
+            if enough and series.relied_on and all(c.name in synced for c in stands_on):
                 sound.add(series.grid.template.text)
         return [d for d in plan.prune if d.checkpoint.series in sound]
 

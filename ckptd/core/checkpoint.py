@@ -28,7 +28,8 @@ class Checkpoint:
     """One saved training state: a file, or a folder of shards, with a checkpoint name.
 
     `mtime_ns` is the time of writing as the disk has it (nanoseconds since 1970; a directory's is that of its
-    marker), `size_bytes` the apparent size of all its files, `allocated_bytes` what deleting it would free.
+    marker), `size_bytes` the apparent size of all its files, `allocated_bytes` what deleting it would free. `metrics`
+    are its scores, where somebody has asked for them.
     """
 
     series: str
@@ -43,6 +44,7 @@ class Checkpoint:
     allocated_bytes: int = 0
     inode: int = 0
     marker_bytes: int | None = None  # of a directory's marker, which tells one writing of it from another
+    metrics: tuple[tuple[str, float], ...] = ()
 
     @property
     def relied_on(self) -> bool:

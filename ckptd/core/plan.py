@@ -6,9 +6,11 @@ Pure: the same arguments give the same plan, in any order. What is on disk is sc
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from .budget import Budget, over_budget
 from .checkpoint import Checkpoint, State
+from .keepers import KeepBest, Keeper
 from .memory import BROUGHT_BACK, Memory, Seen
 from .naming import Template
 from .policy import Newest, Policy, Stepped
@@ -35,7 +37,9 @@ class SeriesPlan:
     grid: Grid
     decisions: tuple[Decision, ...]
     relied_on: tuple[Checkpoint, ...]  # the K newest complete ones, oldest first: what a deletion stands on
-    beyond: tuple[Checkpoint, ...]  # whole ones that no protection names and the rule leaves, though K others would do
+    best: tuple[Checkpoint, ...]  # what a keeper holds as the best, and others go because of
+    beyond: tuple[Checkpoint, ...]  # whole ones that nothing names and the rule leaves, though K others would do
+    spare: tuple[Checkpoint, ...]  # what a budget may take: complete, older than the newest, and kept by nothing
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Plan:
     series: tuple[SeriesPlan, ...]
     memory: Memory
     newest: Checkpoint | None  # by writing, over all series: what the pointer should name
+    budget: Budget | None = None
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
@@ -59,7 +64,8 @@ class Plan:
     @property
     def relied_on(self) -> tuple[Checkpoint, ...]:
         """What has to be durable before any of `prune` goes."""
-        return tuple(c for s in self.series if any(d.decision == PRUNE for d in s.decisions) for c in s.relied_on)
+        pruned = [s for s in self.series if any(d.decision == PRUNE for d in s.decisions)]
+        return tuple(dict.fromkeys(c for s in pruned for c in (*s.relied_on, *s.best)))
 
 
 def plan(
@@ -85,28 +91,44 @@ def plan(
     by_series: dict[str, list[Checkpoint]] = {text: [] for text in replayed.grids}
     for checkpoint in found:
         by_series[checkpoint.series].append(checkpoint)
-    series = tuple(_plan_series(by_series[text], grid, seen, protected) for text, grid in replayed.grids.items())
+    series = tuple(
+        _plan_series(by_series[text], grid, policy, seen, protected) for text, grid in replayed.grids.items()
+    )
+    budget = None
+    if policy.max_bytes is not None:
+        series, budget = _within_budget(series, policy.max_bytes, seen)
     good = [c for c in found if c.relied_on]
     newest = max(good, key=lambda c: seen[c.name].rank, default=None)
-    return Plan(series, replayed.memory, newest)
+    return Plan(series, replayed.memory, newest, budget)
 
 
 def _plan_series(
-    found: list[Checkpoint], grid: Grid, seen: Mapping[str, Seen], protected: Mapping[str, Sequence[str]]
+    found: list[Checkpoint],
+    grid: Grid,
+    policy: Policy,
+    seen: Mapping[str, Seen],
+    protected: Mapping[str, Sequence[str]],
 ) -> SeriesPlan:
     good = sorted((c for c in found if c.relied_on), key=lambda c: seen[c.name].rank)
-    relied_on = tuple(good[-grid.max_keep :]) if grid.max_keep else ()
+    # A budget may take what no max_keep asks for, but never the newest.
+    at_least = grid.max_keep or (0 if policy.max_bytes is None else 1)
+    relied_on = tuple(good[-at_least:]) if at_least else ()
     judge = _Judge(grid, seen, found, good)
     newest_names = {c.name for c in relied_on}
+    whole = sorted((c for c in found if c.state.whole), key=lambda c: seen[c.name].rank)
+    kept = _kept(policy.keepers, whole, seen)
     decisions: list[Decision] = []
     beyond: list[Checkpoint] = []
-    for checkpoint in sorted(found, key=lambda c: c.step):
+    spare: list[Checkpoint] = []
+    for checkpoint in sorted(found, key=lambda c: (c.step, c.name)):
         reasons = []
         if checkpoint.name in newest_names:
-            reasons.append(f"one of the {grid.max_keep} newest" if grid.max_keep != 1 else "the newest")
+            reasons.append(f"one of the {at_least} newest" if at_least != 1 else "the newest")
         if checkpoint.state is State.IN_FLIGHT:
             reasons.append(checkpoint.evidence or "being written")
         reasons.extend(protected.get(checkpoint.name, ()))
+        vetoed = bool(reasons)
+        reasons.extend(kept.get(checkpoint.name, ()))
         gone = judge.why_it_goes(checkpoint)
         if gone is None:
             decision = KEEP
@@ -114,13 +136,45 @@ def _plan_series(
                 reasons = [judge.why_it_stays(checkpoint)]
                 if checkpoint.state.whole and grid.rule is not None and not grid.waits:
                     beyond.append(checkpoint)
+                if judge.is_spare(checkpoint):
+                    spare.append(checkpoint)
         elif reasons:
-            decision = SKIP
+            decision = SKIP if vetoed else KEEP
         else:
             decision, reasons = PRUNE, [gone]
         known = seen.get(checkpoint.name)
         decisions.append(Decision(checkpoint, decision, tuple(reasons), known.order if known else BROUGHT_BACK))
-    return SeriesPlan(grid, tuple(decisions), relied_on, tuple(beyond))
+    best = [c for keeper in policy.keepers if isinstance(keeper, KeepBest) for c in keeper.best(whole)]
+    return SeriesPlan(grid, tuple(decisions), relied_on, tuple(best), tuple(beyond), tuple(spare))
+
+
+def _kept(
+    keepers: Sequence[Keeper], whole: Sequence[Checkpoint], seen: Mapping[str, Seen]
+) -> Mapping[str, Sequence[str]]:
+    """By name, why the keepers keep what they keep."""
+    kept: dict[str, list[str]] = {}
+    for keeper in keepers:
+        for name, reason in keeper.keeps(whole, seen).items():
+            kept.setdefault(name, []).append(reason)
+    return kept
+
+
+def _within_budget(
+    series: tuple[SeriesPlan, ...], limit_bytes: int, seen: Mapping[str, Seen]
+) -> tuple[tuple[SeriesPlan, ...], Budget]:
+    """The plan with what is over the budget gone too; all series of a work dir share one."""
+    staying = [d.checkpoint for s in series for d in s.decisions if d.decision != PRUNE]
+    budget, gone = over_budget(limit_bytes, staying, [c for s in series for c in s.spare], seen)
+
+    def decide(d: Decision) -> Decision:
+        reason = "over --max-bytes: the oldest that nothing else keeps"
+        return replace(d, decision=PRUNE, reasons=(reason,)) if d.checkpoint.name in gone else d
+
+    def without(s: SeriesPlan) -> SeriesPlan:
+        beyond = tuple(c for c in s.beyond if c.name not in gone)
+        return replace(s, decisions=tuple(map(decide, s.decisions)), beyond=beyond)
+
+    return (tuple(map(without, series)) if gone else series), budget
 
 
 class _Judge:
@@ -133,6 +187,7 @@ class _Judge:
         keep = grid.max_keep or 0
         self.kept = {c.name for c in fit[-keep:]} if keep else set()
         self.enough_since = seen[good[-keep].name].order if 0 < keep <= len(good) else None
+        self.newest_good = seen[good[-1].name].order if good else BROUGHT_BACK
 
     def why_it_goes(self, checkpoint: Checkpoint) -> str | None:
         rule, known = self.grid.rule, self.seen.get(checkpoint.name)
@@ -150,6 +205,14 @@ class _Judge:
                 return None
             return f"{_count(rule.max_keep, 'newer one')} kept"
         return None
+
+    def is_spare(self, checkpoint: Checkpoint) -> bool:
+        """Whether a budget may take it: never what is in doubt, brought back, or ahead of a resumed run."""
+        known = self.seen.get(checkpoint.name)
+        if known is None or self.grid.waits or not checkpoint.relied_on:
+            return False
+        older = BROUGHT_BACK < known.order < self.newest_good
+        return older and not self._above_newest(checkpoint)
 
     def why_it_stays(self, checkpoint: Checkpoint) -> str:
         rule, known = self.grid.rule, self.seen.get(checkpoint.name)

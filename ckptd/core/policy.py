@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Union
 
 from ..errors import UsageError
+from .keepers import KeepBest, KeepEvery, Keeper, KeepWithin, at_least_1
 from .layouts import DEFAULT_TEMPLATES
 from .naming import Template
 
@@ -62,6 +63,10 @@ class Policy:
     trash_ttl_s: seconds for which pruned checkpoints can be restored; None: at once, an hour for a large prune.
     pointer: name of the pointer file.
     verify: "full": contents are read once before anything relies on them; "structure": they are not.
+    keep_every: steps divisible by it stay. keep_best: the best by a metric stay, as KeepBest or "METRIC:max:K".
+    keep_within_s: what was written within so many seconds before the newest stays.
+    max_bytes: what all checkpoints of a work dir and its trash may take on the disk; the oldest go until that holds,
+    also without a max_keep, but never one that the newest, a keeper or a protection keeps.
 
     Raises UsageError for what can never be meant.
     """
@@ -74,12 +79,19 @@ class Policy:
     trash_ttl_s: float | None = None
     pointer: str = "last_ckpt"
     verify: str = "full"
+    keep_every: int | None = None
+    keep_best: tuple[KeepBest, ...] = ()
+    keep_within_s: float | None = None
+    max_bytes: int | None = None
 
     def __post_init__(self) -> None:
         texts = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates or ())
         object.__setattr__(self, "templates", tuple(dict.fromkeys(Template(text).text for text in texts)))
-        _at_least_1("max_keep", self.max_keep, "a rule that keeps nothing is a mistake")
-        _at_least_1("interval", self.interval, "it is the number of steps between two saves")
+        at_least_1("max_keep", self.max_keep, "a rule that keeps nothing is a mistake")
+        at_least_1("interval", self.interval, "it is the number of steps between two saves")
+        at_least_1("max_bytes", self.max_bytes, "the newest checkpoint stays whatever it says")
+        self._read_keep_best()
+        _ = self.keepers  # each is checked where it is born
         if self.rule not in RULES:
             raise UsageError(f"rule {self.rule!r}: choose one of {', '.join(RULES)}")
         if self.verify not in VERIFY:
@@ -97,9 +109,25 @@ class Policy:
                 )
 
     @property
+    def keepers(self) -> tuple[Keeper, ...]:
+        """What stays although the rule would let it go."""
+        every = (KeepEvery(self.keep_every),) if self.keep_every is not None else ()
+        within = (KeepWithin(self.keep_within_s),) if self.keep_within_s is not None else ()
+        return (*every, *self.keep_best, *within)
+
+    @property
     def patterns(self) -> tuple[Template, ...]:
         """The templates to look for; the first that a name belongs to has it."""
         return tuple(Template(text) for text in self.templates) or DEFAULT_TEMPLATES
+
+    def _read_keep_best(self) -> None:
+        given = (self.keep_best,) if isinstance(self.keep_best, (str, KeepBest)) else tuple(self.keep_best or ())
+        best = tuple(dict.fromkeys(KeepBest.from_text(each) if isinstance(each, str) else each for each in given))
+        metrics = [each.metric for each in best]
+        for metric in metrics:
+            if metrics.count(metric) > 1:
+                raise UsageError(f"keep_best names {metric} twice: give one direction and one number for it")
+        object.__setattr__(self, "keep_best", best)
 
     def rule_for(self, template: Template, interval: int | None, *, max_keep: int | None, on_grid: bool) -> Rule | None:
         """The rule of one series, or None where nothing is pruned.
@@ -115,15 +143,6 @@ class Policy:
         if self.rule == "stepped" or on_grid or template.unit in ("epoch", "iter"):
             return Stepped(keep, interval)
         return Newest(keep)
-
-
-def _at_least_1(name: str, value: int | None, why: str) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise UsageError(f"{name} is {value!r}: give a whole number")
-    if value < 1:
-        raise UsageError(f"{name} is {value}: it must be at least 1: {why}")
 
 
 def _plain_name(name: str) -> bool:
