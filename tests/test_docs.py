@@ -366,6 +366,7 @@ def all_options() -> list[tuple[str, str, click.Option]]:
         for option in command.params
         if isinstance(option, click.Option)
         for name in option.opts
+        if name.startswith("--")  # a short one stands with its long one
     ]
 
 
