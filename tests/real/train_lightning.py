@@ -59,6 +59,9 @@ def main(recipe, until, checkpoint=None):
     trainer.fit(model, data, ckpt_path=checkpoint)
     if RANK == 0:
         print(json.dumps({"began": model.began}))
+    if torch.distributed.is_initialized():
+        # Else gloo's threads are still there when the interpreter is not, and at times it aborts.
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -65,6 +65,9 @@ def main(recipe, until, checkpoint=None):
     trainer.train(resume_from_checkpoint=True if checkpoint == "True" else checkpoint)
     if RANK == 0:
         print(json.dumps({"began": began.step}))
+    if torch.distributed.is_initialized():
+        # Else gloo's threads are still there when the interpreter is not, and at times it aborts.
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
