@@ -66,8 +66,10 @@ def main(recipe, until, checkpoint=None):
     if RANK == 0:
         print(json.dumps({"began": began.step}))
     if torch.distributed.is_initialized():
-        # Else gloo's threads are still there when the interpreter is not, and at times it aborts.
-        torch.distributed.destroy_process_group()
+        # Not by the interpreter: DDP joins the threads of gloo, and these may want its lock, or be there after it.
+        torch.distributed.barrier()
+        sys.stdout.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":
