@@ -102,7 +102,9 @@ def advice_on(decided: Plan, first: bool, trusted: str | None) -> tuple[str, ...
             if series.decisions:
                 advice.append(f"{grid.template.text}: no --max-keep is given or declared, so nothing is pruned")
             continue
-        if grid.interval is None:
+        if grid.no_grid:
+            advice.append(f"{grid.template.text}: its names have no grid to step on, so the rule `newest` applies")
+        elif grid.interval is None and grid.template.has_grid:
             advice.append(
                 f"{grid.template.text}: no interval is known yet, so the rule `newest` applies; --interval N gives one"
             )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .checkpoint import Checkpoint, State
 from .memory import BROUGHT_BACK, Memory, Seen
-from .naming import Template
+from .naming import Names
 from .policy import Newest, Policy, Stepped
 from .replay import Grid, replay
 from .schedule import Schedule
@@ -53,7 +53,10 @@ class Plan:
     @property
     def prune(self) -> tuple[Decision, ...]:
         return tuple(
-            sorted((d for d in self.decisions if d.decision == PRUNE), key=lambda d: (d.order, d.checkpoint.step))
+            sorted(
+                (d for d in self.decisions if d.decision == PRUNE),
+                key=lambda d: (d.order, d.checkpoint.step, d.checkpoint.name),
+            )
         )
 
     @property
@@ -71,7 +74,7 @@ def plan(
     protected: Mapping[str, Sequence[str]],
     declared: Mapping[str, Schedule],
     trusted: str | None = None,
-    patterns: Sequence[Template] | None = None,
+    patterns: Sequence[Names] | None = None,
 ) -> Plan:
     """Decide for every checkpoint in `found`.
 
@@ -94,13 +97,14 @@ def plan(
 def _plan_series(
     found: list[Checkpoint], grid: Grid, seen: Mapping[str, Seen], protected: Mapping[str, Sequence[str]]
 ) -> SeriesPlan:
+    found = sorted(found, key=lambda c: (c.step, c.name))
     good = sorted((c for c in found if c.relied_on), key=lambda c: seen[c.name].rank)
     relied_on = tuple(good[-grid.max_keep :]) if grid.max_keep else ()
     judge = _Judge(grid, seen, found, good)
     newest_names = {c.name for c in relied_on}
     decisions: list[Decision] = []
     beyond: list[Checkpoint] = []
-    for checkpoint in sorted(found, key=lambda c: c.step):
+    for checkpoint in found:
         reasons = []
         if checkpoint.name in newest_names:
             reasons.append(f"one of the {grid.max_keep} newest" if grid.max_keep != 1 else "the newest")
