@@ -20,7 +20,7 @@ from ..core.plan import PRUNE, Decision
 from ..core.policy import Policy
 from ..errors import CkptdError
 from .log import log_to_stderr
-from .options import Duration, options_of, policy_options, verify_option
+from .options import Duration, layout_option, options_of, policy_options, verify_option
 
 _EPILOG = """\b
 Exit codes: 0 done; 1 failed, or nothing found; 2 wrong use; 3 some deletions failed or were refused by the
@@ -166,6 +166,7 @@ def prune(work_dirs: tuple[str, ...], **policy: Any) -> None:
 @_work_dir
 @click.option("--template", "templates", multiple=True, metavar="T", envvar="CKPTD_TEMPLATE",
               help="Name of a checkpoint, in place of the known names; repeatable.")  # fmt: skip
+@layout_option
 @click.option("--pointer", default="last_ckpt", show_default=True, metavar="NAME", envvar="CKPTD_POINTER",
               help="Name of the pointer file.")  # fmt: skip
 @_json

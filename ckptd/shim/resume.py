@@ -10,6 +10,7 @@ from typing import Any
 
 from ..content import ChangedError, check_content
 from ..core.checkpoint import Checkpoint, State
+from ..core.finder import Finder
 from ..core.memory import Memory
 from ..core.naming import Template
 from ..core.policy import Policy
@@ -60,7 +61,7 @@ def newest_complete(work_dir: str, template: Template) -> str | None:
     with opened_dir(work_dir) as fd:
         memory = _remembered(work_dir, fd)
         # A directory of shards is none of ours.
-        entries = [entry for entry in scan(work_dir, fd, (template,)).entries if not entry.is_dir]
+        entries = [entry for entry in scan(work_dir, fd, Finder((template,))).entries if not entry.is_dir]
         found = [_candidate(entry, _judge(entry, fd, now_ns), memory) for entry in entries]
         ordered = _newest_first(found, memory, template, now_ns)
         for each in ordered:
