@@ -154,9 +154,16 @@ class Policy:
             return None
         if self.rule == "newest" or interval is None or not template.has_grid:
             return Newest(keep)
-        if self.rule == "stepped" or on_grid or template.unit in ("epoch", "iter"):
+        if self.rule == "stepped" or on_grid or self._steps_by_itself(template):
             return Stepped(keep, interval)
         return Newest(keep)
+
+    def _steps_by_itself(self, template: Names) -> bool:
+        """Whether it is named as mmcv's hook names, whose rule it is, and not as a framework that was asked for."""
+        if template.unit not in ("epoch", "iter"):
+            return False
+        asked = [layout for layout in layouts_called(self.layouts) if layout.name not in ("mmcv", "mmengine")]
+        return not any(form.text == template.text for layout in asked for form in layout.forms)
 
 
 def _plain_name(name: str) -> bool:
