@@ -113,7 +113,7 @@ class Surveyor:
             tuple(judged.left_alone),
             judged.unreadable,
             remembered,
-            read_pointer(self.policy.pointer, dir_fd=work.fd),
+            read_pointer(self.policy.pointer, dir_fd=work.pointer_fd),
             {text: said for text, said in declared.items() if text not in ignored},
             advice_on(decided, self.policy, remembered is None, trusted),
             judged.settles_s,
@@ -129,7 +129,7 @@ class Surveyor:
             except RefusedError:
                 raise
             except CkptdError as error:
-                self._once(f"{self.work.path}/.ckptd/{error}; met as if for the first time")
+                self._once(f"{self.work.own_path}/{error}; met as if for the first time")
         return self.memory
 
     def _named(self, declared: dict[str, Schedule], remembered: Memory | None) -> list[Names]:
@@ -152,7 +152,7 @@ class Surveyor:
                     schedule = Schedule.from_text((read_small(name, dir_fd=fd, at_most=LARGEST_BYTES) or b"").decode())
                 except (CkptdError, OSError, UnicodeDecodeError) as error:
                     reason = why(error) if isinstance(error, OSError) else str(error)
-                    self._once(f"ignored {self.work.path}/.ckptd/{SCHEDULES}/{name}: {reason}")
+                    self._once(f"ignored {self.work.own_path}/{SCHEDULES}/{name}: {reason}")
                 else:
                     # A time in the future tells nothing: every save is then taken for one that came after.
                     known_ns = declared_ns if declared_ns <= now_ns else None
@@ -270,7 +270,8 @@ class Surveyor:
         for name in dict.fromkeys((self.policy.pointer, *FIRST_CONTACT_POINTERS)):
             target = link_target(name, dir_fd=self.work.fd)
             if target is None:
-                text = read_pointer(name, dir_fd=self.work.fd)
+                ours = name == self.policy.pointer
+                text = read_pointer(name, dir_fd=self.work.pointer_fd if ours else self.work.fd)
                 target = named_by(text) if text else None
             if target in whole:
                 return target

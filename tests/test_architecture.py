@@ -29,6 +29,7 @@ SHARED_WITH_JOBS = {
     "directories",
     "content",
     "verdict",
+    "place",
     "pointer",
 }
 SHARED_WITH_JOBS |= {"state"}
@@ -114,6 +115,7 @@ SHELL = {
     "disk",
 }
 BELOW = {
+    "place",
     "disk",
     "errors",
     "core",

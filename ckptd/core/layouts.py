@@ -55,7 +55,8 @@ class Layout:
     """One row of the table.
 
     name: what `--layout` calls it. title: what its framework is called. kinds: which bytes count. by_itself: whether
-    it is recognised without being asked for. source: what was read.
+    it is recognised without being asked for. aside: whether the framework trips over files of others beside its
+    checkpoints. source: what was read.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Layout:
     kinds: frozenset[str]
     pointers: tuple[Pointer, ...] = ()
     by_itself: bool = False
+    aside: bool = False
     source: str = ""
 
 
@@ -107,7 +109,7 @@ LAYOUTS = (
     ),
     Layout(
         "accelerate", "Accelerate", _directory("checkpoint_{}"), frozenset({kinds.ACCELERATE}), by_itself=True,
-        source="accelerate 1.15.0, accelerator.py::save_state, checkpointing.py",
+        aside=True, source="accelerate 1.15.0, accelerator.py::save_state, checkpointing.py",
     ),
     Layout(
         "torchtitan", "torchtitan", _directory("step-{}"), frozenset({kinds.DCP, kinds.INDEX}), by_itself=True,
@@ -171,6 +173,9 @@ DEFAULT_LAYOUTS = tuple(layout for layout in LAYOUTS if layout.by_itself)
 
 # The names of mmcv's hook and of every loop that has taken them over.
 DEFAULT_TEMPLATES = tuple(Template(form.text) for form in LAYOUTS[0].forms)
+
+# Names beside which nothing of ours may stand.
+ASIDE = tuple(Template(form.text) for layout in LAYOUTS if layout.aside for form in layout.forms)
 
 # Sibling files that are one checkpoint together; to delete one of them is to break it. By regular expression.
 GROUPS = (

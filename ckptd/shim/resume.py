@@ -15,8 +15,9 @@ from ..core.memory import Memory
 from ..core.naming import Template
 from ..core.policy import Policy
 from ..core.replay import replay
-from ..disk import OWN_DIR, opened_dir, opened_own_dir
+from ..disk import OWN_DIR, opened_dir
 from ..errors import CkptdError, RefusedError, why
+from ..place import opened_own
 from ..scan import Entry, scan
 from ..state import read_state
 from ..verdict import Settling, Verdict, judge
@@ -75,7 +76,7 @@ def newest_complete(work_dir: str, template: Template) -> str | None:
 
 def _remembered(work_dir: str, dir_fd: int) -> Memory:
     try:
-        with opened_own_dir(OWN_DIR, dir_fd=dir_fd) as own_fd:
+        with opened_own(dir_fd) as own_fd:
             return read_state(own_fd) or Memory()
     except FileNotFoundError:
         return Memory()
