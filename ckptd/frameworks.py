@@ -183,6 +183,8 @@ def _broken_arrays(fd: int) -> str | None:
     said = json_of(fd, "_METADATA") if "_METADATA" in names else None
     if "_METADATA" in names and not isinstance(said, dict):
         return "_METADATA is damaged"
+    if said is None and any(name.endswith(".ocdbt") or name.startswith("ocdbt.") for name in names):
+        return "_METADATA is missing"
     if isinstance(said, dict) and said.get("use_ocdbt"):
         if "manifest.ocdbt" not in names:
             return "manifest.ocdbt is missing"

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import time
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +53,17 @@ def zeroed(content: bytes) -> bytes:
     """A torch zip of which some bytes in the middle of a tensor never reached the disk."""
     at = content.index(b"w" * 100)
     return content[: at + 10] + bytes(50) + content[at + 60 :]
+
+
+def zeroed_at(path: Path) -> None:
+    """The same in a real torch zip: zeros in the middle of its first member that is not, its size and times kept."""
+    content, info = path.read_bytes(), path.stat()
+    with zipfile.ZipFile(path) as archive:
+        member = next(each for each in archive.infolist() if each.file_size >= 4)
+    name, extra = struct.unpack_from("<HH", content, member.header_offset + 26)
+    start = member.header_offset + 30 + name + extra
+    path.write_bytes(content[:start] + bytes(member.file_size) + content[start + member.file_size :])
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
 
 
 def put(place: Path, files: dict[str, bytes]) -> None:
