@@ -214,6 +214,8 @@ def verl(fd: int, names: set[str]) -> Structure:
             ranks = {rank for kind, _, rank in shards if kind == what}
             if len(worlds) != 1 or ranks != set(range(*worlds)):
                 return incomplete(kinds.VERL, f"{role}: {what} of {len(ranks)} of {max(worlds, default=0)} ranks")
+    if "actor" not in roles:
+        return incomplete(kinds.VERL, f"no actor beside {', '.join(roles)}")
     if "data.pt" not in names:
         return incomplete(kinds.VERL, "no data.pt, which is written last")
     parts_of(fd, into=found)

@@ -31,7 +31,9 @@ def there(work_dir: Path) -> set[str]:
 
 
 def pointed(work_dir: Path) -> str:
-    return (work_dir / "last_ckpt").read_text().rstrip("\n").rpartition("/")[2]
+    """What the pointer names, which is beside the work dir where the framework trips over it."""
+    place = work_dir if (work_dir / ".ckptd").exists() else work_dir.parent
+    return (place / "last_ckpt").read_text().rstrip("\n").rpartition("/")[2]
 
 
 def states(survey: ckptd.Survey) -> dict[str, str]:  # type: ignore[name-defined]
