@@ -17,7 +17,7 @@ import ckptd
 from ckptd.core.policy import Policy
 from ckptd.errors import UsageError
 
-from .conftest import Builder, a_pass, epochs, left, pointed, truncated
+from .conftest import Builder, a_pass, epochs, left, picture, pointed, truncated
 from .layouts.writers import Run, the
 
 NOW = {"trash_ttl_s": 0.0, "settle_s": 0.0}
@@ -40,6 +40,19 @@ def test_killed_in_the_middle_of_the_save_with_a_limit_of_one(with_checkpoints: 
     with_checkpoints("epoch_2.pth", content=truncated())
     assert kept(work_dir, max_keep=1, interval=1) == epochs(1, 2)
     assert pointed(work_dir) == "epoch_1.pth"
+
+
+@pytest.mark.parametrize("name", ["lightning", "verl", "transformers", "ultralytics", "torchtitan", "megatron"])
+@pytest.mark.parametrize("young", [True, False], ids=["being written", "of a killed job"])
+def test_a_limit_of_one_made_room_before_the_save(name: str, young: bool, work_dir: Path) -> None:
+    run = Run(work_dir, the(name))
+    policy = Policy(max_keep=1, layouts=(name,), trash_ttl_s=0)
+    first, half = run.save(1), run.save(2, run.writer.half, young=young)
+    ckptd.prune(work_dir, policy)
+    assert left(work_dir) == [first, half]
+    assert ckptd.latest(work_dir, policy) == work_dir / first
+    run.writer.whole(work_dir / half, 2)
+    assert kept(work_dir, max_keep=1, layouts=(name,)) == [half]
 
 
 def test_the_disk_was_full_and_only_the_cut_short_file_was_left(with_checkpoints: Builder) -> None:
@@ -79,6 +92,15 @@ def test_a_shell_with_nothing_but_its_data_took_a_place_among_the_newest(work_di
 def test_ten_came_before_nine(with_checkpoints: Builder) -> None:
     work_dir = with_checkpoints(*epochs(8, 9, 10, 11))
     assert kept(work_dir, max_keep=2, rule="newest") == epochs(10, 11)
+
+
+@pytest.mark.parametrize("name", ["transformers", "accelerate", "torchtitan"])
+def test_written_or_copied_in_one_moment_they_went_by_their_names_as_text(name: str, work_dir: Path) -> None:
+    run = Run(work_dir, the(name))
+    names = run.saves([9, 10, 11, 100])
+    for path in work_dir.rglob("*"):
+        os.utime(path, ns=(run.at_ns, run.at_ns))
+    assert kept(work_dir, max_keep=2) == names[2:]
 
 
 def test_an_evaluator_touched_an_old_directory_and_the_newest_was_deleted(work_dir: Path) -> None:
@@ -145,12 +167,33 @@ def test_the_checkpoint_that_was_resumed_from_was_deleted(with_checkpoints: Buil
     assert "epoch_1.pth" in kept(work_dir, max_keep=1, interval=1)
 
 
-def test_the_link_to_the_last_one_was_a_loop_or_led_nowhere(work_dir: Path) -> None:
+@pytest.mark.parametrize("links", [
+    pytest.param({"last.ckpt": "last.ckpt"}, id="to itself"),
+    pytest.param({"last.ckpt": "last-v1.ckpt", "last-v1.ckpt": "last.ckpt"}, id="in a circle"),
+    pytest.param({"last.ckpt": "/nowhere/epoch=9-step=90.ckpt"}, id="to what is gone"),
+    pytest.param({"last.ckpt": "run/epoch=1-step=10.ckpt"}, id="from another directory than its own"),
+    pytest.param({"last.ckpt": ".."}, id="to the parent"),
+])  # fmt: skip
+def test_the_link_to_the_last_one_was_a_loop_or_led_nowhere(links: dict[str, str], work_dir: Path) -> None:
     run = Run(work_dir, the("lightning"))
     names = run.saves([1, 2, 3])
-    (work_dir / "last.ckpt").symlink_to("last.ckpt")
-    (work_dir / "last-v1.ckpt").symlink_to("/nowhere/epoch=9-step=90.ckpt")
-    assert set(kept(work_dir, max_keep=1)) == {names[2], "last.ckpt", "last-v1.ckpt"}
+    for link, target in links.items():
+        (work_dir / link).symlink_to(target)
+    assert set(kept(work_dir, max_keep=1)) == {names[2], *links}
+    assert links == {link: os.readlink(work_dir / link) for link in links}
+    assert ckptd.latest(work_dir) == work_dir / names[2]
+
+
+def test_the_checkpoint_that_was_resumed_from_was_deleted_in_its_own_run(work_dir: Path) -> None:
+    other = work_dir.parent / "other"
+    other.mkdir()
+    elsewhere = Run(other, the("lightning")).saves([1, 2, 3])
+    (work_dir / elsewhere[0]).symlink_to(other / elsewhere[0])
+    (work_dir / "last.ckpt").symlink_to(other / elsewhere[1])
+    names = Run(work_dir, the("lightning")).saves([2, 3, 4])
+    before = picture(other)
+    assert set(kept(work_dir, max_keep=1)) == {elsewhere[0], "last.ckpt", names[2]}
+    assert picture(other) == before
 
 
 def test_a_copy_had_lost_its_marker_and_was_taken_for_a_leftover(work_dir: Path) -> None:
@@ -158,6 +201,19 @@ def test_a_copy_had_lost_its_marker_and_was_taken_for_a_leftover(work_dir: Path)
     names = run.saves([1, 2, 3])
     os.unlink(work_dir / names[2] / ".metadata")
     assert names[2] in kept(work_dir, max_keep=1), "incomplete, and none that is complete is newer"
+
+
+@pytest.mark.parametrize(
+    ("name", "mark"),
+    [("orbax", "_CHECKPOINT_METADATA"), ("torchtitan", ".metadata"), ("transformers", "trainer_state.json")],
+)
+def test_all_copies_had_lost_their_markers_and_all_were_deleted(name: str, mark: str, work_dir: Path) -> None:
+    run = Run(work_dir, the(name))
+    for copied in run.saves([1, 2, 3]):
+        (work_dir / copied / mark).unlink()
+    before = picture(work_dir)
+    assert a_pass(work_dir, layouts=(name,), max_keep=1, **NOW).pruned == ()
+    assert picture(work_dir) == before
 
 
 def test_what_was_saved_again_while_it_was_evaluated_was_taken_for_the_old_one(with_checkpoints: Builder) -> None:

@@ -12,6 +12,7 @@ import ckptd
 from ckptd.core.layouts import LAYOUTS
 from ckptd.core.policy import Policy
 from ckptd.errors import UsageError
+from ckptd.restore import restore
 
 from ..conftest import picture, safetensors, torch_zip
 from .writers import BY_ITSELF, WRITERS, Run, Writer, dcp, number_in, of_file, put, the
@@ -38,6 +39,12 @@ def pointed(work_dir: Path) -> str:
 
 def states(survey: ckptd.Survey) -> dict[str, str]:  # type: ignore[name-defined]
     return {d.checkpoint.name: d.checkpoint.state.value for d in survey.decisions}
+
+
+def contents(place: Path) -> dict[str, tuple[bytes, int]]:
+    """The bytes and the time of each file of a checkpoint."""
+    files = [place] if place.is_file() else [path for path in sorted(place.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(place)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
 def alone(work_dir: Path, made: Policy | None = None) -> dict[str, str]:
@@ -75,6 +82,18 @@ def test_a_second_pass_finds_what_the_first_one_left(writer: Writer, work_dir: P
     latest = ckptd.latest(work_dir)
     assert latest is not None
     assert latest.name == writer.name(4)
+
+
+@EVERY
+def test_what_was_pruned_comes_back_whole(writer: Writer, work_dir: Path) -> None:
+    names = Run(work_dir, writer).saves(range(1, 4))
+    before = contents(work_dir / names[0])
+    ckptd.prune(work_dir, policy(writer, trash_ttl_s=3600))
+    assert there(work_dir) == set(names[1:])
+    assert restore(str(work_dir), [names[0]]) == ([names[0]], {})
+    assert contents(work_dir / names[0]) == before
+    assert ckptd.prune(work_dir, policy(writer)).pruned == ()
+    assert states(ckptd.plan(work_dir, policy(writer))) == dict.fromkeys(names, "complete")
 
 
 @EVERY
@@ -160,6 +179,33 @@ def test_what_is_no_save_is_never_a_candidate(name: str, layouts: tuple[str, ...
         assert name not in states(ckptd.plan(work_dir, Policy(max_keep=1, layouts=layouts)))
         if place.is_file():
             place.unlink()
+
+
+BESIDE_REAL_ONES = {
+    "transformers": ("checkpoint-final", "checkpoint-500-backup", "tmp-checkpoint-5", "checkpoint-5.tmp"),
+    "torchtitan": ("step-100-backup", "step-final", "old-step-100"),
+    "mmcv": ("best_acc_epoch_7.pth", "epoch_7-1a2b3c4d.pth", "epoch_7.pth.bak", "latest.pth"),
+    "lightning": ("last.ckpt", "last-v1.ckpt", "hpc_ckpt_1.ckpt", "on_exception.ckpt", "best-epoch=0-step=5.ckpt"),
+    "accelerate": ("checkpoint_best", "checkpoint_1_backup"),
+    "deepspeed": ("global_step10_universal", "global_step", "best_model"),
+    "megatron": ("release", "iter_500", "iter_0000500_copy"),
+    "orbax": ("5.orbax-checkpoint-tmp", "05-old", "best"),
+    "timm": ("model_best.pth.tar", "milestone-1.pth.tar", "recovery-1-20.pth.tar", "last.pth.tar"),
+    "fairseq": ("checkpoint_best.pt", "checkpoint_last.pt", "checkpoint.best_loss_1.5.pt"),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE_REAL_ONES)
+def test_what_is_nearly_a_name_stays_as_it_is_beside_what_is_pruned(name: str, work_dir: Path) -> None:
+    writer = next(writer for writer in WRITERS if writer.layout == name)
+    near = BESIDE_REAL_ONES[name]
+    for each in near:
+        writer.whole(work_dir / each, 1)
+    before = {each: picture(work_dir / each) for each in near}
+    names = Run(work_dir, writer).saves(range(1, 5))
+    ckptd.prune(work_dir, policy(writer, max_keep=1))
+    assert there(work_dir) == {*near, names[3]}
+    assert {each: picture(work_dir / each) for each in near} == before
 
 
 @pytest.mark.parametrize(("names", "framework"), [
@@ -270,6 +316,25 @@ def test_two_frameworks_in_one_work_dir_are_two_series(work_dir: Path) -> None:
     names = Run(work_dir, one).saves(range(1, 4)) + Run(work_dir, two).saves(range(1, 4))
     ckptd.prune(work_dir, Policy(max_keep=1, trash_ttl_s=0))
     assert there(work_dir) == {names[2], names[5]}
+
+
+@pytest.mark.parametrize("writer", [w for w in WRITERS if w.by_itself and w.layout != "lightning"], ids=str)
+def test_two_frameworks_that_are_recognised_touch_none_of_each_others(writer: Writer, work_dir: Path) -> None:
+    other = Run(work_dir, the("lightning"))
+    others = other.saves(range(1, 3))
+    names = Run(work_dir, writer).saves(range(1, 5))
+    ckptd.prune(work_dir, Policy(max_keep=2, trash_ttl_s=0))
+    assert there(work_dir) == {*others, *names[2:]}
+
+
+@ONLY_ASKED
+def test_what_is_asked_for_leaves_what_is_recognised_alone(writer: Writer, work_dir: Path) -> None:
+    others = Run(work_dir, the("mmcv")).saves(range(1, 5))
+    before = {name: picture(work_dir / name) for name in others}
+    names = Run(work_dir, writer).saves(range(1, 5))
+    ckptd.prune(work_dir, policy(writer))
+    assert there(work_dir) == {*others, *names[2:]}
+    assert {name: picture(work_dir / name) for name in others} == before
 
 
 def test_templates_and_layouts_are_looked_for_together(work_dir: Path) -> None:
