@@ -74,6 +74,17 @@ def deepspeed(fd: int, names: set[str]) -> Structure:
     return parts_of(fd).structure(kinds.DEEPSPEED, text)
 
 
+def fault_of_deepspeed_inside(fd: int, names: set[str]) -> str | None:
+    """What is wrong with what DeepSpeed has written into a directory of another's checkpoint; None if nothing is."""
+    for name in sorted(names):
+        if _is_dir(fd, name) and _has_deepspeed(fd, name):
+            with inside(fd, name) as inside_fd:
+                found = deepspeed(inside_fd, set(os.listdir(inside_fd))) if inside_fd is not None else None
+            if found is not None and not found.state.whole:
+                return f"{name}: {found.text}"
+    return None
+
+
 def _gap_in_grid(found: list[tuple[int, ...]], columns: set[int], what: str) -> str | None:
     """Which of (rank, model-parallel rank) is missing, where each model-parallel rank has as many ranks."""
     rows = 1 + max(rank for rank, _ in found)
@@ -196,17 +207,12 @@ def _broken_arrays(fd: int) -> str | None:
 
 
 def is_verl(fd: int, names: set[str]) -> bool:
-    return bool(_verl_roles(fd, names)) or names == {"data.pt"}
+    return bool(_verl_roles(fd, names))
 
 
 def verl(fd: int, names: set[str]) -> Structure:
-    """For each role the files of all ranks, of which each names how many there are; then `data.pt`.
-
-    verl's own pruning empties the roles and leaves a shell with `data.pt`, which is no checkpoint.
-    """
+    """For each role the files of all ranks, of which each names how many there are; then `data.pt`."""
     roles = _verl_roles(fd, names)
-    if not roles:
-        return Structure(State.INCOMPLETE, "nothing but data.pt: its roles were deleted", known=False, marked=False)
     found = Parts()
     for role, shards in roles.items():
         for what in sorted({what for what, _, _ in shards} | {"model"}):
@@ -218,6 +224,11 @@ def verl(fd: int, names: set[str]) -> Structure:
         return incomplete(kinds.VERL, "no data.pt, which is written last")
     parts_of(fd, into=found)
     return found.structure(kinds.VERL, f"data.pt, and the files of all ranks of {', '.join(roles)}", marked=True)
+
+
+def shell_of_verl() -> Structure:
+    """What verl's own pruning leaves, which empties the roles: no checkpoint, and not half of one."""
+    return Structure(State.INCOMPLETE, "nothing but data.pt: its roles were deleted", known=False, marked=False)
 
 
 def _verl_roles(fd: int, names: set[str]) -> dict[str, list[tuple[str, int, int]]]:
@@ -243,13 +254,12 @@ def torchtune(fd: int, names: set[str]) -> Structure:
     """Weights in numbered shards; nothing marks the end."""
     shards = numbered(names, _TORCHTUNE_SHARD)
     totals = {total for _, total in shards}
-    kind = kinds.TORCHTUNE if names & {"recipe_state", "recipe_state.pt"} else kinds.INDEX
     if len(totals) > 1 or (shards and {number for number, _ in shards} != set(range(1, 1 + max(totals)))):
-        return incomplete(kind, f"{len(shards)} of {max(totals)} shards")
+        return incomplete(kinds.TORCHTUNE, f"{len(shards)} of {max(totals)} shards")
     parts = parts_of(fd)
     if not parts.count:
-        return incomplete(kind, "no weights")
-    return parts.structure(kind, f"{len(shards) or parts.count} shards, all there")
+        return incomplete(kinds.TORCHTUNE, "no weights")
+    return parts.structure(kinds.TORCHTUNE, f"{len(shards) or parts.count} shards, all there")
 
 
 def is_olmo(fd: int, names: set[str]) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..errors import UsageError
 from .keyed import Keyed, keyed_text, names_from
-from .layouts import FREE, GROUPS, KEYED, Form, Layout, takes_directories
+from .layouts import FREE, GROUPS, KEYED, LAYOUTS, Form, Layout, takes_directories
 from .naming import Names, Template
 
 _DIGIT = re.compile("[0-9]")
@@ -39,6 +39,7 @@ class Finder:
     """Finds the series of a name: those of `templates` first, in their order, then those of `layouts`.
 
     templates: somebody has named these, so any bytes count. asked: whether somebody has named the layouts, too.
+    remembered: series that somebody has looked for before; where the table has them, its kinds count.
     others: layouts whose checkpoints are to be listed, and left alone.
     """
 
@@ -48,6 +49,7 @@ class Finder:
         layouts: Iterable[Layout] = (),
         *,
         asked: bool = False,
+        remembered: Iterable[Names] = (),
         others: Iterable[Layout] = (),
     ) -> None:
         self._asked = asked
@@ -59,11 +61,16 @@ class Finder:
         self._groups = bool(others := tuple(others))
         self._endings = _GROUP_ENDINGS if self._groups else ()  # most names are told apart by their end
         for names in templates:
-            directories = takes_directories(names) if isinstance(names, Template) else True
-            self._add(Known(names, files=True, directories=directories))
+            self._add(Known(names, files=True, directories=_takes_directories(names)))
         for layout in layouts:
             for form in layout.forms:
                 self._add_form(form, layout, "")
+        for names in remembered:
+            rows = [(form, layout) for layout in LAYOUTS for form in layout.forms if form.text == names.text]
+            for form, layout in rows:
+                self._add_form(form, layout, "")
+            if not rows:
+                self._add(Known(names, files=True, directories=_takes_directories(names)))
         for layout in others:
             alone = f"named as {layout.title} names checkpoints, which are pruned only with --layout {layout.name}"
             for form in layout.forms:
@@ -205,6 +212,10 @@ def _split(text: str) -> tuple[str, str, str]:
     """What stands before the field of a form, the field, and what stands behind it."""
     start, end = text.index("{"), text.index("}") + 1
     return text[:start], text[start:end], text[end:]
+
+
+def _takes_directories(names: Names) -> bool:
+    return takes_directories(names) if isinstance(names, Template) else True
 
 
 def _head(text: str) -> str | None:

@@ -205,6 +205,28 @@ def test_a_shell_of_verls_is_no_checkpoint_and_does_not_count(work_dir: Path) ->
     assert ckptd.latest(work_dir) == work_dir / names[2]
 
 
+@pytest.mark.parametrize("files", [
+    pytest.param({"model.bin": torch_zip(), "optimizer.bin": torch_zip()}, id="an optimizer of somebody's own"),
+    pytest.param({"model.pt": torch_zip(), "optimizer.pt": torch_zip(), "scheduler.pt": torch_zip()}, id="torch files"),
+    pytest.param({"data.pt": torch_zip()}, id="nothing but data.pt"),
+])  # fmt: skip
+def test_a_directory_that_may_be_anybodys_is_half_of_nothing(files: dict[str, bytes], work_dir: Path) -> None:
+    for step in (1, 2, 3):
+        put(work_dir / f"epoch_{step}", files)
+        put(work_dir / f"step-{step}", files)
+    assert set(alone(work_dir).values()) == {"a directory without any known marker"}
+    named = states(ckptd.plan(work_dir, Policy(templates=("epoch_{}",), settle_s=0)))
+    assert named == dict.fromkeys(("epoch_1", "epoch_2", "epoch_3"), "unverifiable")  # as its owner says
+
+
+def test_what_only_an_earlier_pass_was_asked_for_is_judged_as_it_was_then(work_dir: Path) -> None:
+    run = Run(work_dir, the("verl"))
+    names = run.saves((1, 2))
+    ckptd.prune(work_dir, policy(run.writer))
+    run.save(3, lambda place, step: put(place, {"data.pt": torch_zip()}))
+    assert ckptd.latest(work_dir) == work_dir / names[1]
+
+
 def test_a_save_by_another_framework_under_a_known_name_is_left_alone(work_dir: Path) -> None:
     deepspeed = the("deepspeed")
     deepspeed.whole(work_dir / "step-10", 10)
