@@ -88,6 +88,15 @@ def test_a_half_written_one_never_counts(writer: Writer, young: bool, work_dir: 
 
 
 @EVERY
+def test_verify_says_what_a_pass_would(writer: Writer, work_dir: Path) -> None:
+    run = Run(work_dir, writer)
+    whole, half = run.save(1), run.save(2, writer.half)
+    assert [ckptd.verify(work_dir / name).state.value for name in (whole, half)] == ["complete", "incomplete"]
+    if writer.damaged is not None:
+        assert ckptd.verify(work_dir / run.save(3, writer.damaged)).state.value == "incomplete"
+
+
+@EVERY
 def test_a_half_written_one_goes_once_enough_whole_ones_came_after_it(writer: Writer, work_dir: Path) -> None:
     run = Run(work_dir, writer)
     run.save(1)
