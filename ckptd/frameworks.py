@@ -87,9 +87,15 @@ def fault_of_deepspeed_inside(fd: int, names: set[str]) -> str | None:
 
 def _gap_in_grid(found: list[tuple[int, ...]], columns: set[int], what: str) -> str | None:
     """Which of (rank, model-parallel rank) is missing, where each model-parallel rank has as many ranks."""
-    rows = 1 + max(rank for rank, _ in found)
-    missing = sorted({(row, column) for row in range(rows) for column in columns} - {(r, c) for r, c in found})
-    return f"no {what} of rank {missing[0][0]} (model-parallel rank {missing[0][1]})" if missing else None
+    ranks = {column: {rank for rank, other in found if other == column} for column in columns}
+    most = max(map(len, ranks.values()))
+    for column, there in sorted(ranks.items()):
+        gap = gap_in(there)
+        if gap is None and len(there) < most:
+            gap = len(there)
+        if gap is not None:
+            return f"no {what} of rank {gap} (model-parallel rank {column})"
+    return None
 
 
 def _has_deepspeed(fd: int, name: str) -> bool:
@@ -218,7 +224,7 @@ def verl(fd: int, names: set[str]) -> Structure:
         for what in sorted({what for what, _, _ in shards} | {"model"}):
             worlds = {world for kind, world, _ in shards if kind == what}
             ranks = {rank for kind, _, rank in shards if kind == what}
-            if len(worlds) != 1 or ranks != set(range(*worlds)):
+            if worlds != {len(ranks)} or gap_in(ranks) is not None:
                 return incomplete(kinds.VERL, f"{role}: {what} of {len(ranks)} of {max(worlds, default=0)} ranks")
     if "data.pt" not in names:
         return incomplete(kinds.VERL, "no data.pt, which is written last")

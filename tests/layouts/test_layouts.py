@@ -236,6 +236,19 @@ def test_what_only_an_earlier_pass_was_asked_for_is_judged_as_it_was_then(work_d
     assert ckptd.latest(work_dir) == work_dir / names[1]
 
 
+@pytest.mark.parametrize(("layout", "files"), [
+    ("deepspeed", ["mp_rank_00_model_states.pt", f"zero_pp_rank_{'9' * 200}_mp_rank_00_optim_states.pt"]),
+    ("deepspeed", [f"mp_rank_{'9' * 200}_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"]),
+    ("verl", [f"actor/model_world_size_{'9' * 200}_rank_0.pt", "data.pt"]),
+    ("megatron", [f"mp_rank_{'9' * 200}/model_optim_rng.pt"]),
+    ("torchtune", ["recipe_state.pt", "model-00001-of-99999.safetensors"]),
+])  # fmt: skip
+def test_a_number_of_ranks_that_nobody_has_fills_no_memory(layout: str, files: list[str], work_dir: Path) -> None:
+    name = the({"torchtune": "torchtune by step"}.get(layout, layout)).name(1)
+    put(work_dir / name, dict.fromkeys(files, torch_zip()))
+    assert states(ckptd.plan(work_dir, Policy(layouts=(layout,), settle_s=0))) == {name: "incomplete"}
+
+
 def test_a_save_by_another_framework_under_a_known_name_is_left_alone(work_dir: Path) -> None:
     deepspeed = the("deepspeed")
     deepspeed.whole(work_dir / "step-10", 10)
