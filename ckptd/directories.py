@@ -12,11 +12,13 @@ from . import dcp, frameworks
 from .core import kinds
 from .core.checkpoint import State
 from .formats import Structure
-from .parts import incomplete, json_of, missing_in_index, missing_of_distributed, parts_of
-from .scan import INDEX_ENDING, TRAINER_STATE
+from .parts import incomplete, inside, json_of, missing_in_index, missing_of_distributed, parts_of
+from .scan import INDEX_ENDING, PARTS, TRAINER_STATE
 
 _UNDER_WAY = "checkpoint-is-incomplete.txt"  # Transformers: there while it saves because of a signal
+_TRAINERS = ("rng_state", "optimizer_", "global_step")  # of every rank, of FSDP, of DeepSpeed
 _RANDOM_STATE = "random_states_"
+_NO_WEIGHTS = ("optimizer", "scheduler", "sampler", "scaler", "dl_state_dict", "custom_checkpoint", _RANDOM_STATE)
 
 # What is half of one kind is a whole of another: the last file that makes it the first, and what it is until then.
 _LAST = {kinds.LIGHTNING: (kinds.DCP, "meta.pt"), kinds.MEGATRON: (kinds.DCP, "metadata.json")}
@@ -61,8 +63,9 @@ def _distributed(fd: int, names: set[str]) -> Structure:
 
 
 def _is_trainers(_: int, names: set[str]) -> bool:
-    # Its arguments come after the weights, and before all else.
-    return bool(names & {TRAINER_STATE, "training_args.bin"})
+    # Its arguments come after the weights, and before all else; with nothing else they are what `save_model` exports.
+    states = any(name in ("optimizer.pt", "scheduler.pt") or name.startswith(_TRAINERS) for name in names)
+    return TRAINER_STATE in names or ("training_args.bin" in names and states)
 
 
 def _by_trainer(fd: int, names: set[str]) -> Structure:
@@ -92,12 +95,17 @@ def _by_accelerate(fd: int, names: set[str]) -> Structure:
     missing = frameworks.missing_rank(names, rf"{_RANDOM_STATE}([0-9]+)\.pkl")
     if missing is not None:
         return incomplete(kinds.ACCELERATE, f"no {_RANDOM_STATE}{missing}.pkl, though others are there")
-    others = ("optimizer", "scheduler", "sampler", "scaler", "dl_state_dict", "custom_checkpoint", _RANDOM_STATE)
-    if all(name.startswith(others) for name in names):
+    if not any(_has_weights(fd, name) for name in names if not name.startswith(_NO_WEIGHTS)):
         return incomplete(kinds.ACCELERATE, "no weights beside its random states")
     parts = parts_of(fd)
     parts.fault = parts.fault or frameworks.fault_of_deepspeed_inside(fd, names)
     return parts.structure(kinds.ACCELERATE, "what Accelerate saves, every file intact")
+
+
+def _has_weights(fd: int, name: str) -> bool:
+    """Whether `name` is a file of weights, or a directory with some in it."""
+    with inside(fd, name) as inside_fd:
+        return name.endswith(PARTS) if inside_fd is None else bool(parts_of(inside_fd, depth=1).count)
 
 
 def _has_index(_: int, names: set[str]) -> bool:

@@ -64,8 +64,9 @@ def deepspeed(fd: int, names: set[str]) -> Structure:
     shards = numbered(names, _OPTIM_STATES)
     if not models:
         return incomplete(kinds.DEEPSPEED, "no model states beside the optimizer's")
-    if gap_in(models) is not None:
-        return incomplete(kinds.DEEPSPEED, f"no model states of rank {gap_in(models)}")
+    without = {column for _, column in shards} - models
+    if gap_in(models) is not None or without:
+        return incomplete(kinds.DEEPSPEED, f"no model states of rank {gap_in(models) if not without else min(without)}")
     for what, found in (("optimizer states", shards), ("model states", numbered(names, _ZERO_MODEL_STATES))):
         fault = _gap_in_grid(found, models, what) if found else None
         if fault:
