@@ -58,6 +58,7 @@ class Finder:
         self._odd: list[Known] = []
         self._free: list[_Free] = []
         self._keyed: tuple[Form, Layout] | None = None
+        self._last_keyed: Known | None = None
         self._groups = bool(others := tuple(others))
         self._endings = _GROUP_ENDINGS if self._groups else ()  # most names are told apart by their end
         for names in templates:
@@ -117,9 +118,10 @@ class Finder:
 
     def learn(self, names: Iterable[str]) -> None:
         """See all names of a work dir before any is matched: where some are padded with zeros, all of them are."""
-        if any(free.padded for free in self._free):
+        padded = [free for free in self._free if free.padded]
+        if padded:
             for name in names:
-                for free in self._free:
+                for free in padded:
                     free.learn(name)
 
     def _add(self, known: Known) -> None:
@@ -155,6 +157,10 @@ class Finder:
             self._add(Known(names, form.files, form.directories, layout.kinds, alone, form.marker))
 
     def _match_keyed(self, name: str, form: Form, layout: Layout) -> tuple[Known, int] | None:
+        if self._last_keyed is not None:  # a run's names are mostly of one series
+            step = self._last_keyed.names.step_of(name)
+            if step is not None:
+                return self._last_keyed, step
         text = keyed_text(name, front=self._asked)
         if text is None:
             return None
@@ -166,6 +172,7 @@ class Finder:
         known = self._by_text[text]
         if known is None or not isinstance(known.names, Keyed):
             return None  # without a step, or somebody's own template
+        self._last_keyed = known
         step = known.names.step_of(name)
         return (known, step) if step is not None else None
 
@@ -179,10 +186,13 @@ class _Free:
         self.padded = layout.name == "orbax"
         free = "([^{}/.][^{}/]*)" if FREE in before else "()"
         self._pattern = re.compile(f"{free}{re.escape(before.replace(FREE, ''))}([0-9]+){re.escape(after)}")
+        self._ends = after or tuple("0123456789")  # most names end otherwise, and cost no more than that
         self._width: dict[str, int] = {}
         self._series: dict[str, Known] = {}
 
     def learn(self, name: str) -> None:
+        if not name.endswith(self._ends):
+            return
         found = self._pattern.fullmatch(name)
         if found and found[2][0] == "0" and len(found[2]) > 1:
             self._width[found[1]] = max(len(found[2]), self._width.get(found[1], 0))
