@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import ckptd
 from ckptd.core.checkpoint import State
 from ckptd.core.layouts import LAYOUTS
 from ckptd.core.policy import Policy
@@ -206,3 +207,14 @@ def test_each_is_pruned_pointed_at_and_restored_as_one(layout: str, kind: str, w
     if not BY_NAME[layout].by_itself:
         untouched = a_pass(work_dir, max_keep=1, rule="newest")
         assert not untouched.pruned or layout == "torchtune"
+
+
+def test_no_moment_of_a_trainers_save_of_shards_looks_whole_before_the_last(tmp_path: Path) -> None:
+    files = {"config.json": b"{}", **{name: SHARDED[name] for name in reversed(SHARDED)}, "training_args.bin": ZIP,
+             "optimizer.pt": ZIP, "scheduler.pt": ZIP, "rng_state.pth": ZIP,
+             "trainer_state.json": b'{"global_step": 5}'}  # fmt: skip
+    for count in range(1, 1 + len(files)):
+        work_dir = tmp_path / str(count)
+        write(work_dir / "checkpoint-5", dict(list(files.items())[:count]))
+        whole = [d.checkpoint.name for d in ckptd.plan(work_dir).decisions if d.checkpoint.state.whole]
+        assert whole == (["checkpoint-5"] if count == len(files) else []), list(files)[count - 1]
