@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from .content import ChangedError, check_content
 from .core.checkpoint import State
+from .core.finder import Finder
+from .core.layouts import LAYOUTS
 from .core.policy import Policy
 from .disk import opened_dir, opened_own_dir
 from .errors import CkptdError, why
@@ -99,7 +101,10 @@ def verify(
     try:
         with opened_dir(str(place.parent)) as fd:
             entry = entry_of(place.name, dir_fd=fd)
-            verdict = judge(entry, dir_fd=fd, settling=Settling(is_local(fd), settle_s), now_ns=time.time_ns())
+            known = Finder((), LAYOUTS, asked=True).match(place.name)
+            wanted = known[0].kinds if known else None
+            settling = Settling(is_local(fd), settle_s)
+            verdict = judge(entry, dir_fd=fd, settling=settling, now_ns=time.time_ns(), wanted=wanted)
             if not (content and verdict.checksum):
                 return verdict
             fault = check_content(entry, dir_fd=fd, progress=progress)

@@ -12,12 +12,13 @@ from . import dcp, frameworks
 from .core import kinds
 from .core.checkpoint import State
 from .formats import Structure
-from .parts import incomplete, json_of, missing_in_index, missing_of_distributed, parts_of
-from .scan import INDEX_ENDING, TRAINER_STATE
+from .parts import incomplete, inside, json_of, missing_in_index, missing_of_distributed, parts_of
+from .scan import INDEX_ENDING, PARTS, TRAINER_STATE
 
 _UNDER_WAY = "checkpoint-is-incomplete.txt"  # Transformers: there while it saves because of a signal
-_TRAINERS = {"training_args.bin", "optimizer.pt", "scheduler.pt"}  # written before its trainer_state.json
+_TRAINERS = ("rng_state", "optimizer_", "global_step")  # of every rank, of FSDP, of DeepSpeed
 _RANDOM_STATE = "random_states_"
+_NO_WEIGHTS = ("optimizer", "scheduler", "sampler", "scaler", "dl_state_dict", "custom_checkpoint", _RANDOM_STATE)
 
 # What is half of one kind is a whole of another: the last file that makes it the first, and what it is until then.
 _LAST = {kinds.LIGHTNING: (kinds.DCP, "meta.pt"), kinds.MEGATRON: (kinds.DCP, "metadata.json")}
@@ -30,12 +31,24 @@ def structure_of_directory(fd: int, wanted: frozenset[str] | None = None) -> Str
     """
     names = set(os.listdir(fd))
     found = next((judge(fd, names) for claims, judge in _JUDGES if claims(fd, names)), None)
+    if found is None and wanted:
+        found = _by_its_name(fd, names, wanted)
     if found is None:
         return Structure(State.UNVERIFIABLE, "a directory without any known marker", known=False, marked=False)
     for kind, (half, last) in _LAST.items():
         if wanted and kind in wanted and half not in wanted and found.kind == half:
             return incomplete(kind, f"{found.text}, but no {last}")
     return found
+
+
+def _by_its_name(fd: int, names: set[str], wanted: frozenset[str]) -> Structure | None:
+    """What says too little by itself, and enough where the name is one framework's own."""
+    if kinds.VERL in wanted and names == {"data.pt"}:
+        return frameworks.shell_of_verl()
+    generic = wanted >= kinds.FILES  # such as `epoch_3/`, where an optimizer.bin may be anybody's
+    if kinds.ACCELERATE in wanted and not generic and "optimizer.bin" in names:
+        return _by_accelerate(fd, names)
+    return None
 
 
 def _is_distributed(_: int, names: set[str]) -> bool:
@@ -50,7 +63,9 @@ def _distributed(fd: int, names: set[str]) -> Structure:
 
 
 def _is_trainers(_: int, names: set[str]) -> bool:
-    return TRAINER_STATE in names or bool(names & _TRAINERS) or any(name.startswith("rng_state") for name in names)
+    # Its arguments come after the weights, and before all else; with nothing else they are what `save_model` exports.
+    states = any(name in ("optimizer.pt", "scheduler.pt") or name.startswith(_TRAINERS) for name in names)
+    return TRAINER_STATE in names or ("training_args.bin" in names and states)
 
 
 def _by_trainer(fd: int, names: set[str]) -> Structure:
@@ -65,11 +80,12 @@ def _by_trainer(fd: int, names: set[str]) -> Structure:
     parts = parts_of(fd)
     if not parts.count:
         return incomplete(kinds.TRAINER, "no weights beside its trainer_state.json")
+    parts.fault = parts.fault or frameworks.fault_of_deepspeed_inside(fd, names)
     return parts.structure(kinds.TRAINER, f"{TRAINER_STATE}, and every file beside it intact", marked=True)
 
 
 def _is_accelerates(_: int, names: set[str]) -> bool:
-    return any(name.startswith((_RANDOM_STATE, "pytorch_model_fsdp_")) for name in names) or "optimizer.bin" in names
+    return any(name.startswith((_RANDOM_STATE, "pytorch_model_fsdp_")) for name in names)
 
 
 def _by_accelerate(fd: int, names: set[str]) -> Structure:
@@ -79,10 +95,17 @@ def _by_accelerate(fd: int, names: set[str]) -> Structure:
     missing = frameworks.missing_rank(names, rf"{_RANDOM_STATE}([0-9]+)\.pkl")
     if missing is not None:
         return incomplete(kinds.ACCELERATE, f"no {_RANDOM_STATE}{missing}.pkl, though others are there")
-    others = ("optimizer", "scheduler", "sampler", "scaler", "dl_state_dict", "custom_checkpoint", _RANDOM_STATE)
-    if all(name.startswith(others) for name in names):
+    if not any(_has_weights(fd, name) for name in names if not name.startswith(_NO_WEIGHTS)):
         return incomplete(kinds.ACCELERATE, "no weights beside its random states")
-    return parts_of(fd).structure(kinds.ACCELERATE, "what Accelerate saves, every file intact")
+    parts = parts_of(fd)
+    parts.fault = parts.fault or frameworks.fault_of_deepspeed_inside(fd, names)
+    return parts.structure(kinds.ACCELERATE, "what Accelerate saves, every file intact")
+
+
+def _has_weights(fd: int, name: str) -> bool:
+    """Whether `name` is a file of weights, or a directory with some in it."""
+    with inside(fd, name) as inside_fd:
+        return name.endswith(PARTS) if inside_fd is None else bool(parts_of(inside_fd, depth=1).count)
 
 
 def _has_index(_: int, names: set[str]) -> bool:

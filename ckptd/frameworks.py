@@ -64,8 +64,9 @@ def deepspeed(fd: int, names: set[str]) -> Structure:
     shards = numbered(names, _OPTIM_STATES)
     if not models:
         return incomplete(kinds.DEEPSPEED, "no model states beside the optimizer's")
-    if gap_in(models) is not None:
-        return incomplete(kinds.DEEPSPEED, f"no model states of rank {gap_in(models)}")
+    without = {column for _, column in shards} - models
+    if gap_in(models) is not None or without:
+        return incomplete(kinds.DEEPSPEED, f"no model states of rank {gap_in(models) if not without else min(without)}")
     for what, found in (("optimizer states", shards), ("model states", numbered(names, _ZERO_MODEL_STATES))):
         fault = _gap_in_grid(found, models, what) if found else None
         if fault:
@@ -74,11 +75,28 @@ def deepspeed(fd: int, names: set[str]) -> Structure:
     return parts_of(fd).structure(kinds.DEEPSPEED, text)
 
 
+def fault_of_deepspeed_inside(fd: int, names: set[str]) -> str | None:
+    """What is wrong with what DeepSpeed has written into a directory of another's checkpoint; None if nothing is."""
+    for name in sorted(names):
+        if _is_dir(fd, name) and _has_deepspeed(fd, name):
+            with inside(fd, name) as inside_fd:
+                found = deepspeed(inside_fd, set(os.listdir(inside_fd))) if inside_fd is not None else None
+            if found is not None and not found.state.whole:
+                return f"{name}: {found.text}"
+    return None
+
+
 def _gap_in_grid(found: list[tuple[int, ...]], columns: set[int], what: str) -> str | None:
     """Which of (rank, model-parallel rank) is missing, where each model-parallel rank has as many ranks."""
-    rows = 1 + max(rank for rank, _ in found)
-    missing = sorted({(row, column) for row in range(rows) for column in columns} - {(r, c) for r, c in found})
-    return f"no {what} of rank {missing[0][0]} (model-parallel rank {missing[0][1]})" if missing else None
+    ranks = {column: {rank for rank, other in found if other == column} for column in columns}
+    most = max(map(len, ranks.values()))
+    for column, there in sorted(ranks.items()):
+        gap = gap_in(there)
+        if gap is None and len(there) < most:
+            gap = len(there)
+        if gap is not None:
+            return f"no {what} of rank {gap} (model-parallel rank {column})"
+    return None
 
 
 def _has_deepspeed(fd: int, name: str) -> bool:
@@ -196,23 +214,18 @@ def _broken_arrays(fd: int) -> str | None:
 
 
 def is_verl(fd: int, names: set[str]) -> bool:
-    return bool(_verl_roles(fd, names)) or names == {"data.pt"}
+    return bool(_verl_roles(fd, names))
 
 
 def verl(fd: int, names: set[str]) -> Structure:
-    """For each role the files of all ranks, of which each names how many there are; then `data.pt`.
-
-    verl's own pruning empties the roles and leaves a shell with `data.pt`, which is no checkpoint.
-    """
+    """For each role the files of all ranks, of which each names how many there are; then `data.pt`."""
     roles = _verl_roles(fd, names)
-    if not roles:
-        return Structure(State.INCOMPLETE, "nothing but data.pt: its roles were deleted", known=False, marked=False)
     found = Parts()
     for role, shards in roles.items():
         for what in sorted({what for what, _, _ in shards} | {"model"}):
             worlds = {world for kind, world, _ in shards if kind == what}
             ranks = {rank for kind, _, rank in shards if kind == what}
-            if len(worlds) != 1 or ranks != set(range(*worlds)):
+            if worlds != {len(ranks)} or gap_in(ranks) is not None:
                 return incomplete(kinds.VERL, f"{role}: {what} of {len(ranks)} of {max(worlds, default=0)} ranks")
     if "actor" not in roles:
         return incomplete(kinds.VERL, f"no actor beside {', '.join(roles)}")
@@ -220,6 +233,11 @@ def verl(fd: int, names: set[str]) -> Structure:
         return incomplete(kinds.VERL, "no data.pt, which is written last")
     parts_of(fd, into=found)
     return found.structure(kinds.VERL, f"data.pt, and the files of all ranks of {', '.join(roles)}", marked=True)
+
+
+def shell_of_verl() -> Structure:
+    """What verl's own pruning leaves, which empties the roles: no checkpoint, and not half of one."""
+    return Structure(State.INCOMPLETE, "nothing but data.pt: its roles were deleted", known=False, marked=False)
 
 
 def _verl_roles(fd: int, names: set[str]) -> dict[str, list[tuple[str, int, int]]]:
@@ -245,13 +263,12 @@ def torchtune(fd: int, names: set[str]) -> Structure:
     """Weights in numbered shards; nothing marks the end."""
     shards = numbered(names, _TORCHTUNE_SHARD)
     totals = {total for _, total in shards}
-    kind = kinds.TORCHTUNE if names & {"recipe_state", "recipe_state.pt"} else kinds.INDEX
     if len(totals) > 1 or (shards and {number for number, _ in shards} != set(range(1, 1 + max(totals)))):
-        return incomplete(kind, f"{len(shards)} of {max(totals)} shards")
+        return incomplete(kinds.TORCHTUNE, f"{len(shards)} of {max(totals)} shards")
     parts = parts_of(fd)
     if not parts.count:
-        return incomplete(kind, "no weights")
-    return parts.structure(kind, f"{len(shards) or parts.count} shards, all there")
+        return incomplete(kinds.TORCHTUNE, "no weights")
+    return parts.structure(kinds.TORCHTUNE, f"{len(shards) or parts.count} shards, all there")
 
 
 def is_olmo(fd: int, names: set[str]) -> bool:

@@ -16,7 +16,7 @@ from .core.finder import Finder, Known
 from .core.keyed import names_from
 from .core.layouts import DEFAULT_TEMPLATES, FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS, LAYOUTS
 from .core.memory import Memory, Seen
-from .core.naming import Names, Template
+from .core.naming import Template
 from .core.plan import plan
 from .core.policy import Policy
 from .core.schedule import LARGEST_BYTES, Schedule
@@ -66,7 +66,7 @@ class Surveyor:
     _verdicts: dict[str, tuple[Entry, Verdict]] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
     _scores: Scores = field(init=False)
-    _finder: tuple[list[Names], Finder] | None = None
+    _finder: tuple[frozenset[str], Finder] | None = None
     _best: dict[Entry, str | None] = field(default_factory=dict)
     _local: bool | None = None
 
@@ -83,15 +83,13 @@ class Surveyor:
         own_fd = work.open_own()
         remembered = self._remember(own_fd)
         declared = self._declared(own_fd, now_ns)
-        named = self._named(declared, remembered)
-        if self._finder is None or self._finder[0] != named:
-            self._finder = named, self.policy.finder(named)
-        finder = self._finder[1]
+        named = {*declared, *(remembered.series if remembered and self.as_remembered else ())} - _KNOWN_NAMES
+        finder = self._finder_of(frozenset(named), declared)
         before = [names for text in (remembered.series if remembered else ()) if (names := finder.series_of(text))]
         found = scan(work.path, work.fd, finder)
         here = (known.names for known in found.known.values())
         patterns = list({names.text: names for names in (*before, *here)}.values())
-        asked_for = {names.text for names in named} | set(self.policy.templates)
+        asked_for = named | set(self.policy.templates)
         judged = self._judge(found, remembered, asked_for, now_ns, strict=strict)
         entries = {entry.name: entry for entry in found.entries}
         protected = self._protections(found, judged)
@@ -132,11 +130,13 @@ class Surveyor:
                 self._once(f"{self.work.own_path}/{error}; met as if for the first time")
         return self.memory
 
-    def _named(self, declared: dict[str, Schedule], remembered: Memory | None) -> list[Names]:
-        """What is looked for beside the known names, where the policy itself names nothing: what runs have declared."""
-        others = (remembered.series if remembered and self.as_remembered else {}).keys() - declared
-        named = [*map(Template, declared), *map(names_from, sorted(others))]
-        return [names for names in named if names.text not in _KNOWN_NAMES]
+    def _finder_of(self, named: frozenset[str], declared: dict[str, Schedule]) -> Finder:
+        """What finds checkpoints here; `named` are the series that are known beside the policy's, declared or not."""
+        if self._finder is None or self._finder[0] != named:
+            said = [Template(text) for text in declared if text in named]
+            remembered = [names_from(text) for text in sorted(named - declared.keys())]
+            self._finder = named, self.policy.finder(said, remembered)
+        return self._finder[1]
 
     def _declared(self, own_fd: int | None, now_ns: int) -> dict[str, Schedule]:
         """The schedules that runs have declared in `.ckptd/schedules/`, by template; what is corrupt is ignored."""

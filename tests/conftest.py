@@ -146,8 +146,12 @@ def epochs(*steps: int) -> list[str]:
 
 
 def pointed(work_dir: Path) -> str:
-    """The name in the pointer, once it is known to be the absolute path that it must be."""
-    text = (work_dir / "last_ckpt").read_text()
+    """The name in the pointer, once it is known to be the absolute path that it must be.
+
+    It is beside the work dir where the framework trips over it.
+    """
+    place = work_dir if (work_dir / ".ckptd").exists() else work_dir.parent
+    text = (place / "last_ckpt").read_text()
     name = os.path.basename(text.rstrip("\n"))
     assert text == f"{work_dir / name}\n"
     return name

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..errors import UsageError
 from .keyed import Keyed, keyed_text, names_from
-from .layouts import FREE, GROUPS, KEYED, Form, Layout, takes_directories
+from .layouts import FREE, GROUPS, KEYED, LAYOUTS, Form, Layout, takes_directories
 from .naming import Names, Template
 
 _DIGIT = re.compile("[0-9]")
@@ -39,6 +39,7 @@ class Finder:
     """Finds the series of a name: those of `templates` first, in their order, then those of `layouts`.
 
     templates: somebody has named these, so any bytes count. asked: whether somebody has named the layouts, too.
+    remembered: series that somebody has looked for before; where the table has them, its kinds count.
     others: layouts whose checkpoints are to be listed, and left alone.
     """
 
@@ -48,6 +49,7 @@ class Finder:
         layouts: Iterable[Layout] = (),
         *,
         asked: bool = False,
+        remembered: Iterable[Names] = (),
         others: Iterable[Layout] = (),
     ) -> None:
         self._asked = asked
@@ -56,14 +58,20 @@ class Finder:
         self._odd: list[Known] = []
         self._free: list[_Free] = []
         self._keyed: tuple[Form, Layout] | None = None
+        self._last_keyed: Known | None = None
         self._groups = bool(others := tuple(others))
         self._endings = _GROUP_ENDINGS if self._groups else ()  # most names are told apart by their end
         for names in templates:
-            directories = takes_directories(names) if isinstance(names, Template) else True
-            self._add(Known(names, files=True, directories=directories))
+            self._add(Known(names, files=True, directories=_takes_directories(names)))
         for layout in layouts:
             for form in layout.forms:
                 self._add_form(form, layout, "")
+        for names in remembered:
+            rows = [(form, layout) for layout in LAYOUTS for form in layout.forms if form.text == names.text]
+            for form, layout in rows:
+                self._add_form(form, layout, "")
+            if not rows:
+                self._add(Known(names, files=True, directories=_takes_directories(names)))
         for layout in others:
             alone = f"named as {layout.title} names checkpoints, which are pruned only with --layout {layout.name}"
             for form in layout.forms:
@@ -110,9 +118,10 @@ class Finder:
 
     def learn(self, names: Iterable[str]) -> None:
         """See all names of a work dir before any is matched: where some are padded with zeros, all of them are."""
-        if any(free.padded for free in self._free):
+        padded = [free for free in self._free if free.padded]
+        if padded:
             for name in names:
-                for free in self._free:
+                for free in padded:
                     free.learn(name)
 
     def _add(self, known: Known) -> None:
@@ -148,6 +157,10 @@ class Finder:
             self._add(Known(names, form.files, form.directories, layout.kinds, alone, form.marker))
 
     def _match_keyed(self, name: str, form: Form, layout: Layout) -> tuple[Known, int] | None:
+        if self._last_keyed is not None:  # a run's names are mostly of one series
+            step = self._last_keyed.names.step_of(name)
+            if step is not None:
+                return self._last_keyed, step
         text = keyed_text(name, front=self._asked)
         if text is None:
             return None
@@ -159,6 +172,7 @@ class Finder:
         known = self._by_text[text]
         if known is None or not isinstance(known.names, Keyed):
             return None  # without a step, or somebody's own template
+        self._last_keyed = known
         step = known.names.step_of(name)
         return (known, step) if step is not None else None
 
@@ -172,10 +186,13 @@ class _Free:
         self.padded = layout.name == "orbax"
         free = "([^{}/.][^{}/]*)" if FREE in before else "()"
         self._pattern = re.compile(f"{free}{re.escape(before.replace(FREE, ''))}([0-9]+){re.escape(after)}")
+        self._ends = after or tuple("0123456789")  # most names end otherwise, and cost no more than that
         self._width: dict[str, int] = {}
         self._series: dict[str, Known] = {}
 
     def learn(self, name: str) -> None:
+        if not name.endswith(self._ends):
+            return
         found = self._pattern.fullmatch(name)
         if found and found[2][0] == "0" and len(found[2]) > 1:
             self._width[found[1]] = max(len(found[2]), self._width.get(found[1], 0))
@@ -205,6 +222,10 @@ def _split(text: str) -> tuple[str, str, str]:
     """What stands before the field of a form, the field, and what stands behind it."""
     start, end = text.index("{"), text.index("}") + 1
     return text[:start], text[start:end], text[end:]
+
+
+def _takes_directories(names: Names) -> bool:
+    return takes_directories(names) if isinstance(names, Template) else True
 
 
 def _head(text: str) -> str | None:

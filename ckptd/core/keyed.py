@@ -15,10 +15,11 @@ from .naming import LONGEST_NAME_BYTES, Names, Template
 _VALUE = r"(?:-?(?:[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|inf)|nan)"
 _KEY = r"[^\W\d_][\w.@ ]*"
 _END = r"(?:-v[1-9][0-9]*)?\.ckpt"  # a name that was taken already gets a version
-_FRONT = r"(?:[^={}/]+-)?"  # a key has no dash, so what stands before one is told from it
+_FRONT = r"(?:[^={}/]+-)?"  # the first key has no dash, so what stands before it is told from it
+_NEXT = r"[-_][^\W\d_](?:-?[\w.@ ])*"  # the others may have some: `val-loss` is a metric's name
 
-_NAME = re.compile(rf"({_FRONT}){_KEY}={_VALUE}(?:[-_]{_KEY}={_VALUE})*{_END}")
-_TEXT = re.compile(rf"{_FRONT}{_KEY}=\{{\}}(?:[-_]{_KEY}=\{{\}})*\.ckpt")
+_NAME = re.compile(rf"({_FRONT}){_KEY}={_VALUE}(?:{_NEXT}={_VALUE})*{_END}")
+_TEXT = re.compile(rf"{_FRONT}{_KEY}=\{{\}}(?:{_NEXT}=\{{\}})*\.ckpt")
 _EACH_VALUE = re.compile(f"={_VALUE}")
 _WHOLE = re.compile("[0-9]+")
 

@@ -104,7 +104,7 @@ LAYOUTS = (
     ),
     Layout(
         "transformers", "Transformers", _directory("checkpoint-{}"),
-        frozenset({kinds.TRAINER, kinds.ACCELERATE, kinds.INDEX, kinds.DCP}), by_itself=True,
+        frozenset({kinds.TRAINER, kinds.ACCELERATE, kinds.DCP}), by_itself=True,  # an index alone: a save cut short
         source="transformers 5.23.0, trainer.py::_save_checkpoint; the training scripts of diffusers",
     ),
     Layout(

@@ -134,14 +134,15 @@ class Policy:
                 raise UsageError(f"keep_best names {metric} twice: give one direction and one number for it")
         object.__setattr__(self, "keep_best", best)
 
-    def finder(self, more: Iterable[Names] = ()) -> Finder:
+    def finder(self, more: Iterable[Names] = (), remembered: Iterable[Names] = ()) -> Finder:
         """What finds the checkpoints that this policy is about.
 
-        more: what else is looked for where the policy itself names neither templates nor layouts.
+        more, remembered: what else is looked for where the policy itself names neither templates nor layouts.
         """
         if self.templates or self.layouts:
             return Finder(map(Template, self.templates), layouts_called(self.layouts), asked=True)
-        return Finder(more, DEFAULT_LAYOUTS, others=(layout for layout in LAYOUTS if not layout.by_itself))
+        others = (layout for layout in LAYOUTS if not layout.by_itself)
+        return Finder(more, DEFAULT_LAYOUTS, remembered=remembered, others=others)
 
     def rule_for(self, template: Names, interval: int | None, *, max_keep: int | None, on_grid: bool) -> Rule | None:
         """The rule of one series, or None where nothing is pruned.

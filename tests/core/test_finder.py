@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
@@ -100,6 +101,23 @@ def test_what_is_remembered_of_padded_names_is_known_again() -> None:
     names = Policy(layouts=("orbax",)).finder().series_of("ckpt_{:04d}")
     assert names is not None
     assert names.text == "ckpt_{:04d}"
+
+
+def test_zeros_tell_the_width_of_orbaxs_names_alone() -> None:
+    finder = Policy(layouts=("kohya", "orbax")).finder()
+    names = ["dog-0003.safetensors", "cat-000003.safetensors", "ckpt_08", "ckpt_10"]
+    finder.learn(names)
+    found = [match[0].names.text if (match := finder.match(name)) else None for name in names]
+    assert found == [None, "cat-{:06d}.safetensors", "ckpt_{:02d}", "ckpt_{:02d}"]
+
+
+def test_series_of_keys_are_told_apart_in_any_order() -> None:
+    names = ["epoch=1-step=2.ckpt", "epoch=1.ckpt", "epoch=1-a=2.ckpt", "epoch=1-step=2-v1.ckpt", "epoch=3-step=4.ckpt"]
+    texts = ["epoch={}-step={}.ckpt", "epoch={}.ckpt", "epoch={}-a={}.ckpt", *["epoch={}-step={}.ckpt"] * 2]
+    for order in itertools.permutations(range(5)):
+        finder = Policy().finder()
+        found = {at: match[0].names.text if (match := finder.match(names[at])) else None for at in order}
+        assert texts == [found[at] for at in range(5)]
 
 
 @given(st.text(max_size=30) | st.from_regex(r"[a-z_=-]{0,12}[0-9]{1,9}[a-z_.=-]{0,14}", fullmatch=True))

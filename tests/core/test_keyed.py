@@ -23,6 +23,7 @@ from ckptd.errors import UsageError
     ("val_loss=-0.32-epoch=2.ckpt", "val_loss={}-epoch={}.ckpt", 2, {"val_loss": -0.32}),
     ("epoch=2-lr=1e-05-acc=93.ckpt", "epoch={}-lr={}-acc={}.ckpt", 2, {"lr": 1e-05, "acc": 93.0}),
     ("epoch=2-AR@100=0.5.ckpt", "epoch={}-AR@100={}.ckpt", 2, {"AR@100": 0.5}),
+    ("epoch=2-val-loss=0.3-step=7.ckpt", "epoch={}-val-loss={}-step={}.ckpt", 7, {"val-loss": 0.3}),
     ("epoch=2-loss=inf.ckpt", "epoch={}-loss={}.ckpt", 2, {"loss": math.inf}),
     ("epoch=2-loss=-inf.ckpt", "epoch={}-loss={}.ckpt", 2, {"loss": -math.inf}),
 ])  # fmt: skip
@@ -44,7 +45,8 @@ def test_a_score_that_is_no_number_is_nan() -> None:
     "last.ckpt", "last-v1.ckpt", "hpc_ckpt_1.ckpt", "on_exception.ckpt", "epoch.ckpt", "epoch=.ckpt",
     "epoch=1", "epoch=1.ckpt.tmp", "epoch=1.ckpt\n", "epoch=1\n-step=2.ckpt", "epoch=٣.ckpt", "epoch=1-step=²2.ckpt",
     "epoch=1--step=2.ckpt", "epoch=1-step=2-v0.ckpt", "epoch=1-step=2-v.ckpt", "epoch=1-step=2-best.ckpt",
-    "epoch=1-step=2-v1-v2.ckpt", "=1.ckpt", "epoch=0x1.ckpt", "epoch=1,step=2.ckpt", "epoch=1-s{}p=2.ckpt",
+    "epoch=1-step=2-v1-v2.ckpt", "epoch=1-a--b=2.ckpt", "epoch=1-a-=2.ckpt",
+    "=1.ckpt", "epoch=0x1.ckpt", "epoch=1,step=2.ckpt", "epoch=1-s{}p=2.ckpt",
     "sample-epoch=02.ckpt", "best-epoch=2.ckpt", "epoch=" + "1" * 300 + ".ckpt", "epoch=1-\udcff=2.ckpt",
 ])  # fmt: skip
 def test_what_lightning_does_not_write_as_a_save_is_no_name_of_its(name: str) -> None:

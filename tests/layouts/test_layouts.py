@@ -14,7 +14,7 @@ from ckptd.core.policy import Policy
 from ckptd.errors import UsageError
 from ckptd.restore import restore
 
-from ..conftest import picture, safetensors, torch_zip
+from ..conftest import picture, pointed, safetensors, torch_zip
 from .writers import BY_ITSELF, WRITERS, Run, Writer, dcp, number_in, of_file, put, the
 
 EVERY = pytest.mark.parametrize("writer", WRITERS, ids=str)
@@ -29,12 +29,6 @@ def policy(writer: Writer, **more: Any) -> Policy:
 
 def there(work_dir: Path) -> set[str]:
     return {path.name for path in work_dir.iterdir()} - {".ckptd", "last_ckpt"}
-
-
-def pointed(work_dir: Path) -> str:
-    """What the pointer names, which is beside the work dir where the framework trips over it."""
-    place = work_dir if (work_dir / ".ckptd").exists() else work_dir.parent
-    return (place / "last_ckpt").read_text().rstrip("\n").rpartition("/")[2]
 
 
 def states(survey: ckptd.Survey) -> dict[str, str]:  # type: ignore[name-defined]
@@ -106,6 +100,15 @@ def test_a_half_written_one_never_counts(writer: Writer, young: bool, work_dir: 
     assert states(report.survey)[half] == ("in flight" if young else "incomplete")
     assert there(work_dir) == {names[1], names[2], half}
     assert pointed(work_dir) == names[2]
+
+
+@EVERY
+def test_verify_says_what_a_pass_would(writer: Writer, work_dir: Path) -> None:
+    run = Run(work_dir, writer)
+    whole, half = run.save(1), run.save(2, writer.half)
+    assert [ckptd.verify(work_dir / name).state.value for name in (whole, half)] == ["complete", "incomplete"]
+    if writer.damaged is not None:
+        assert ckptd.verify(work_dir / run.save(3, writer.damaged)).state.value == "incomplete"
 
 
 @EVERY
@@ -251,6 +254,41 @@ def test_a_shell_of_verls_is_no_checkpoint_and_does_not_count(work_dir: Path) ->
     assert there(work_dir) == {names[1], names[2], shell}
     assert shell in alone(work_dir, policy(run.writer))
     assert ckptd.latest(work_dir) == work_dir / names[2]
+
+
+@pytest.mark.parametrize("files", [
+    pytest.param({"model.bin": torch_zip(), "optimizer.bin": torch_zip()}, id="an optimizer of somebody's own"),
+    pytest.param({"model.pt": torch_zip(), "optimizer.pt": torch_zip(), "scheduler.pt": torch_zip()}, id="torch files"),
+    pytest.param({"data.pt": torch_zip()}, id="nothing but data.pt"),
+])  # fmt: skip
+def test_a_directory_that_may_be_anybodys_is_half_of_nothing(files: dict[str, bytes], work_dir: Path) -> None:
+    for step in (1, 2, 3):
+        put(work_dir / f"epoch_{step}", files)
+        put(work_dir / f"step-{step}", files)
+    assert set(alone(work_dir).values()) == {"a directory without any known marker"}
+    named = states(ckptd.plan(work_dir, Policy(templates=("epoch_{}",), settle_s=0)))
+    assert named == dict.fromkeys(("epoch_1", "epoch_2", "epoch_3"), "unverifiable")  # as its owner says
+
+
+def test_what_only_an_earlier_pass_was_asked_for_is_judged_as_it_was_then(work_dir: Path) -> None:
+    run = Run(work_dir, the("verl"))
+    names = run.saves((1, 2))
+    ckptd.prune(work_dir, policy(run.writer))
+    run.save(3, lambda place, step: put(place, {"data.pt": torch_zip()}))
+    assert ckptd.latest(work_dir) == work_dir / names[1]
+
+
+@pytest.mark.parametrize(("layout", "files"), [
+    ("deepspeed", ["mp_rank_00_model_states.pt", f"zero_pp_rank_{'9' * 200}_mp_rank_00_optim_states.pt"]),
+    ("deepspeed", [f"mp_rank_{'9' * 200}_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"]),
+    ("verl", [f"actor/model_world_size_{'9' * 200}_rank_0.pt", "data.pt"]),
+    ("megatron", [f"mp_rank_{'9' * 200}/model_optim_rng.pt"]),
+    ("torchtune", ["recipe_state.pt", "model-00001-of-99999.safetensors"]),
+])  # fmt: skip
+def test_a_number_of_ranks_that_nobody_has_fills_no_memory(layout: str, files: list[str], work_dir: Path) -> None:
+    name = the({"torchtune": "torchtune by step"}.get(layout, layout)).name(1)
+    put(work_dir / name, dict.fromkeys(files, torch_zip()))
+    assert states(ckptd.plan(work_dir, Policy(layouts=(layout,), settle_s=0))) == {name: "incomplete"}
 
 
 def test_a_save_by_another_framework_under_a_known_name_is_left_alone(work_dir: Path) -> None:

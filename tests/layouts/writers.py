@@ -139,6 +139,28 @@ def diffusers(step: int) -> dict[str, bytes]:
     }  # fmt: skip
 
 
+def trainer_deepspeed(step: int) -> dict[str, bytes]:
+    inside = {f"global_step{step}/{name}": content for name, content in deepspeed(step).items()}
+    *inside_first, last = inside.items()
+    beside = trainer(step)
+    del beside["optimizer.pt"], beside["model.safetensors"]
+    return {"latest": f"global_step{step}".encode(), **dict(inside_first), **beside, last[0]: last[1]}
+
+
+def accelerate_deepspeed(step: int) -> dict[str, bytes]:
+    inside = {f"pytorch_model/{name}": content for name, content in deepspeed(step).items()}
+    *inside_first, last = inside.items()
+    return {"latest": b"pytorch_model", **dict(inside_first), "random_states_0.pkl": torch_zip(), last[0]: last[1]}
+
+
+def accelerate_fsdp(step: int) -> dict[str, bytes]:
+    parts = {f"{name}/{file}": content for name in ("pytorch_model_fsdp_0", "optimizer_0")
+             for file, content in dcp("__0_0.distcp", "__1_0.distcp").items()}  # fmt: skip
+    *first, last = parts.items()
+    random_states = {f"random_states_{rank}.pkl": torch_zip() for rank in (0, 1)}
+    return {**dict(first), "scheduler.bin": torch_zip(), **random_states, last[0]: last[1]}
+
+
 def lightning_sharded(step: int) -> dict[str, bytes]:
     return {**dcp("__0_0.distcp", "__1_0.distcp"), "meta.pt": torch_zip()}
 
@@ -269,6 +291,9 @@ WRITERS = [
     Writer("transformers", "", lambda n: f"checkpoint-{n * 500}", *of_files(trainer)),
     Writer("transformers", "of diffusers", lambda n: f"checkpoint-{n * 500}", *of_files(diffusers)),
     Writer("accelerate", "", lambda n: f"checkpoint_{n - 1}", *of_files(accelerate)),
+    Writer("transformers", "with DeepSpeed", lambda n: f"checkpoint-{n * 500}", *of_files(trainer_deepspeed)),
+    Writer("accelerate", "with DeepSpeed", lambda n: f"checkpoint_{n - 1}", *of_files(accelerate_deepspeed)),
+    Writer("accelerate", "with FSDP", lambda n: f"checkpoint_{n - 1}", *of_files(accelerate_fsdp)),
     Writer("torchtitan", "", lambda n: f"step-{n * 100}", *of_files(titan)),
     Writer("deepspeed", "", lambda n: f"global_step{n * 10}", *of_files(deepspeed)),
     Writer("megatron", "", lambda n: f"iter_{n * 500:07d}", *of_files(megatron_distributed)),
