@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,11 +203,13 @@ BESIDE_REAL_ONES = {
 def test_what_is_nearly_a_name_stays_as_it_is_beside_what_is_pruned(name: str, work_dir: Path) -> None:
     writer = next(writer for writer in WRITERS if writer.layout == name)
     near = BESIDE_REAL_ONES[name]
-    for each in near:
-        writer.whole(work_dir / each, 1)
+    run = Run(work_dir, replace(writer, name=near.__getitem__))
+    run.saves(range(len(near)))  # the oldest there: they would be the first to go
     before = {each: picture(work_dir / each) for each in near}
-    names = Run(work_dir, writer).saves(range(1, 5))
-    ckptd.prune(work_dir, policy(writer, max_keep=1))
+    run.writer = writer
+    names = run.saves(range(1, 5))
+    report = ckptd.prune(work_dir, policy(writer, max_keep=1))
+    assert set(states(report.survey)) == set(names)
     assert there(work_dir) == {*near, names[3]}
     assert {each: picture(work_dir / each) for each in near} == before
 

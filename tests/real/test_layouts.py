@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -211,10 +213,43 @@ def test_nothing_marks_the_end_of_accelerates_save_so_it_has_to_be_quiet(run) ->
 
 
 def test_steps_of_torchs_own_distributed_checkpoint_are_recognised_and_pruned(run) -> None:
-    work_dir = run("dcp", ".")
-    shutil.rmtree(work_dir / "tmp")
+    work_dir = run("dcp", "steps")
     assert found(work_dir) == {f"step-{step}": "complete" for step in (0, 100, 200, 300)}
     assert pruned_to(work_dir, 2) == ["step-200", "step-300"]
+
+
+# --- all the way, by command ------------------------------------------------------------------------------------
+
+RESUMED = [  # where, the steps that a plan tells, and what the framework says that it has loaded
+    pytest.param("lightning", "default", "", [2, 4, 6, 8, 10, 12], ["12"], id="Lightning"),
+    pytest.param("lightning", "sharded", "", [2, 4, 6, 8, 10, 12], ["12"], id="Lightning, sharded"),
+    pytest.param("transformers", "best", "", [2, 4, 6, 8, 10], ["10"], id="Transformers"),
+    pytest.param("accelerate", "named", "checkpoints", [0, 1, 2, 3], ["3", "3"], id="Accelerate"),
+    pytest.param("dcp", "steps", "", [0, 100, 200, 300], ["300"], id="DCP"),
+]
+
+
+@pytest.mark.parametrize(("name", "below", "inside", "steps", "loaded"), RESUMED)
+def test_the_framework_resumes_from_what_latest_prints_after_a_prune(
+    name: str, below: str, inside: str, steps: list[int], loaded: list[str], run, ckptd, tmp_path
+) -> None:
+    work_dir = run(name, below) / inside
+    an_hour_later(work_dir)
+    (series,) = json.loads(ckptd("plan", work_dir, "--json").stdout)["series"]
+    assert [(row["step"], row["state"]) for row in series["checkpoints"]] == [(step, "complete") for step in steps]
+    pruned = ckptd("prune", work_dir, "--max-keep", 1, "--trash-ttl", 0)
+    assert pruned.returncode == 0, pruned.stderr
+    latest = ckptd("latest", work_dir)
+    assert latest.returncode == 0, latest.stderr
+    assert script(f"write_{name}.py", "read", latest.stdout.rstrip("\n"), tmp=tmp_path).split()[: len(loaded)] == loaded
+
+
+def an_hour_later(work_dir: Path) -> None:
+    """Nothing marks the end of some saves, so a run has to be quiet: its files are an hour older from here on."""
+    for path in [*work_dir.rglob("*"), work_dir]:
+        info = path.lstat()
+        times = (info.st_atime_ns, info.st_mtime_ns - 3600 * 10**9)
+        os.utime(path, ns=times, follow_symlinks=False)
 
 
 # --- Orbax ----------------------------------------------------------------------------------------------------

@@ -26,14 +26,15 @@ def prepared(place):
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     accelerator.backward(model(torch.ones(1, 2)).sum())
     optimizer.step()
-    return accelerator
+    return accelerator, model
 
 
 def main(place):
-    accelerator = prepared(place / "named")
-    for _ in range(4):
+    accelerator, model = prepared(place / "named")
+    for index in range(4):
+        torch.nn.init.constant_(model.bias, index)
         accelerator.save_state()
-    accelerator = prepared(place / "diffusers")
+    accelerator, _ = prepared(place / "diffusers")
     accelerator.project_configuration.automatic_checkpoint_naming = False
 
     def hook(models, weights, output_dir):
@@ -47,5 +48,17 @@ def main(place):
         accelerator.save_state(str(place / f"diffusers/checkpoint-{step}"))
 
 
+def read(checkpoint):
+    """Say which save is loaded: from this path, and where Accelerate looks for the newest itself."""
+    accelerator, model = prepared(checkpoint.parents[1])
+    for place in (str(checkpoint), None):
+        torch.nn.init.constant_(model.bias, -1)
+        accelerator.load_state(place)
+        print(int(model.bias))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[1] == "read":
+        read(Path(sys.argv[2]))
+    else:
+        main(Path(sys.argv[1]))

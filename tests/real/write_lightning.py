@@ -11,9 +11,10 @@ warnings.filterwarnings("ignore")
 logging.disable(logging.WARNING)
 
 import torch  # noqa: E402
-from lightning.pytorch import LightningModule, Trainer  # noqa: E402
+from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 from lightning.pytorch.strategies import ModelParallelStrategy  # noqa: E402
+from torch.distributed.fsdp import fully_shard  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
@@ -31,10 +32,15 @@ class Model(LightningModule):
         return loss
 
     def configure_model(self):
-        """Sharded strategies want it; there is nothing to do for a layer of three numbers."""
+        if self.device_mesh is not None:
+            fully_shard(self.layer, mesh=self.device_mesh["data_parallel"])
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+
+def one_shard():
+    return ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1, process_group_backend="gloo")
 
 
 def train(place, *, times=1, **how):
@@ -52,9 +58,24 @@ def main(place):
     train(place / "metrics", filename="{epoch:02d}-{val_loss:.2f}-{no_score}")
     train(place / "versions", times=2)
     train(place / "front", filename="sample-mnist-{epoch:02d}-{step}")
-    sharded = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1, process_group_backend="gloo")
-    train(place / "sharded", strategy=sharded)
+    train(place / "sharded", strategy=one_shard())
+
+
+class Began(Callback):
+    def on_train_start(self, trainer, module):
+        print(trainer.global_step)
+
+
+def read(checkpoint):
+    """Go on from it for an epoch; say at which step that began."""
+    how = {"strategy": one_shard()} if checkpoint.is_dir() else {}
+    run = Trainer(max_epochs=4, callbacks=[Began()], enable_checkpointing=False, devices=1,
+                  use_distributed_sampler=False, **QUIET, **how)  # fmt: skip
+    run.fit(Model(), DataLoader([torch.ones(2)] * 8, batch_size=2), ckpt_path=str(checkpoint))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[1] == "read":
+        read(Path(sys.argv[2]))
+    else:
+        main(Path(sys.argv[1]))

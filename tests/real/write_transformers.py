@@ -11,7 +11,7 @@ warnings.filterwarnings("ignore")
 logging.disable(logging.WARNING)
 
 import torch  # noqa: E402
-from transformers import Trainer, TrainingArguments  # noqa: E402
+from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: E402
 
 LOSSES = iter([5.0, 1.0, 2.0, 3.0, 4.0])  # the second save is the best
 
@@ -26,20 +26,20 @@ class Model(torch.nn.Module):
         return {"loss": loss, "logits": loss}
 
 
-def train(place, **more):
+def train(place, *, checkpoint=None, callbacks=(), **more):
     arguments = TrainingArguments(
-        str(place), save_steps=2, max_steps=10, per_device_train_batch_size=2, use_cpu=True, report_to=[],
-        disable_tqdm=True, logging_strategy="no", **more,
+        str(place), save_steps=2, per_device_train_batch_size=2, use_cpu=True, report_to=[], disable_tqdm=True,
+        logging_strategy="no", **{"max_steps": 10, **more},
     )  # fmt: skip
     rows = [{"x": torch.ones(2)}] * 20
-    trainer = Trainer(Model(), arguments, train_dataset=rows, eval_dataset=rows[:2])
+    trainer = Trainer(Model(), arguments, train_dataset=rows, eval_dataset=rows[:2], callbacks=list(callbacks))
     evaluate = trainer.evaluate
 
     def worse_and_worse(*args, **others):
         return {**evaluate(*args, **others), "eval_score": next(LOSSES)}
 
     trainer.evaluate = worse_and_worse
-    trainer.train()
+    trainer.train(resume_from_checkpoint=checkpoint)
 
 
 def main(place):
@@ -51,5 +51,18 @@ def main(place):
     )  # fmt: skip
 
 
+class Began(TrainerCallback):
+    def on_train_begin(self, args, state, control, **others):
+        print(state.global_step)
+
+
+def read(checkpoint):
+    """Go on from it for two steps; say at which that began."""
+    train(checkpoint.parent, checkpoint=str(checkpoint), callbacks=[Began()], max_steps=12)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[1] == "read":
+        read(Path(sys.argv[2]))
+    else:
+        main(Path(sys.argv[1]))
