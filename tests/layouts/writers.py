@@ -203,11 +203,14 @@ def megatron_legacy(step: int) -> dict[str, bytes]:
 
 
 def orbax(step: int) -> dict[str, bytes]:
+    """As 0.12.8 leaves it; it ignores the absence of its commit_success.txt on a local disk."""
     metadata = {"item_handlers": {"default": "..."}, "init_timestamp_nsecs": 1, "commit_timestamp_nsecs": 2}
     return {
         "_CHECKPOINT_METADATA": json.dumps(metadata).encode(),
         "default/_METADATA": b'{"tree_metadata": {}, "use_ocdbt": true}',
-        "default/d/819941f67e5933f9": b"d" * 50, "default/ocdbt.process_0/manifest.ocdbt": b"m" * 50,
+        "commit_success.txt": b"", "default/commit_success.txt": b"",
+        "default/d/819941f67e5933f9": b"d" * 50, "default/ocdbt.process_0/d/3dc6c776a652f9dc": b"d" * 50,
+        "default/ocdbt.process_0/manifest.ocdbt": b"m" * 50,
         "default/manifest.ocdbt": b"m" * 50,
     }  # fmt: skip
 
