@@ -173,6 +173,10 @@ class Surveyor:
                 try:
                     wanted = found.known[entry.series].kinds
                     verdict = judge(entry, dir_fd=self.work.fd, settling=settling, now_ns=now_ns, wanted=wanted)
+                    if verdict.settles_s is not None and _was_whole(entry, seen.get(entry.name)):
+                        # Only its age speaks against it, and an earlier pass has waited for that already.
+                        settled = replace(settling, settle_s=0.0)
+                        verdict = judge(entry, dir_fd=self.work.fd, settling=settled, now_ns=now_ns, wanted=wanted)
                 except (FileNotFoundError, RefusedError):
                     continue  # gone, or something else by now: the next look tells
                 except OSError as error:
@@ -295,6 +299,14 @@ class Surveyor:
         if message not in self._said:
             self._said.add(message)
             log.warning(message)
+
+
+def _was_whole(entry: Entry, known: Seen | None) -> bool:
+    """Whether an earlier pass has judged these bytes complete."""
+    size_bytes = entry.size_bytes if entry.marker_bytes is None else entry.marker_bytes
+    return known is not None and known.whole and known.bytes_on_disk == (
+        entry.name, size_bytes, entry.mtime_ns, entry.inode,
+    )  # fmt: skip
 
 
 def _other_kind(verdict: Verdict, known: Known) -> str:

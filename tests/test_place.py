@@ -73,6 +73,18 @@ def test_beside_the_work_dir_what_was_pruned_is_restored_what_was_seen_is_rememb
     assert api.plan(place, Policy(max_keep=2)).pointed == f"{place}/checkpoint_4"
 
 
+def test_what_a_pass_has_called_complete_stays_so_for_those_who_would_wait_longer(project: Path) -> None:
+    place = project / "checkpoints"
+    for path in place.rglob("*"):
+        os.utime(path)  # written just now; nothing marks an end, and the default is to wait for five minutes
+    assert api.latest(place) is None
+    a_pass(place, **KEEP_TWO)
+    newest = (project / "last_ckpt").read_text().rstrip("\n")
+    assert str(api.latest(place)) == newest
+    (Path(newest) / "model.safetensors").write_bytes(b"being written again")
+    assert str(api.latest(place)) != newest
+
+
 def test_it_stays_beside_when_the_checkpoints_have_gone_and_inside_where_it_was_before(
     project: Path, with_checkpoints: Builder
 ) -> None:
