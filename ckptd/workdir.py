@@ -31,15 +31,16 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 class WorkDir:
     """A work dir, open. `path` is absolute; `fd` stays on the directory even if it is renamed.
 
+    below: an absolute path above it; between the two no symlink is followed, whoever made it.
     Raises UsageError if it is no directory, CkptdError if it cannot be opened.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, below: str | None = None) -> None:
         self.path = os.path.abspath(path)
         if "\n" in self.path:
             raise UsageError(f"{self.path!r}: a path with a newline, which no line of a pointer can hold. Rename it")
         try:
-            self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self.fd = _opened(self.path, below)
         except FileNotFoundError as error:
             raise CkptdError(f"{path}: does not exist. Give the directory that the training job writes to") from error
         except NotADirectoryError as error:
@@ -171,6 +172,34 @@ def check_library_use(work: WorkDir) -> None:
         raise RefusedError(
             f"{work.path}: belongs to another user. Call ckptd as its owner, or use the command, which becomes it"
         )
+
+
+def other_owner(path: str) -> str | None:
+    """Who owns the work dir at `path`, found below a root, if that keeps us away: None where we may work.
+
+    Root acts in nobody else's directory. Others may write where the bits let them, as in a group's.
+    """
+    uid = os.lstat(path).st_uid
+    if uid == os.geteuid() or (os.geteuid() != 0 and os.access(path, os.W_OK)):
+        return None
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def _opened(path: str, below: str | None) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    if below is None:
+        return os.open(path, flags)
+    fd = os.open(below, flags)
+    for part in os.path.relpath(path, below).split(os.sep):
+        try:
+            inside = os.open(part, flags | os.O_NOFOLLOW, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = inside
+    return fd
 
 
 def _owner_of(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -45,6 +45,8 @@ def cli() -> None:
 _json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
 _work_dirs = click.argument("work_dirs", nargs=-1, required=True, metavar="WORK_DIR...")
 _work_dir = click.argument("work_dir", metavar="WORK_DIR")
+_recursive = click.option("--recursive", is_flag=True,
+                          help="Take every directory below WORK_DIR that holds a checkpoint.")  # fmt: skip
 
 
 class _WithJob(click.Command):
@@ -91,8 +93,9 @@ def watch(
 @cli.command(options_metavar="[POLICY]")
 @_work_dirs
 @policy_options
+@_recursive
 @_json
-def plan(work_dirs: tuple[str, ...], json_: bool, **policy: Any) -> None:
+def plan(work_dirs: tuple[str, ...], recursive: bool, json_: bool, **policy: Any) -> None:
     """Show what would be kept and pruned, and why. Changes nothing; `prune` does exactly this."""
     log_to_stderr()
     from .. import api, render
@@ -100,6 +103,10 @@ def plan(work_dirs: tuple[str, ...], json_: bool, **policy: Any) -> None:
 
     made = Policy(**policy)
     become_owner(work_dirs)
+    if recursive:
+        from . import recursive as below
+
+        raise click.exceptions.Exit(below.plan(work_dirs, made, json_=json_))
     for work_dir in work_dirs:
         survey = api.plan(work_dir, made)
         if json_:
@@ -112,7 +119,8 @@ def plan(work_dirs: tuple[str, ...], json_: bool, **policy: Any) -> None:
 @cli.command(options_metavar="[POLICY]")
 @_work_dirs
 @policy_options
-def prune(work_dirs: tuple[str, ...], **policy: Any) -> None:
+@_recursive
+def prune(work_dirs: tuple[str, ...], recursive: bool, **policy: Any) -> None:
     """Make one pass, then exit.
 
     Makes the newest durable, moves the pointer, then deletes what the policy prunes.
@@ -123,6 +131,10 @@ def prune(work_dirs: tuple[str, ...], **policy: Any) -> None:
 
     made = Policy(**policy)
     become_owner(work_dirs)
+    if recursive:
+        from . import recursive as below
+
+        raise click.exceptions.Exit(below.prune(work_dirs, made))
     codes = []
     for work_dir in work_dirs:
         try:

@@ -163,7 +163,8 @@ def test_one_more_keeper_never_prunes_more(chosen: dict[str, Any]) -> None:
 def test_keepers_of_one_series_never_affect_another(chosen: dict[str, Any]) -> None:
     policy = Policy(**chosen)
     iters = [
-        replace(c, series="iter_{}.pth", name=f"iter_{c.step}.pth") for c in epochs(3, 4, 5, 6, start=3, scores={5: 9.0})
+        replace(c, series="iter_{}.pth", name=f"iter_{c.step}.pth")
+        for c in epochs(3, 4, 5, 6, start=3, scores={5: 9.0})
     ]
     alone = [(d.checkpoint, d.decision, d.reasons) for d in decide(iters, policy).decisions]
     for run in RUNS[::5]:
