@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from .content import ChangedError, check_content
 from .core.checkpoint import State
 from .core.policy import Policy
-from .disk import opened_dir
+from .disk import opened_dir, opened_own_dir
 from .errors import CkptdError, why
 from .filesystem import is_local
 from .pointer import named_by
@@ -36,7 +36,8 @@ def plan(work_dir: StrPath, policy: Policy | None = None, *, below: str | None =
     Raises CkptdError for what the caller can mend, and where the disk does not answer.
     """
     with WorkDir(work_dir, below=below) as work, _named(work):
-        return Surveyor(work, policy or Policy()).survey(time.time_ns())
+        survey = Surveyor(work, policy or Policy()).survey(time.time_ns())
+        return replace(survey, trash_bytes=_trash_bytes(work))
 
 
 def prune(work_dir: StrPath, policy: Policy | None = None, *, below: str | None = None) -> Report:
@@ -110,6 +111,19 @@ def verify(
     if fault:
         return replace(verdict, state=State.INCOMPLETE, structure=fault)
     return replace(verdict, structure=f"{verdict.structure}, content read")
+
+
+def _trash_bytes(work: WorkDir) -> int:
+    from .delete import NAME, bytes_in
+
+    own_fd = work.open_own()
+    if own_fd is None:
+        return 0
+    try:
+        with opened_own_dir(NAME, dir_fd=own_fd) as trash_fd:
+            return sum(bytes_in(trash_fd).values())
+    except FileNotFoundError:
+        return 0
 
 
 @contextlib.contextmanager

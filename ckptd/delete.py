@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from .disk import NO_ROOM, exists, open_as_its_directory, opened_own_dir, sync_dir
 from .errors import NoRoomError, why
-from .scan import Entry, entry_of, stat_entry
+from .scan import SIDECAR_ENDING, Entry, entry_of, stat_entry
 
 NAME = "trash"
 _ITEM = re.compile(r"([0-9]{1,19})-([0-9]{1,9})(\.gone)?", re.ASCII)
@@ -61,6 +61,14 @@ def put(entry: Entry, *, work_fd: int, trash_fd: int, now_ms: int, first: int = 
     return item
 
 
+def put_beside(name: str, item: str, *, work_fd: int, trash_fd: int) -> None:
+    """Rename what bears the scores of `name` beside its checkpoint in the trash. None there is no error.
+
+    A crash between the two renames leaves it behind: the next start calls this again.
+    """
+    _move_beside(name, item, src_fd=work_fd, dst_fd=trash_fd)
+
+
 def unlink(entry: Entry, *, work_fd: int) -> None:
     """Delete a file without the trash, where there is no room even for that. One call: it is there or it is gone.
 
@@ -70,6 +78,8 @@ def unlink(entry: Entry, *, work_fd: int) -> None:
         raise ChangedError("a directory, which needs the trash")
     _check_same(entry, work_fd)
     os.unlink(entry.name, dir_fd=work_fd)
+    with contextlib.suppress(OSError):  # its scores are a small file; where it cannot go it stays
+        os.unlink(entry.name + SIDECAR_ENDING, dir_fd=work_fd)
 
 
 def sync(*, work_fd: int, trash_fd: int) -> None:
@@ -103,6 +113,10 @@ def remove(item: str, *, trash_fd: int) -> None:
     A directory inside is first moved up into the trash: so depth costs neither memory nor descriptors, no link is
     followed, and what a crash leaves bears a name that the next start goes on with.
     """
+    beside = item.removesuffix(_GONE) + SIDECAR_ENDING
+    if exists(beside, dir_fd=trash_fd):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside, dir_fd=trash_fd)
     ahead = [item]
     names = (f"{item.partition('-')[0]}-{n}{_GONE}" for n in itertools.count(_MOVED_UP))
     while ahead:
@@ -149,6 +163,7 @@ def restore(item: str, name: str, *, work_fd: int, trash_fd: int) -> None:
     """Rename an item back to `name`, durably. Raises FileExistsError if the name is taken, OSError otherwise."""
     if exists(name, dir_fd=work_fd):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+    _move_beside(item, name, src_fd=trash_fd, dst_fd=work_fd)
     os.rename(item, name, src_dir_fd=trash_fd, dst_dir_fd=work_fd)
     sync_dir(work_fd)
     sync_dir(trash_fd)
@@ -168,6 +183,23 @@ def opened_trash(own_fd: int) -> Iterator[int]:
     with opened_own_dir(NAME, dir_fd=own_fd) as fd:
         open_as_its_directory(fd, dir_fd=own_fd)
         yield fd
+
+
+def bytes_in(trash_fd: int) -> dict[str, int]:
+    """What each thing in the trash takes on the disk, in bytes, by its name; oldest first."""
+    sizes = {}
+    for item in items(trash_fd):
+        with contextlib.suppress(OSError):  # freed meanwhile
+            sizes[item.name] = entry_of(item.name, dir_fd=trash_fd).allocated_bytes
+    return sizes
+
+
+def _move_beside(name: str, new_name: str, *, src_fd: int, dst_fd: int) -> None:
+    """Let the scores of `name` follow it to `new_name`; only a file, and nothing is overwritten."""
+    old, new = name + SIDECAR_ENDING, new_name + SIDECAR_ENDING
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISREG(stat_entry(old, dir_fd=src_fd).st_mode) and not exists(new, dir_fd=dst_fd):
+            os.rename(old, new, src_dir_fd=src_fd, dst_dir_fd=dst_fd)
 
 
 def _check_same(entry: Entry, work_fd: int) -> None:

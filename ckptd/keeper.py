@@ -19,6 +19,7 @@ from .filesystem import is_local, is_read_only
 from .reading import Reader
 from .reconcile import Reconciler, Report
 from .render import summary, will_happen
+from .scan import SIDECAR_ENDING
 from .survey import Survey, ignored_text
 from .watch import Watcher
 from .workdir import WorkDir, become_owner, check_library_use
@@ -48,7 +49,9 @@ class Keeper:
         dry_run: bool = False,
         scan_interval_s: float | None = None,
         label: str = "",
+        on_met: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_met = on_met
         self.path, self.label, self.due_s = path, label, 0.0
         self.report: Report | None = None
         self.failure: Exception | None = None
@@ -120,6 +123,7 @@ class Keeper:
                 for line in lines:
                     log.info("%s", line)
             if met:
+                self._on_met()
                 for advice in survey.advice:
                     log.warning("%s", advice)
             self._warn_of_ignored(survey, said=met)
@@ -127,7 +131,8 @@ class Keeper:
                 return 0.0 if self._watch_inside(survey) else survey.settles_s
         self.report = self._reconciler.reconcile()
         self._warn_of_ignored(self.report.survey)
-        self._watcher.expect_gone(self.path, {d.checkpoint.name for d in self.report.pruned})
+        gone = [d.checkpoint.name for d in self.report.pruned]
+        self._watcher.expect_gone(self.path, {*gone, *(name + SIDECAR_ENDING for name in gone)})
         return 0.0 if self._watch_inside(self.report.survey) else self.report.look_again_s
 
     def _watch_inside(self, survey: Survey) -> bool:

@@ -5,12 +5,13 @@ Decides nothing: which checkpoints go, and that they may, is settled before it i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from . import delete, journal
 from .background import Background
+from .core.budget import Budget
 from .core.checkpoint import Checkpoint
 from .core.memory import Memory, Seen
 from .core.plan import Decision, Plan
@@ -19,7 +20,7 @@ from .errors import why
 from .filesystem import free_bytes
 from .labelled import Labelled
 from .remover import Remover
-from .scan import entry_of
+from .scan import SIDECAR_ENDING, entry_of
 from .survey import Survey
 from .units import human_bytes
 from .workdir import WorkDir
@@ -49,6 +50,7 @@ class Pruner:
         self._tries: dict[str, int] = {}
         self._unwritten: list[dict[str, Any]] = []  # journal lines that found no room
         self._expires_ms: dict[str, int] = {}
+        self._bytes: dict[str, int] = {}  # what each of these takes on the disk
         self._said: dict[str, str] = {}
         self._said_full = False
         self._unsynced = False
@@ -62,6 +64,7 @@ class Pruner:
         journal.check(self._own_fd)  # before anything goes that could not be written down
         with delete.opened_trash(self._own_fd) as trash_fd:
             left = delete.items(trash_fd)
+            self._bytes = delete.bytes_in(trash_fd)
             lines = self._lines() if left else {}
             seen = {(s.size_bytes, s.mtime_ns): s for s in memory.seen.values()} if memory and left else {}
             for item in left:
@@ -69,6 +72,8 @@ class Pruner:
                 if line is None and not item.claimed:
                     line = self._name_again(item, seen, trash_fd)
                     unnamed += line is None
+                if line is not None and not exists(line["name"], dir_fd=self._work.fd):
+                    self._put_beside(line["name"], item.name, trash_fd)
                 until_ms = line.get("until_ms") if line else item.at_ms + _UNNAMED_TTL_MS
                 if self._trash_ttl_s is not None:
                     until_ms = item.at_ms + int(self._trash_ttl_s * 1000)
@@ -91,7 +96,7 @@ class Pruner:
         if not prunes:
             return pruned, failed
         now_ms = self._clock() // 1_000_000
-        until_ms = now_ms + int(self._ttl_s(survey.plan, len(prunes)) * 1000)
+        until_ms = now_ms + int(self._ttl_s(survey.plan, prunes) * 1000)
         binned: list[tuple[Decision, str]] = []
         with delete.opened_trash(self._own_fd) as trash_fd:
             for decision in prunes:
@@ -110,6 +115,7 @@ class Pruner:
                     failed[name] = why(error)
                     self._refused(name, why(error))
                 else:
+                    self._put_beside(name, item, trash_fd)
                     binned.append((decision, item))
                     self._write_down(_line(decision.checkpoint, "; ".join(decision.reasons), item, now_ms, until_ms))
                     self._say_pruned(decision)
@@ -126,23 +132,30 @@ class Pruner:
                 )
                 return pruned, failed
         self._expires_ms |= {item: until_ms for _, item in binned}
+        self._bytes |= {item: decision.checkpoint.allocated_bytes for decision, item in binned}
         self._make_journal_durable()  # before the state forgets their names
         if until_ms > now_ms:
             self._say_kept(binned, (until_ms - now_ms) / 60_000)
         return pruned, failed
 
-    def settle(self) -> None:
-        """Hand to the remover what has been in the trash long enough, once the journal tells where it came from."""
+    def settle(self, budget: Budget | None = None) -> None:
+        """Hand to the remover what has been in the trash long enough, once the journal tells where it came from.
+
+        With a budget the trash goes first, the oldest before the others, until all that is left fits.
+        """
         now_ms = self._clock() // 1_000_000
         while self._remover.failed:
             self._retry(self._remover.failed.popleft()[0], now_ms)
         due = [item for item, until_ms in self._expires_ms.items() if until_ms <= now_ms]
+        if budget is not None:
+            due += self._over(budget, set(due))
         if self._unwritten:
             self._write_down()
         self._make_journal_durable()
         if due:
             for item in due:
                 del self._expires_ms[item]
+                self._bytes.pop(item, None)
             self._remover.submit(self._work.path, self._own_fd, due)
 
     @property
@@ -159,15 +172,31 @@ class Pruner:
         assert self._work.own_fd is not None  # nobody prunes before the work dir is taken
         return self._work.own_fd
 
-    def _ttl_s(self, plan: Plan, count: int) -> float:
+    def _ttl_s(self, plan: Plan, prunes: Sequence[Decision]) -> float:
         """How long the trash is kept: as asked for, or an hour for more than the saves since the last pass account
-        for (first contact, a changed policy), room permitting."""
+        for (first contact, a changed policy), room permitting: that on the disk, and that of the budget."""
+        if plan.budget is not None:
+            pruned_bytes = sum(decision.checkpoint.allocated_bytes for decision in prunes)
+            if plan.budget.kept_bytes + pruned_bytes > plan.budget.limit_bytes:
+                return 0.0
         if self._trash_ttl_s is not None:
             return self._trash_ttl_s
         expected = sum(max(1, 0 if s.grid.first_contact else s.grid.saves) for s in plan.series if s.decisions)
-        if count <= expected or plan.newest is None:
+        if len(prunes) <= expected or plan.newest is None:
             return 0.0
         return LARGE_PRUNE_TTL_S if free_bytes(self._work.fd) >= 2 * plan.newest.size_bytes else 0.0
+
+    def _over(self, budget: Budget, due: set[str]) -> list[str]:
+        """What the trash holds beyond the budget, and is not due anyway; the oldest first."""
+        staying = [item for item in sorted(self._expires_ms, key=_age) if item not in due]
+        total_bytes = budget.kept_bytes + sum(self._bytes.get(item, 0) for item in staying)
+        over = []
+        for item in staying:
+            if total_bytes <= budget.limit_bytes:
+                break
+            total_bytes -= self._bytes.get(item, 0)
+            over.append(item)
+        return over
 
     def _write_down(self, *lines: dict[str, Any]) -> None:
         """Add lines to the journal; on a full disk they wait, and the deletion goes on (DESIGN section 7)."""
@@ -214,6 +243,13 @@ class Pruner:
         self._log.info("found %s, pruned just before a crash", seen.name)
         return line
 
+    def _put_beside(self, name: str, item: str, trash_fd: int) -> None:
+        """The scores of what went go too; where the system refuses that, they are but a small file that stays."""
+        try:
+            delete.put_beside(name, item, work_fd=self._work.fd, trash_fd=trash_fd)
+        except OSError as error:
+            self._log.warning("left %s%s alone: %s", name, SIDECAR_ENDING, why(error))
+
     def _say_pruned(self, decision: Decision) -> None:
         c = decision.checkpoint
         self._log.info("pruned %s size_bytes=%d reason=%r", c.name, c.size_bytes, decision.reasons[0])
@@ -239,6 +275,11 @@ class Pruner:
         if self._said.get(name) != reason:
             self._said[name] = reason
             self._log.warning("could not prune %s/%s: %s; will try again", self._work.path, name, reason)
+
+
+def _age(item: str) -> tuple[int, int]:
+    at_ms, _, number = item.removesuffix(".gone").partition("-")
+    return int(at_ms), int(number)
 
 
 def _line(c: Checkpoint | Seen, reason: str, item: str, at_ms: int, until_ms: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from . import delete
 from .background import Background
+from .core.budget import Budget
 from .core.checkpoint import Checkpoint, State
 from .core.memory import Memory
 from .core.plan import Decision, Plan
@@ -25,7 +26,7 @@ from .pruner import Pruner
 from .reading import Reader
 from .reliance import Reliance
 from .state import write_state
-from .survey import Survey, beyond_text
+from .survey import Survey, beyond_text, short_text
 from .surveyor import Surveyor
 from .workdir import WorkDir
 
@@ -94,6 +95,7 @@ class Reconciler:
         self._said_full = ""
         self._unreadable: dict[str, str] = {}
         self._beyond: dict[str, int] = {}
+        self._short_bytes = 0
         self._pruner = Pruner(work, policy.trash_ttl_s, background, clock, self._log, stopping)
         self._reliance = Reliance(self.surveyor, reader or Reader(background, wait=True), clock, self._log)
 
@@ -128,8 +130,9 @@ class Reconciler:
             memory = replace(memory, seen={name: s for name, s in memory.seen.items() if name not in gone})
             self._remember(memory)
         self.surveyor.memory = memory
-        self._pruner.settle()
+        self._pruner.settle(survey.plan.budget)
         self._warn_of_growth(survey.plan)
+        self._say_short(survey.plan.budget)
         unsaid = not room or memory != self._on_disk
         troubled = bool(failed) or unsaid or reliable.troubled
         self._failures = self._failures + 1 if troubled else 0
@@ -262,6 +265,15 @@ class Reconciler:
             if count >= 2 * said:
                 self._beyond[text] = count
                 self._log.warning("%s", beyond_text(series))
+
+    def _say_short(self, budget: Budget | None) -> None:
+        """Say that a budget cannot be met, when that begins and each time it has become twice as bad."""
+        short_bytes = budget.short_bytes if budget is not None else 0
+        if budget is not None and short_bytes and short_bytes >= 2 * self._short_bytes:
+            self._short_bytes = short_bytes
+            self._log.error("%s: %s", self.work.path, short_text(budget))
+        elif not short_bytes:
+            self._short_bytes = 0
 
     def _look_again_s(self, survey: Survey, *, troubled: bool) -> float | None:
         waits = [] if survey.settles_s is None else [survey.settles_s + _SETTLED_S]

@@ -6,19 +6,24 @@ Only text; nothing is decided here.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from .core.checkpoint import Checkpoint
 from .core.plan import KEEP, PRUNE, SKIP, Decision, SeriesPlan
+from .core.policy import Policy
+from .core.simulate import Simulation
 from .survey import Survey
+from .timeline import timeline
 from .units import human_age, human_bytes
 
 
 def summary(survey: Survey, work_dir: str) -> str:
     """One line: what is there, what is kept of it, and what will be freed."""
-    parts = [_series_summary(series) for series in survey.plan.series if series.decisions]
+    has_budget = survey.plan.budget is not None
+    parts = [_series_summary(series, has_budget=has_budget) for series in survey.plan.series if series.decisions]
     if not parts:
         return f"watching {work_dir}: no checkpoint yet"
     return f"watching {work_dir}: " + "; ".join(parts)
@@ -39,23 +44,35 @@ def as_json(survey: Survey, work_dir: str) -> dict[str, Any]:
         "unread": sorted(survey.unread),
         "left_alone": [{"name": each.name, "reason": each.reason} for each in survey.left_alone],
         "advice": list(survey.advice),
+        "bytes": _bytes(survey),
     }
 
 
-def as_table(survey: Survey, work_dir: str, now_s: float) -> Iterator[str]:
-    """The plan for a person: a row for each checkpoint, then what it adds up to."""
+def as_table(
+    survey: Survey, work_dir: str, now_s: float, *, width: int | None = None, milestones: int | None = None
+) -> Iterator[str]:
+    """The plan for a person: a row for each checkpoint, then what it adds up to.
+
+    width: of the terminal, in characters, for a timeline with every `milestones`-th step in it; None for none.
+    """
     for series in survey.plan.series:
         if not series.decisions:
             continue
-        yield f"{work_dir}  {_rule_text(series)}"
+        yield f"{work_dir}  {_rule_text(series, has_budget=survey.plan.budget is not None)}"
         rows = [("CHECKPOINT", "STATE", "SIZE", "AGE", "DECISION", "REASON")]
         for d in series.decisions:
             c = d.checkpoint
             age = human_age(now_s - c.mtime_ns / 1e9)
             rows.append((c.name, c.state.value, human_bytes(c.size_bytes), age, d.decision, "; ".join(d.reasons)))
         yield from columns(rows, right=(2, 3))
-        yield "  " + _totals(series.decisions)
+        if width is not None:
+            yield ""
+            yield from (f"  {line}" for line in timeline(series, milestones=milestones, width=width - 2))
+            yield ""
+        yield "  " + _totals(series)
         yield ""
+    if survey.trash_bytes:
+        yield f"in the trash: {human_bytes(survey.trash_bytes)}"
     for each in survey.left_alone:
         yield f"left alone: {each.name} ({each.reason})"
     lagging = sorted({c.name for c in survey.plan.relied_on} & survey.unread) if survey.remembered else []
@@ -70,6 +87,27 @@ def as_table(survey: Survey, work_dir: str, now_s: float) -> Iterator[str]:
         yield f"pointer: {survey.pointed or 'none yet'}" + (
             "" if _names(survey, newest) else f" (would move to {newest.name})"
         )
+
+
+def simulation_lines(done: Simulation, policy: Policy, *, width: int | None = None) -> Iterator[str]:
+    """What a policy would leave of a run, for a person."""
+    left = done.series.decisions
+    yield f"{_plural(done.saves, 'save')} of {_rule_text(done.series)}"
+    yield f"  leaves {len(left)}: {_steps([d.checkpoint for d in left])}"
+    name = done.series.grid.template.name_of(done.peak_step)
+    yield f"  at most {_plural(done.peak, 'file')} at once: when {name} is saved"
+    if width is not None:
+        yield from (f"  {line}" for line in timeline(done.series, milestones=policy.keep_every, width=width - 2))
+
+
+def simulation_json(done: Simulation) -> dict[str, Any]:
+    """The same for a program."""
+    rows = [
+        {"name": d.checkpoint.name, "step": d.checkpoint.step, "reasons": list(d.reasons)}
+        for d in done.series.decisions
+    ]
+    return {"template": done.series.grid.template.text, "saves": done.saves, "left": rows, "peak_files": done.peak,
+            "peak_step": done.peak_step}  # fmt: skip
 
 
 def one_line(text: str) -> str:
@@ -87,7 +125,7 @@ def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> Iter
         yield "  " + "  ".join(cells).rstrip()
 
 
-def _series_summary(series: SeriesPlan) -> str:
+def _series_summary(series: SeriesPlan, *, has_budget: bool) -> str:
     kept = [d.checkpoint for d in series.decisions if d.decision != PRUNE]
     gone = [d.checkpoint for d in series.decisions if d.decision == PRUNE]
     grid = series.grid
@@ -95,7 +133,7 @@ def _series_summary(series: SeriesPlan) -> str:
     if grid.interval_from and grid.interval_from.startswith("inferred"):
         known += f", {grid.interval_from}"
     text = f"{_plural(len(series.decisions), 'checkpoint')} of {grid.template.text}{known}; keeping {_steps(kept)}"
-    if grid.max_keep is None:
+    if grid.max_keep is None and not has_budget:
         return f"{text}: no --max-keep, so nothing is pruned"
     if not gone:
         return f"{text}, pruning none"
@@ -112,21 +150,57 @@ def _steps(checkpoints: Sequence[Checkpoint]) -> str:
     return ", ".join(map(str, shown)) or "none"
 
 
-def _rule_text(series: SeriesPlan) -> str:
+def _rule_text(series: SeriesPlan, *, has_budget: bool = False) -> str:
     grid = series.grid
     if grid.rule is None:
-        return f"{grid.template.text}: no --max-keep, so nothing is pruned"
+        rule = "no --max-keep, only --max-bytes" if has_budget else "no --max-keep, so nothing is pruned"
+        return f"{grid.template.text}: {rule}"
     text = f"{grid.template.text}: rule {grid.rule.name}, max-keep {grid.rule.max_keep}"
     return f"{text}, interval {grid.interval}, {grid.interval_from}" if grid.interval is not None else text
 
 
-def _totals(decisions: Sequence[Decision]) -> str:
+def policy_text(policy: Policy) -> str:
+    """The policy in force, what was not asked for included, as one line."""
+    keeps = [f"the {policy.max_keep} newest of each series"] if policy.max_keep else ["as many as a run declares"]
+    keeps += [str(keeper) for keeper in policy.keepers]
+    budget = f"at most {human_bytes(policy.max_bytes)}" if policy.max_bytes else ""
+    interval = f"interval {policy.interval}" if policy.interval else "interval as declared or inferred"
+    names = f"names {' '.join(policy.templates)}" if policy.templates else ""
+    settle = f"settle {policy.settle_s:g}s" if policy.settle_s is not None else ""
+    trash = "trash freed at once, an hour after a large prune"
+    if policy.trash_ttl_s is not None:
+        trash = f"trash kept {policy.trash_ttl_s:g}s"
+    parts = [f"keep {', '.join(keeps)}", budget, f"rule {policy.rule}", interval, names, settle,
+             f"verify {policy.verify}", trash, f"pointer {policy.pointer}"]  # fmt: skip
+    return "policy: " + "; ".join(part for part in parts if part)
+
+
+def _totals(series: SeriesPlan) -> str:
     parts = []
     for word, name in ((KEEP, "keep"), (PRUNE, "prune"), (SKIP, "skip")):
-        chosen = [d.checkpoint for d in decisions if d.decision == word]
-        if chosen or word != SKIP:
-            parts.append(f"{name} {len(chosen)} ({human_bytes(sum(c.allocated_bytes for c in chosen))})")
+        chosen = [d.checkpoint for d in series.decisions if d.decision == word]
+        if not chosen and word == SKIP:
+            continue
+        text = f"{name} {len(chosen)} ({human_bytes(sum(c.allocated_bytes for c in chosen))})"
+        if word == KEEP and series.beyond:
+            beyond = human_bytes(sum(c.allocated_bytes for c in series.beyond))
+            text += f", {len(series.beyond)} of them beyond --max-keep ({beyond})"
+        parts.append(text)
     return ", ".join(parts)
+
+
+def _bytes(survey: Survey) -> dict[str, int]:
+    """What the plan adds up to on the disk."""
+
+    def of(decisions: Sequence[Decision]) -> int:
+        return sum(d.checkpoint.allocated_bytes for d in decisions)
+
+    return {
+        "kept": of([d for d in survey.decisions if d.decision != PRUNE]),
+        "to_free": of(survey.plan.prune),
+        "trash": survey.trash_bytes,
+        "beyond": sum(c.allocated_bytes for series in survey.plan.series for c in series.beyond),
+    }
 
 
 def _series_json(series: SeriesPlan) -> dict[str, Any]:
@@ -146,6 +220,7 @@ def _series_json(series: SeriesPlan) -> dict[str, Any]:
                 "step": d.checkpoint.step,
                 "state": d.checkpoint.state.value,
                 "evidence": d.checkpoint.evidence,
+                "metrics": {name: _finite(score) for name, score in d.checkpoint.metrics},
                 "decision": d.decision,
                 "reasons": list(d.reasons),
                 "size_bytes": d.checkpoint.size_bytes,
@@ -154,6 +229,11 @@ def _series_json(series: SeriesPlan) -> dict[str, Any]:
             for d in series.decisions
         ],
     }
+
+
+def _finite(score: float) -> float | str:
+    """JSON has no NaN and no infinity: there they are text."""
+    return score if math.isfinite(score) else str(score)
 
 
 def _iso(mtime_ns: int) -> str | None:

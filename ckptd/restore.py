@@ -5,7 +5,6 @@ A running `ckptd watch` claims what it frees by a rename of its own, and finds t
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from typing import Any
 from . import delete, journal
 from .disk import opened_own_dir
 from .errors import CkptdError, why
+from .pins import make_pin
 from .scan import PIN_ENDING
 from .workdir import WorkDir
 
@@ -78,11 +78,7 @@ def _pin(work: WorkDir, name: str) -> bool:
     """Create the pin beside `name`, before it is back; False if it was there already."""
     if "/" in name or name in (os.curdir, os.pardir):
         raise CkptdError(f"{name}: no name of a checkpoint in {work.path}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(name + PIN_ENDING, flags, 0o666, dir_fd=work.fd))
-        return True
-    return False
+    return make_pin(name, work_fd=work.fd)
 
 
 def _iso(line: dict[str, Any]) -> str | None:

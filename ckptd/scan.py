@@ -16,6 +16,7 @@ from .core.naming import Template
 from .disk import FORBIDDEN, check_depth, opened_dir
 
 PIN_ENDING = ".keep"
+SIDECAR_ENDING = ".metrics.json"  # the scores beside a checkpoint, which go where it goes
 DCP_MARKER = ".metadata"
 INDEX_ENDING = ".index.json"  # Hugging Face: names the shard of every tensor
 TRAINER_STATE = "trainer_state.json"  # Hugging Face's Trainer writes it after all else

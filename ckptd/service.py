@@ -22,6 +22,7 @@ from .core.policy import Policy
 from .errors import CkptdError, RefusedError, why
 from .keeper import Keeper
 from .reading import Reader
+from .render import policy_text
 from .signals import share_terminal, told_to
 from .watch import Watcher
 from .workdir import become_owner
@@ -73,6 +74,7 @@ class Service:
     scan_interval_s: float | None = None
     command: Sequence[str] = ()
     inbox: queue.SimpleQueue[Word] = field(default_factory=queue.SimpleQueue)
+    _policy_said: bool = False
     _ending: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> int:
@@ -89,6 +91,7 @@ class Service:
             path: Keeper(
                 path, self.policy, watcher=watcher, background=background, reader=reader, dry_run=self.dry_run,
                 scan_interval_s=self.scan_interval_s, label=path if len(paths) > 1 else "", stopping=self._stopping,
+                on_met=self._say_policy,
             )
             for path in paths
         }  # fmt: skip
@@ -197,6 +200,12 @@ class Service:
         if number in _ENDING and not self.command:
             self._ending.set()  # for a pass that is under way
         self.inbox.put(Signalled(number))
+
+    def _say_policy(self) -> None:
+        """Once, after the first line, which is for what there is."""
+        if not self._policy_said:
+            self._policy_said = True
+            log.info("%s", policy_text(self.policy))
 
     def _stopping(self) -> bool:
         notify.ping()

@@ -5,11 +5,13 @@ What the disk and the plan have said; nothing is read or decided here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from .core.budget import Budget
 from .core.memory import Memory, Seen
 from .core.plan import Decision, Plan, SeriesPlan
-from .core.policy import Stepped
+from .core.policy import Policy, Stepped
 from .core.schedule import WITNESSES, Schedule
 from .scan import Entry, LeftAlone
 from .units import human_bytes
@@ -67,6 +69,7 @@ class Survey:
     filling: frozenset[str]
     checkable: frozenset[str]
     unread: frozenset[str]
+    trash_bytes: int = 0  # what the trash takes on the disk, where somebody has asked
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
@@ -84,7 +87,7 @@ class Survey:
         return self.plan.newest.name if self.plan.newest else None
 
 
-def advice_on(decided: Plan, first: bool, trusted: str | None) -> tuple[str, ...]:
+def advice_on(decided: Plan, policy: Policy, first: bool, trusted: str | None) -> tuple[str, ...]:
     """What a person should know about this plan beyond its rows."""
     advice = []
     for series in decided.series:
@@ -99,8 +102,9 @@ def advice_on(decided: Plan, first: bool, trusted: str | None) -> tuple[str, ...
         if grid.ignored is not None:
             advice.append(ignored_text(series, decided.memory))
         if grid.rule is None:
-            if series.decisions:
-                advice.append(f"{grid.template.text}: no --max-keep is given or declared, so nothing is pruned")
+            if series.decisions and policy.max_bytes is None:
+                idle = "".join(f", and {keeper.option} has nothing to keep from" for keeper in policy.keepers[:1])
+                advice.append(f"{grid.template.text}: no --max-keep is given or declared, so nothing is pruned{idle}")
             continue
         if grid.interval is None:
             advice.append(
@@ -108,7 +112,31 @@ def advice_on(decided: Plan, first: bool, trusted: str | None) -> tuple[str, ...
             )
         if series.beyond:
             advice.append(beyond_text(series))
+        advice.extend(_unscored(series, policy))
+    if decided.budget is not None and decided.budget.short_bytes:
+        advice.append(short_text(decided.budget))
     return tuple(advice)
+
+
+def short_text(budget: Budget) -> str:
+    """Why a budget cannot be met, and what to do about it."""
+    return (
+        f"--max-bytes {human_bytes(budget.limit_bytes)} cannot be met: what must stay takes "
+        f"{human_bytes(budget.kept_bytes)}; keep fewer (--max-keep, keepers, pins), or give it more"
+    )
+
+
+def _unscored(series: SeriesPlan, policy: Policy) -> Iterator[str]:
+    """Of each metric that a keeper goes by and no checkpoint has: with the ones there are, in case of a slip."""
+    whole = [d.checkpoint for d in series.decisions if d.checkpoint.state.whole]
+    known = sorted({metric for c in whole for metric, _ in c.metrics})
+    for keeper in policy.keep_best:
+        if whole and keeper.metric not in known:
+            there = f" (there are {', '.join(known)})" if known else ""
+            yield (
+                f"{series.grid.template.text}: no checkpoint has the metric {keeper.metric}{there}; "
+                f"{keeper.option} keeps all until one has"
+            )
 
 
 def ignored_text(series: SeriesPlan, memory: Memory) -> str:

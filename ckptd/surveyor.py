@@ -20,6 +20,7 @@ from .core.schedule import LARGEST_BYTES, Schedule
 from .disk import FORBIDDEN, opened_file, opened_own_dir, read_small
 from .errors import CkptdError, RefusedError, why
 from .filesystem import is_local
+from .metrics import Scores
 from .pointer import framework_pointers, link_target, named_by, read_pointer
 from .readers import readers_of
 from .scan import Entry, Found, LeftAlone, scan
@@ -60,7 +61,12 @@ class Surveyor:
     findings: Findings = field(default_factory=Findings)
     _verdicts: dict[str, tuple[Entry, Verdict]] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
+    _scores: Scores = field(init=False)
     _local: bool | None = None
+
+    def __post_init__(self) -> None:
+        wanted = frozenset(keeper.metric for keeper in self.policy.keep_best)
+        self._scores = Scores(wanted, lambda text: self._once(f"{self.work.path}/{text}"))
 
     def survey(self, now_ns: int, *, strict: bool = False) -> Survey:
         """Look and decide. strict: without what is still to be read, else as if all of that were good.
@@ -97,7 +103,7 @@ class Surveyor:
             remembered,
             read_pointer(self.policy.pointer, dir_fd=work.fd),
             {text: said for text, said in declared.items() if text not in ignored},
-            advice_on(decided, remembered is None, trusted),
+            advice_on(decided, self.policy, remembered is None, trusted),
             judged.settles_s,
             frozenset(judged.filling),
             frozenset(judged.checkable),
@@ -173,6 +179,8 @@ class Surveyor:
             elif verdict.settles_s is not None:
                 judged.settles_s = min(verdict.settles_s, judged.settles_s or verdict.settles_s)
             checkpoint = self._checkpoint(entry, verdict, seen.get(entry.name))
+            if self.policy.keep_best:
+                checkpoint = replace(checkpoint, metrics=self._scores.of(entry, {}, dir_fd=self.work.fd))
             if verdict.checksum:
                 judged.checkable.add(entry.name)
                 known = seen.get(entry.name)

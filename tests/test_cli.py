@@ -315,3 +315,90 @@ def test_the_python_interface_does_what_the_commands_do(with_checkpoints: Builde
     assert (left(work_dir), pointed(work_dir)) == (epochs(3), "epoch_3.pth")
     assert package.latest(work_dir) == work_dir / "epoch_3.pth"
     assert package.verify(work_dir / "epoch_3.pth").state.value == "complete"
+
+
+# --- by hand ----------------------------------------------------------------------------------------------------
+
+
+def test_a_pinned_checkpoint_stays_and_an_unpinned_one_is_told_its_fate(
+    with_checkpoints: Builder, ckptd: Ckptd
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3, 4))
+    assert ckptd("pin", work_dir / "epoch_1.pth", work_dir / "epoch_4.pth").returncode == 0
+    assert "is pinned already" in ckptd("pin", work_dir / "epoch_1.pth").stdout
+    a_pass(work_dir, max_keep=1, interval=1, trash_ttl_s=0)
+    assert left(work_dir) == ["epoch_1.pth", "epoch_1.pth.keep", "epoch_4.pth", "epoch_4.pth.keep"]
+    told = ckptd("unpin", work_dir / "epoch_1.pth", work_dir / "epoch_4.pth", "--max-keep", 1, "--interval", 1)
+    assert told.returncode == 0
+    first, second = told.stdout.splitlines()
+    assert "epoch_1.pth: the next pass prunes it (past --max-keep 1" in first
+    assert "epoch_4.pth: it stays (the newest)" in second
+    a_pass(work_dir, max_keep=1, interval=1, trash_ttl_s=0)
+    assert left(work_dir) == epochs(4)
+
+
+@pytest.mark.parametrize("kind", ["missing", "link", "pin", "root"])
+def test_what_is_no_checkpoint_is_not_pinned(with_checkpoints: Builder, ckptd: Ckptd, kind: str) -> None:
+    work_dir = with_checkpoints(*epochs(1))
+    (work_dir / "latest.pth").symlink_to("epoch_1.pth")
+    (work_dir / "epoch_1.pth.keep").touch()
+    before = sorted(path.name for path in work_dir.iterdir())
+    path = {"missing": work_dir / "epoch_2.pth", "link": work_dir / "latest.pth", "pin": work_dir / "epoch_1.pth.keep",
+            "root": Path("/")}[kind]  # fmt: skip
+    done = ckptd("pin", path)
+    assert (done.returncode, done.stdout) == (2 if kind in ("pin", "root") else 1, "")
+    assert done.stderr.startswith("error: ")
+    assert before == sorted(path.name for path in work_dir.iterdir())
+
+
+def test_what_is_not_pinned_cannot_be_unpinned(with_checkpoints: Builder, ckptd: Ckptd) -> None:
+    work_dir = with_checkpoints(*epochs(1))
+    done = ckptd("unpin", work_dir / "epoch_1.pth")
+    assert (done.returncode, done.stdout, "epoch_1.pth is not pinned" in done.stderr) == (1, "", True)
+
+
+def test_a_pin_is_no_more_than_a_file_and_is_made_as_the_owner(somebody: Somebody, ckptd: Ckptd) -> None:
+    place = somebody.place / "run"
+    place.mkdir()
+    Builder(place)(*epochs(1))
+    somebody.owns(place)
+    assert ckptd("pin", place / "epoch_1.pth").returncode == 0  # as root
+    assert (place / "epoch_1.pth.keep").stat().st_uid == place.stat().st_uid
+
+
+def test_the_policy_in_force_is_told_with_what_nobody_asked_for(work_dir: Path, ckptd: Ckptd) -> None:
+    told = ckptd("plan", "-v", work_dir, "--max-keep", 3, "--keep-best", "mAP:max:2", "--max-bytes", "1.5GiB")
+    for part in ("3 newest", "--keep-best mAP:max:2", "at most 1.6 GB", "rule auto", "verify full", "last_ckpt"):
+        assert part in told.stdout.splitlines()[0]
+
+
+def test_a_simulated_run_leaves_what_the_real_one_leaves(with_checkpoints: Builder, ckptd: Ckptd) -> None:
+    done = ckptd("plan", "--simulate", "epoch_{}.pth:2..21:2", "--max-keep", 2, "--keep-every", 8, "--json")
+    told = json.loads(done.stdout)
+    most = 0
+    for step in (2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 21):
+        with_checkpoints(f"epoch_{step}.pth")
+        most = max(most, len(left(with_checkpoints.work_dir)))
+        a_pass(with_checkpoints.work_dir, max_keep=2, keep_every=8, trash_ttl_s=0)
+    assert [each["name"] for each in told["left"]] == left(with_checkpoints.work_dir)
+    assert (told["saves"], told["peak_files"]) == (11, most)
+
+
+@pytest.mark.parametrize(("args", "says"), [
+    pytest.param(["--simulate", "epoch_{}.pth"], "TEMPLATE:FIRST..LAST", id="no steps"),
+    pytest.param(["--simulate", "epoch.pth:1..3"], "no fields", id="no field"),
+    pytest.param(["--simulate", "epoch_{}.pth:3..1"], "saves nothing", id="backwards"),
+    pytest.param(["--simulate", "epoch_{}.pth:1..3:0"], "saves nothing", id="no step between two"),
+    pytest.param(["--simulate", "epoch_{}.pth:1..999999999999"], "steps between them larger", id="without end"),
+    pytest.param(["--simulate", "epoch_{}.pth:1..3", "."], "no WORK_DIR", id="a work dir too"),
+    pytest.param(["--simulate", "epoch_{}.pth:1..3", "--keep-best", "mAP:max"], "--keep-best", id="unknown scores"),
+    pytest.param(["--simulate", "epoch_{}.pth:1..3", "--max-bytes", "1GB"], "--max-bytes", id="unknown sizes"),
+    pytest.param([".", "--max-bytes", "much"], "is no size", id="no size"),
+    pytest.param([".", "--max-bytes", "0"], "out of range", id="nothing at all"),
+    pytest.param([".", "--keep-best", "mAP"], "METRIC:min or METRIC:max", id="no direction"),
+    pytest.param([".", "--keep-within", "0"], "stays anyway", id="no time"),
+])  # fmt: skip
+def test_what_can_never_be_meant_is_2_and_names_the_way_out(args: list[str], says: str, ckptd: Ckptd) -> None:
+    done = ckptd("plan", *args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr

@@ -33,7 +33,7 @@ REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
 CHANGELOG = (REPOSITORY / "CHANGELOG.md").read_text()
-POLICY_COMMANDS = {"watch", "plan", "prune", "unit"}
+POLICY_COMMANDS = {"watch", "plan", "prune", "unit", "unpin"}
 OTHERS_OPTIONS = {"systemctl": {"--user", "--now"}, "systemd-escape": {"--template", "--path"}, "SBATCH": {"--signal"},
                   "train.py": {"--resume-from"}}  # fmt: skip
 
@@ -310,7 +310,7 @@ def test_every_option_stands_with_the_commands_that_take_it() -> None:
     rows = [(row[0].split()[0], row[2]) for row in table("option")]
     policy = [name for name, _ in rows if takers[name] >= POLICY_COMMANDS]
     assert [name for name, _ in rows[: len(policy)]] == policy
-    assert len(policy) == 8, "the README counts them: the first eight"
+    assert len(policy) == 12, "the README counts them: the first twelve"
     assert {name for name in policy if takers[name] > POLICY_COMMANDS} == {"--template", "--pointer", "--verify"}
     assert takers["--verify"] == {*POLICY_COMMANDS, "verify"}
     assert takers["--pointer"] == takers["--template"] == {*POLICY_COMMANDS, "latest"}
@@ -324,7 +324,7 @@ def test_no_option_or_variable_is_mentioned_that_does_not_exist() -> None:
         others = {option for word, options in OTHERS_OPTIONS.items() if word in line for option in options}
         mentioned = set(re.findall(r"(?<![\w|-])--[a-z][a-z-]*", line))
         assert mentioned <= ours | others, line
-    assert set(re.findall(r"CKPTD_\w+", README)) == variables() | {"CKPTD_DEBUG"}
+    assert set(re.findall(r"CKPTD_\w+", README)) == variables() | {"CKPTD_DEBUG", "CKPTD_COMPLETE"}
 
 
 def test_every_command_line_shown_is_one_that_ckptd_takes() -> None:
@@ -366,6 +366,7 @@ def all_options() -> list[tuple[str, str, click.Option]]:
         for option in command.params
         if isinstance(option, click.Option)
         for name in option.opts
+        if name.startswith("--")  # a short one stands with its long one
     ]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from .. import __version__
+from ..core.plan import PRUNE, Decision
 from ..core.policy import Policy
 from ..errors import CkptdError
 from .log import log_to_stderr
@@ -91,28 +92,50 @@ def watch(
 
 
 @cli.command(options_metavar="[POLICY]")
-@_work_dirs
+@click.argument("work_dirs", nargs=-1, metavar="WORK_DIR...")
 @policy_options
 @_recursive
+@click.option("--verbose", "-v", is_flag=True, help="Begin with the policy in force.")
+@click.option("--simulate", metavar="RUN",
+              help="Show what the policy would leave of a whole run, such as 'epoch_{}.pth:1..300' or "
+                   "'iter_{}.pth:1000..90000:1000', and the most files there at once. Needs no WORK_DIR.")  # fmt: skip
 @_json
-def plan(work_dirs: tuple[str, ...], recursive: bool, json_: bool, **policy: Any) -> None:
+def plan(
+    work_dirs: tuple[str, ...], recursive: bool, verbose: bool, simulate: str | None, json_: bool, **policy: Any
+) -> None:
     """Show what would be kept and pruned, and why. Changes nothing; `prune` does exactly this."""
     log_to_stderr()
     from .. import api, render
     from ..workdir import become_owner
 
     made = Policy(**policy)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    if verbose and not json_:
+        click.echo(render.one_line(render.policy_text(made)))
+    if simulate is not None:
+        from ..core import simulate as simulating
+
+        if work_dirs:
+            raise click.UsageError("--simulate is about a run to come: name no WORK_DIR")
+        done = simulating.simulate(simulating.Run.from_text(simulate), made)
+        if json_:
+            click.echo(json.dumps(render.simulation_json(done)))
+        else:
+            click.echo("\n".join(render.simulation_lines(done, made, width=width)))
+        return
+    if not work_dirs:
+        raise click.UsageError("Missing argument 'WORK_DIR...'.")
     become_owner(work_dirs)
     if recursive:
         from . import recursive as below
 
-        raise click.exceptions.Exit(below.plan(work_dirs, made, json_=json_))
+        raise click.exceptions.Exit(below.plan(work_dirs, made, json_=json_, width=width))
     for work_dir in work_dirs:
         survey = api.plan(work_dir, made)
         if json_:
             click.echo(json.dumps(render.as_json(survey, os.path.abspath(work_dir))))
         else:
-            for line in render.as_table(survey, work_dir, time.time()):
+            for line in render.as_table(survey, work_dir, time.time(), width=width, milestones=made.keep_every):
                 click.echo(render.one_line(line))
 
 
@@ -221,6 +244,56 @@ def _progress(path: str) -> Iterator[Callable[[int], None] | None]:
         return
     with click.progressbar(length=os.path.getsize(path), label=f"reading {path}", file=sys.stderr) as bar:
         yield bar.update
+
+
+@cli.command()
+@click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
+def pin(checkpoints: tuple[str, ...]) -> None:
+    """Keep checkpoints whatever the policy says, until they are unpinned.
+
+    A pin is an empty file NAME.keep beside the checkpoint.
+    """
+    log_to_stderr()
+    from ..pins import pin as make
+    from ..workdir import become_owner
+
+    become_owner([os.path.dirname(os.path.abspath(path)) for path in checkpoints])
+    for path in checkpoints:
+        click.echo(f"pinned {path}" if make(path) else f"{path} is pinned already")
+
+
+@cli.command(options_metavar="[POLICY]")
+@click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
+@policy_options
+def unpin(checkpoints: tuple[str, ...], **policy: Any) -> None:
+    """Let the policy decide again, and say what that means for each.
+
+    Give the policy of the ckptd that looks after the work dir, as options or as variables.
+    """
+    log_to_stderr()
+    from .. import api
+    from ..pins import unpin as remove
+    from ..workdir import become_owner
+
+    made, code = Policy(**policy), 0
+    become_owner([os.path.dirname(os.path.abspath(path)) for path in checkpoints])
+    for path in checkpoints:
+        if not remove(path):
+            logging.getLogger("ckptd").error("%s is not pinned", path)
+            code = 1
+            continue
+        place, name = os.path.split(os.path.abspath(path))
+        decision = next((d for d in api.plan(place, made).decisions if d.checkpoint.name == name), None)
+        click.echo(f"unpinned {path}: {_fate(decision)}")
+    raise click.exceptions.Exit(code)
+
+
+def _fate(decision: Decision | None) -> str:
+    """What the next pass does with a checkpoint, in words."""
+    if decision is None:
+        return "not among the checkpoints that this policy looks at, so it stays"
+    does = "the next pass prunes it" if decision.decision == PRUNE else "it stays"
+    return f"{does} ({'; '.join(decision.reasons)})"
 
 
 @cli.command()

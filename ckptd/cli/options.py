@@ -12,13 +12,16 @@ import click
 from ..core.policy import RULES, VERIFY, Policy
 
 _UNITS_S = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kmgtp]?)(ib|b|)", re.ASCII)
+_PREFIXES = ("", "k", "m", "g", "t", "p")
 _SHAPE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([a-z]*)", re.ASCII)
 
 
 if TYPE_CHECKING:
     _Float = click.ParamType[float]
+    _Int = click.ParamType[int]
 else:
-    _Float = click.ParamType  # no generic before click 8.5
+    _Float = _Int = click.ParamType  # no generic before click 8.5
 
 
 class Duration(_Float):
@@ -45,6 +48,23 @@ class Duration(_Float):
         return seconds
 
 
+class Size(_Int):
+    """A number of bytes, or a number with kB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB. Converts to bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = _SIZE.fullmatch(str(value).strip().lower())
+        if match is None:
+            self.fail(f"{value!r} is no size: write bytes, or a number with MB, GB, TB or GiB, as in 500GB", param, ctx)
+        size = float(match[1]) * (1024 if match[3] == "ib" else 1000) ** _PREFIXES.index(match[2])
+        if not 1 <= size < 2**63:
+            self.fail(f"{value!r} is out of range: at least one byte", param, ctx)
+        return int(size)
+
+
 verify_option = click.option(
     "--verify",
     type=click.Choice(VERIFY),
@@ -68,6 +88,16 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--template", "templates", multiple=True, metavar="T", envvar="CKPTD_TEMPLATE",
                      help="Name of a checkpoint, such as 'model-{:04d}.ckpt', in place of the known names; repeatable. "
                           "Files of any format with such a name count, and can be pruned."),
+        click.option("--keep-every", type=click.IntRange(min=1), metavar="N", envvar="CKPTD_KEEP_EVERY",
+                     help="Keep steps divisible by N for ever."),
+        click.option("--keep-best", multiple=True, metavar="M:min|max[:K]", envvar="CKPTD_KEEP_BEST",
+                     help="Keep the K best (default: the best) by metric M, as in mAP:max:3; repeatable. Scores "
+                          "come from names, from a Trainer's state, and from NAME.metrics.json."),
+        click.option("--keep-within", "keep_within_s", type=Duration(), metavar="D", envvar="CKPTD_KEEP_WITHIN",
+                     help="Keep what was written within D before the newest."),
+        click.option("--max-bytes", type=Size(), metavar="S", envvar="CKPTD_MAX_BYTES",
+                     help="Empty the trash and then delete the oldest until all fits into S, such as 500GB; never what "
+                          "the options above keep, nor the newest."),
         click.option("--settle", "settle_s", type=Duration(), metavar="S", envvar="CKPTD_SETTLE",
                      help="Unchanged for so long, a file whose writer cannot be seen counts as written. "
                           "Default: 5s on local file systems, 60s on others."),
@@ -90,10 +120,13 @@ def options_of(policy: Policy) -> list[str]:
     for name, option in (
         ("max_keep", "--max-keep"), ("interval", "--interval"), ("rule", "--rule"), ("settle_s", "--settle"),
         ("verify", "--verify"), ("trash_ttl_s", "--trash-ttl"), ("pointer", "--pointer"),
+        ("keep_every", "--keep-every"), ("keep_within_s", "--keep-within"), ("max_bytes", "--max-bytes"),
     ):  # fmt: skip
         value = getattr(policy, name)
         if value != getattr(default, name):
             options += [option, f"{value:g}" if isinstance(value, float) else str(value)]
+    for keeper in policy.keep_best:
+        options += str(keeper).split(" ", 1)
     for template in policy.templates:
         options += ["--template", template]
     return options

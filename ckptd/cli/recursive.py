@@ -40,7 +40,7 @@ class _Row(NamedTuple):
     frees: int
 
 
-def plan(roots: Sequence[str], policy: Policy, *, json_: bool) -> int:
+def plan(roots: Sequence[str], policy: Policy, *, json_: bool, width: int | None = None) -> int:
     """Print the plan of every work dir, then the table of those that hold most; returns the exit code."""
     found = _Found(roots, policy)
     rows: list[_Row] = []
@@ -57,7 +57,7 @@ def plan(roots: Sequence[str], policy: Policy, *, json_: bool) -> int:
         if json_:
             click.echo(json.dumps(render.as_json(survey, work_dir)))
         else:
-            for line in render.as_table(survey, work_dir, time.time()):
+            for line in render.as_table(survey, work_dir, time.time(), width=width, milestones=policy.keep_every):
                 click.echo(render.one_line(line))
             click.echo()
     if not json_:

@@ -112,9 +112,7 @@ class KeepWithin:
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds < math.inf:
-            raise UsageError(
-                f"keep_within_s is {self.seconds}: with no time it keeps but the newest, which stays anyway"
-            )
+            raise UsageError(f"keep_within_s is {self.seconds}: it would keep but the newest, which stays anyway")
 
     def keeps(self, whole: Sequence[Checkpoint], seen: Mapping[str, Seen]) -> Reasons:
         """As all keepers."""

@@ -113,7 +113,7 @@ def _plan_series(
     # A budget may take what no max_keep asks for, but never the newest.
     at_least = grid.max_keep or (0 if policy.max_bytes is None else 1)
     relied_on = tuple(good[-at_least:]) if at_least else ()
-    judge = _Judge(grid, seen, found, good)
+    judge = _Judge(grid, seen, found, good, has_budget=policy.max_bytes is not None)
     newest_names = {c.name for c in relied_on}
     whole = sorted((c for c in found if c.state.whole), key=lambda c: seen[c.name].rank)
     kept = _kept(policy.keepers, whole, seen)
@@ -180,7 +180,16 @@ def _within_budget(
 class _Judge:
     """The rule's own view of a series, before any protection."""
 
-    def __init__(self, grid: Grid, seen: Mapping[str, Seen], found: list[Checkpoint], good: list[Checkpoint]) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        seen: Mapping[str, Seen],
+        found: list[Checkpoint],
+        good: list[Checkpoint],
+        *,
+        has_budget: bool,
+    ) -> None:
+        self.has_budget = has_budget
         self.grid, self.seen, self.steps = grid, seen, {c.step for c in found}
         fit = sorted((c for c in found if c.state.whole and c.durable), key=lambda c: seen[c.name].rank)
         self.newest = fit[-1] if fit else None
@@ -217,7 +226,7 @@ class _Judge:
     def why_it_stays(self, checkpoint: Checkpoint) -> str:
         rule, known = self.grid.rule, self.seen.get(checkpoint.name)
         if rule is None:
-            return "no --max-keep: nothing is pruned"
+            return "fits into --max-bytes" if self.has_budget else "no --max-keep: nothing is pruned"
         if checkpoint.spoiled:
             enough = f"{_count(rule.max_keep, 'complete one')} written after it"
             return f"{checkpoint.evidence or 'incomplete'}; goes once {enough}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Union
 
 from ..errors import UsageError
-from .keepers import KeepBest, KeepEvery, Keeper, KeepWithin, at_least_1
+from .keepers import KeepBest, Keeper, KeepEvery, KeepWithin, at_least_1
 from .layouts import DEFAULT_TEMPLATES
 from .naming import Template
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..core.naming import Template
@@ -29,8 +29,20 @@ class Series:
 
     def __post_init__(self) -> None:
         Template(self.template)
+        if not self.place:
+            raise UsageError("the run has no work_dir, and the hook no out_dir: give it one")
         if "://" in self.place:
             raise UsageError(f"out_dir is {self.place!r}: ckptd prunes in directories that this host can see")
+
+    def alone(self, others: Iterable[Series | None]) -> Series:
+        """This series; raises UsageError if another one, of the run's other hooks, has the same names in it."""
+        for other in others:
+            if other and (_real(other.place), other.template) == (_real(self.place), self.template):
+                raise UsageError(
+                    f"{self.place}: another hook of this run saves {self.template} there. Take one of them out, "
+                    "or give it another filename_tmpl"
+                )
+        return self
 
     def save(self, save: Callable[[], None]) -> None:
         """Let the framework save, on every rank, then tell ckptd. A save that fails on one rank raises on all."""
@@ -49,3 +61,7 @@ class Series:
         )
         if rank_of() == 0:
             warn_if_unattended(os.path.abspath(self.place), Template(self.template), self.max_keep)
+
+
+def _real(place: str) -> str:
+    return os.path.realpath(place)

@@ -10,10 +10,11 @@ import functools
 import json
 import logging
 import numbers
+import operator
 import os
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -89,7 +90,7 @@ class CheckpointHook:
         self._model: nn.Module | None = None
         self._optimizer: Any = None
         self._states: dict[str, Any] = {}
-        self._is_checked = False
+        self._tried: set[str] = set()
         self._host = HostCopy()
         self._writer = Writer()
         self._in_flight: Path | None = None  # on every rank, though only rank 0 has a thread
@@ -105,7 +106,8 @@ class CheckpointHook:
         failure: Exception | None = None
         try:
             states_of.check_bound(model, optimizer, states, rank=rank_of())
-            states_of.check_loadable({"meta": self._meta, **_without_state_dict(states)})
+            plain = {"meta": self._meta, **_without_state_dict(states)}
+            states_of.check(plain, rank=rank_of(), tried=set())
             if rank_of() == 0:
                 self._prepare()
         except Exception as error:  # noqa: BLE001 - raised by agree, on this rank and all others
@@ -168,15 +170,15 @@ class CheckpointHook:
         to be saved. Raises CkptdError on every rank if rank 0 could not save; the names in the directory are then as
         they were.
         """
-        self._finished["epoch"] = epoch + 1
-        return self._after(epoch + 1, last, metrics) if self.by_epoch else None
+        self._finished["epoch"] = finished = operator.index(epoch) + 1  # numpy's numbers are no plain values
+        return self._after(finished, last, metrics) if self.by_epoch else None
 
     def after_train_iter(
         self, iteration: int, *, last: bool | None = None, metrics: Mapping[str, float] | None = None
     ) -> Path | None:
         """As `after_train_epoch`, for a hook with by_epoch=False; else it is only noted how far the run has come."""
-        self._finished["iter"] = iteration + 1
-        return None if self.by_epoch else self._after(iteration + 1, last, metrics)
+        self._finished["iter"] = finished = operator.index(iteration) + 1
+        return None if self.by_epoch else self._after(finished, last, metrics)
 
     def should_save(self, step: int, *, last: bool | None = None) -> bool:
         """Whether `step` (counted from 1, as in the checkpoint's name) is to be saved; for those who save themselves.
@@ -254,27 +256,33 @@ class CheckpointHook:
             "time": time.asctime(),
             "hook_msgs": {**self._meta.get("hook_msgs", {}), "last_ckpt": str(path)},
         }
-        state = {"meta": meta, **states_of.collect(model, self._optimizer, self._states, rank=rank_of())}
-        if not self._is_checked:
-            states_of.check_loadable(state)
-            self._is_checked = True
+        state = {"meta": meta, **states_of.collect(model, self._optimizer, self._states)}
+        # At each save: a score that is numpy's may come with the tenth.
+        states_of.check(state, rank=rank_of(), tried=self._tried)
         if not self.background:
             self._write(path, state, scores)
             return
-        held = self._host.take(state)
+        host = self._host  # which the thread must go by, though another may have taken its place
+        held = host.take(state)
         # Before the thread begins: each tensor that goes lets go of the interpreter's lock, which the thread would then
         # keep for 5 ms.
         del state
-        self._writer.start(path.name, functools.partial(self._write, path, held, scores))
+        self._writer.start(path.name, functools.partial(self._write, path, held, scores, host.finish))
 
-    def _write(self, path: Path, state: dict[str, Any], scores: bytes | None) -> None:
-        """Everything that touches the disk; in a thread if need be, where there are no collectives."""
+    def _write(
+        self, path: Path, state: dict[str, Any], scores: bytes | None, finish: Callable[[], None] | None = None
+    ) -> None:
+        """Everything that touches the disk; in a thread if need be, where there are no collectives.
+
+        finish: returns once all of `state` is there.
+        """
 
         def write(file: IO[bytes]) -> None:
             torch.save(state, file)
 
         try:
-            self._host.finish()
+            if finish is not None:
+                finish()
             with opened_dir(str(self.out_dir)) as fd:
                 beside = f"{path.name}.metrics.json"
                 publish(path.name, self.template, write, dir_fd=fd, outdated=beside)
@@ -341,10 +349,12 @@ class CheckpointHook:
         assert self._model is not None  # bound by before_run, which resume has called
         saved = states_of.read(path, map_location=map_location, weights_only=weights_only)
         values = states_of.load(saved, self._model, self._optimizer, self._states, source=str(path))
-        meta = saved.get("meta", {})
+        meta = saved.get("meta")
+        meta = meta if isinstance(meta, dict) else {}
         # A checkpoint of another writer may count nothing; its name does.
-        finished = {self._unit: self.template.step_of(path.name), **meta}
-        return Progress(int(finished.get("epoch") or 0), int(finished.get("iter") or 0), path, meta, values)
+        finished = {self._unit: self.template.step_of(path.name) or 0}
+        finished.update({unit: int(meta[unit]) for unit in self._finished if isinstance(meta.get(unit), (int, float))})
+        return Progress(finished.get("epoch", 0), finished.get("iter", 0), path, meta, values)
 
 
 def _count(name: str, value: object, without: tuple[int, ...], advice: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmcv.fileio.file_client import HardDiskBackend
-from mmcv.runner import HOOKS, CheckpointHook
+from mmcv.runner import HOOKS, CheckpointHook, EpochBasedRunner
 
 from ..errors import UsageError
 from .adapter import Series
@@ -31,13 +31,16 @@ class CkptdHook(CheckpointHook):
         self._series: Series | None = None
 
     def before_run(self, runner: Any) -> None:
-        """Raises UsageError where checkpoints would not go into a directory of this host."""
+        """Raises UsageError where checkpoints would not go into a directory of this host, and for a second hook."""
         super().before_run(runner)
         if not isinstance(self.file_client.client, HardDiskBackend):
             raise UsageError(f"checkpoints go to {self.out_dir} by {self.file_client.name}, where ckptd prunes nothing")
-        unit = "epoch" if self.by_epoch else "iter"
+        # What the names count is for the runner to say; the interval may count something else.
+        unit = "epoch" if self.by_epoch or isinstance(runner, EpochBasedRunner) else "iter"
+        interval = self.interval if self.by_epoch == (unit == "epoch") else -1
         template = self.args.get("filename_tmpl", f"{unit}_{{}}.pth")
-        self._series = Series(self.out_dir, template, unit, self.interval, self._max_keep)
+        others = [each._series for each in runner.hooks if isinstance(each, CkptdHook) and each is not self]
+        self._series = Series(self.out_dir, template, unit, interval, self._max_keep).alone(others)
 
     def _save_checkpoint(self, runner: Any) -> None:
         assert self._series is not None  # mmcv calls before_run first

@@ -32,14 +32,15 @@ class CkptdHook(CheckpointHook):
         self._series: Series | None = None
 
     def before_train(self, runner: Any) -> None:
-        """Raises UsageError where checkpoints would not go into a directory of this host."""
+        """Raises UsageError where checkpoints would not go into a directory of this host, and for a second hook."""
         super().before_train(runner)
         backend = getattr(self.file_backend, "client", self.file_backend)
         if not isinstance(backend, LocalBackend):
             name = type(backend).__name__
             raise UsageError(f"checkpoints go to {self.out_dir} by {name}, where ckptd prunes nothing")
         unit = "epoch" if self.by_epoch else "iter"
-        self._series = Series(self.out_dir, self.filename_tmpl, unit, self.interval, self._max_keep)
+        others = [each._series for each in runner.hooks if isinstance(each, CkptdHook) and each is not self]
+        self._series = Series(self.out_dir, self.filename_tmpl, unit, self.interval, self._max_keep).alone(others)
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, Any]) -> None:
         assert self._series is not None  # mmengine calls before_train first

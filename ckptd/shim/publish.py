@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import IO
 
 from ..core.naming import Template
@@ -21,6 +22,9 @@ LATEST = "latest.pth"
 
 
 _being_written: set[int] = set()  # descriptors
+# Held while one of them is opened or closed: a child that is forked in that moment would have a file that is not noted,
+# or would give up one that is another's by now. Reentrant, for a signal's handler that forks.
+_noting = threading.RLock()
 
 
 def publish(
@@ -35,26 +39,36 @@ def publish(
     """
     aside = temporary_name(template.text)
     sweep(template, dir_fd=dir_fd)
-    fd = os.open(aside, _CREATE, 0o666, dir_fd=dir_fd)
-    _being_written.add(fd)
+    with _noting:
+        fd = os.open(aside, _CREATE, 0o666, dir_fd=dir_fd)
+        _being_written.add(fd)
     try:
-        with open(fd, "wb") as file:
+        with _closed_at_the_end(fd) as file:
             with contextlib.suppress(OSError):  # where there are no locks, two runs in one directory are not told
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             write(file)
             file.flush()
             os.fsync(fd)
-            _being_written.discard(fd)
         if outdated is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(outdated, dir_fd=dir_fd)
         os.rename(aside, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     except BaseException:
-        _being_written.discard(fd)
         with contextlib.suppress(OSError):  # what went wrong first is what is told
             os.unlink(aside, dir_fd=dir_fd)
         raise
     sync_dir(dir_fd)
+
+
+@contextlib.contextmanager
+def _closed_at_the_end(fd: int) -> Iterator[IO[bytes]]:
+    file = open(fd, "wb")  # noqa: SIM115 - closed below, in the moment it is no longer noted
+    try:
+        yield file
+    finally:
+        with _noting:
+            _being_written.discard(fd)
+            file.close()
 
 
 def _let_go() -> None:
@@ -68,9 +82,10 @@ def _let_go() -> None:
             os.dup2(nothing, fd, inheritable=False)
             os.close(nothing)
     _being_written.clear()
+    _noting.release()
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(before=_noting.acquire, after_in_parent=_noting.release, after_in_child=_let_go)
 
 
 def sweep(template: Template, *, dir_fd: int) -> bool:

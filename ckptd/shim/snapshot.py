@@ -15,11 +15,15 @@ from torch import Tensor, nn
 
 
 class HostCopy:
-    """Host memory for one state, used again for the next one. One copy at a time: a new one overwrites the last."""
+    """Host memory for one state, used again for the next one. One copy at a time: a new one overwrites the last.
+
+    What comes from a GPU goes into page-locked memory, of which torch takes a power of two for each tensor.
+    """
 
     def __init__(self) -> None:
         self._kept: list[Tensor] = []
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._arrivals: list[torch.cuda.Event] = []
 
     @torch.no_grad()
     def take(self, state: dict[str, Any]) -> dict[str, Any]:
@@ -35,7 +39,9 @@ class HostCopy:
         for buffer in self._kept:
             free.setdefault((buffer.numel(), buffer.is_pinned()), []).append(buffer)
         self._kept = []
-        for source, strides, views in _blocks({id(each): each for each in _tensors(state)}.values()):
+        found = {id(each): each for each in _tensors(state)}
+        plain = [each for each in found.values() if _is_plain(each)]
+        for source, strides, views in _blocks(plain):
             size_bytes, pinned = source.numel() * source.element_size(), source.is_cuda
             again = free.get((size_bytes, pinned))
             buffer = again.pop() if again else _buffer(size_bytes, pinned)
@@ -46,24 +52,38 @@ class HostCopy:
                 copies[id(tensor)] = _like(tensor, held.as_strided(tensor.shape, its_strides, offset))
         del free  # what this state has no use for is given back
         self._copy(pairs)
+        for each in found.values():
+            if each.layout is not torch.strided or each.is_nested:  # deepcopy knows but some of these
+                copies[id(each)] = _like(each, each.detach().to("cpu", copy=True))
         # All else is copied by its own rules, and these find what stands in `copies` copied already.
-        return copy.deepcopy(state, copies)
+        copied = copy.deepcopy(state, copies)
+        self._expect({each.device for each in found.values() if each.is_cuda})
+        return copied
 
     def finish(self) -> None:
-        """Return when every copy has arrived."""
-        for stream in self._streams.values():
-            stream.synchronize()
+        """Return when every copy has arrived. To be called before anything of a copy is read, by any thread."""
+        for each in self._arrivals:
+            each.synchronize()
+
+    def _expect(self, devices: set[torch.device]) -> None:
+        # What deepcopy has copied stays on its device, where the current stream does it, for another thread to read.
+        # That stream also comes after our own copies. Blocking: who waits sleeps, and leaves the processor to training.
+        self._arrivals = []
+        for device in devices:
+            event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            self._arrivals.append(torch.cuda.current_stream(device).record_event(event))
 
     def _copy(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
         for device in {source.device for _, source in pairs if source.is_cuda}:
             # In the order of the training stream: after what it has computed, before what it will change.
-            stream = self._streams.setdefault(device, torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
-            training = torch.cuda.current_stream(device)
+            if device not in self._streams:
+                self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            stream, training = self._streams[device], torch.cuda.current_stream(device)
             stream.wait_stream(training)
             with torch.cuda.stream(stream):
                 for held, source in pairs:
                     if source.device == device:
-                        held.copy_(source, non_blocking=True)
+                        held.copy_(_in_order_of(held, source), non_blocking=True)
                         source.record_stream(stream)
             training.wait_stream(stream)
         for held, source in pairs:
@@ -74,7 +94,17 @@ class HostCopy:
 def _buffer(size_bytes: int, pinned: bool) -> Tensor:
     # Made in inference mode it could not be written again outside of it.
     with torch.inference_mode(False):
-        return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned)
+        return torch.empty(size_bytes, dtype=torch.uint8, device="cpu", pin_memory=pinned)
+
+
+def _in_order_of(held: Tensor, source: Tensor) -> Tensor:
+    """`source`, its elements in memory as those of `held`, so that one transfer does.
+
+    Else torch would go by way of host memory that is not page-locked, and promise nothing of when it gets there.
+    """
+    if source.stride() == held.stride():
+        return source
+    return torch.empty_strided(held.shape, held.stride(), dtype=held.dtype, device=source.device).copy_(source)
 
 
 class _Block(NamedTuple):
@@ -86,20 +116,28 @@ class _Block(NamedTuple):
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in the containers of `value` that is a view of a storage and no more than that.
-
-    Subclasses, sparse and quantized tensors, and those that are conjugated or negated when they are read, are not.
-    """
-    if type(value) in (Tensor, nn.Parameter):
-        plain = value.layout is torch.strided and value.device.type != "meta" and not value.is_quantized
-        if plain and not value.is_conj() and not value.is_neg() and not value.__dict__:
-            yield value
+    """Every tensor in the containers of `value`."""
+    if isinstance(value, Tensor):
+        yield value
     elif isinstance(value, Mapping):
         for inside in value.values():
             yield from _tensors(inside)
     elif isinstance(value, (list, tuple)):
         for inside in value:
             yield from _tensors(inside)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is a view of a storage and no more than that.
+
+    Subclasses, sparse, nested and quantized ones, and those that are conjugated or negated when they are read, are not.
+    """
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout is torch.strided
+        and not (tensor.is_nested or tensor.is_meta or tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+        and not tensor.__dict__
+    )
 
 
 def _blocks(tensors: Iterable[Tensor]) -> Iterator[_Block]:
@@ -154,7 +192,7 @@ def _overlapping(tensors: list[Tensor], end: int) -> Iterator[_Block]:
     views = [(each, each.stride(), int(each.storage_offset()) - begin) for each in tensors]
     span = _span(tensors[0], begin, end)
     if max(sizes) < len(span):
-        used = torch.zeros(len(span), dtype=torch.bool)
+        used = torch.zeros(len(span), dtype=torch.bool, device="cpu")
         for tensor, strides, offset in views:
             used.as_strided(tensor.shape, strides, offset).fill_(True)
         if int(used.sum()) == sum(sizes):
@@ -174,9 +212,9 @@ def _without_gaps(
     first = int(moved[(0,) * moved.dim()])
     ends = [moved.select(dim, min(1, size - 1))[(0,) * (moved.dim() - 1)] for dim, size in enumerate(moved.shape)]
     steps = tuple(int(end) - first for end in ends)
-    expected = torch.tensor(first)
+    expected = torch.tensor(first, device="cpu")
     for dim, step in enumerate(steps):
-        along = torch.arange(moved.size(dim)) * step
+        along = torch.arange(moved.size(dim), device="cpu") * step
         expected = expected + along.reshape([-1 if each == dim else 1 for each in range(moved.dim())])
     return (tensor, steps, first) if torch.equal(moved, expected) else None
 

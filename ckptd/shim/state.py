@@ -18,7 +18,9 @@ from torch import nn
 from ..errors import CkptdError, RefusedError, UsageError, why
 
 OWN_KEYS = ("meta", "state_dict", "optimizer")
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Tensor, nn.Parameter)
+_TENSORS = (torch.Tensor, nn.Parameter)
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, *_TENSORS)
+_LONGEST_INT_BITS = 8 * 255 - 1  # beside its sign; torch.load reads no larger one
 _SHARDED = ("DTensor", "ShardedTensor")
 
 
@@ -34,12 +36,19 @@ def check_bound(model: Any, optimizer: Any, states: Mapping[str, Any], *, rank: 
     if not isinstance(model, nn.Module):
         raise UsageError(f"model is a {type(model).__name__}: give the torch.nn.Module that is trained")
     for name, each in optimizer.items() if isinstance(optimizer, Mapping) else [("", optimizer)]:
-        if each is not None and not hasattr(each, "state_dict"):
+        if each is not None and not _is_stateful(each):
             where = f"optimizer[{name!r}]" if name else "optimizer"
             raise UsageError(f"{where} is a {type(each).__name__}: give an optimizer, or a dict of them")
-    for name in states:
+    for name, value in states.items():
         if name in OWN_KEYS:
             raise UsageError(f"state {name!r}: a checkpoint has a key of that name already. Choose another")
+        if _is_stateful(value) and isinstance(value, type):
+            raise UsageError(f"state {name!r} is the class {value.__name__}: give an object of it")
+        if _is_stateful(value) and not callable(getattr(value, "load_state_dict", None)):
+            raise UsageError(
+                f"state {name!r}: a {type(value).__name__} has a state_dict and no load_state_dict, so that what is "
+                "saved of it could never be loaded. Give what its state_dict() returns instead, as a plain value"
+            )
     if any(type(each).__name__ == "FullyShardedDataParallel" for each in model.modules()):
         raise RefusedError(_sharded("state_dict", "a FullyShardedDataParallel model", rank))
     for kind in (model.named_parameters(), model.named_buffers()):
@@ -48,8 +57,8 @@ def check_bound(model: Any, optimizer: Any, states: Mapping[str, Any], *, rank: 
                 raise RefusedError(_sharded(f"state_dict.{name}", f"a {type(tensor).__name__}", rank))
 
 
-def collect(model: nn.Module, optimizer: Any, states: Mapping[str, Any], *, rank: int) -> dict[str, Any]:
-    """What a checkpoint holds beside `meta`. Raises RefusedError for sharded state, naming its key and the rank."""
+def collect(model: nn.Module, optimizer: Any, states: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds beside `meta`."""
     state: dict[str, Any] = {"state_dict": _without_wrappers(model)}
     if isinstance(optimizer, Mapping):
         state["optimizer"] = {name: each.state_dict() for name, each in optimizer.items()}
@@ -57,32 +66,50 @@ def collect(model: nn.Module, optimizer: Any, states: Mapping[str, Any], *, rank
         state["optimizer"] = optimizer.state_dict()
     for name, value in states.items():
         state[name] = value.state_dict() if _is_stateful(value) else value
-    for key, value in _leaves(state, ""):
-        if is_sharded(value):
-            raise RefusedError(_sharded(key, f"a {type(value).__name__}", rank))
     return state
 
 
-def check_loadable(state: Mapping[str, Any]) -> None:
-    """Raise CkptdError, naming the key, for what `torch.load` would refuse with weights_only=True.
+def check(state: Mapping[str, Any], *, rank: int, tried: set[str]) -> None:
+    """Raise, naming the key, for what would be missing from a file or could not be read from it again.
 
-    Tensors and plain values are known to be loadable; anything else is written to memory and read back.
+    RefusedError for sharded state, with the rank; CkptdError for what `torch.load` would refuse with
+    weights_only=True, for tensors without values, and for a container that holds itself. Tensors and plain values are
+    known to be loadable; anything else is written to memory and read back. tried: the keys of tensors that were, which
+    are large; they are not tried again.
     """
-    for key, value in _leaves(state, ""):
-        if type(value) in _PLAIN:
-            continue
-        held = io.BytesIO()
-        try:
-            torch.save(value, held)
-            held.seek(0)
-            torch.load(held, weights_only=True)
-        except (pickle.PickleError, AttributeError, TypeError) as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise CkptdError(
-                f"{key}: a {type(value).__module__}.{type(value).__name__}, which torch.load refuses with "
-                f"weights_only=True. Save plain values instead, or declare it with torch.serialization."
-                f"add_safe_globals ({reason})"
-            ) from error
+    name = ""
+    try:
+        for name, part in state.items():
+            for key, value in _leaves(part, name):
+                _check_leaf(key, value, rank, tried)
+    except RecursionError as error:
+        raise CkptdError(f"{name}: holds itself, or is nested too deeply to be saved") from error
+
+
+def _check_leaf(key: str, value: Any, rank: int, tried: set[str]) -> None:
+    kind = type(value)
+    if kind in _TENSORS:
+        if value.is_meta:
+            raise CkptdError(f"{key}: a tensor on the meta device, which has no values to be saved")
+        return
+    if kind in _PLAIN and not (kind is int and value.bit_length() > _LONGEST_INT_BITS):
+        return
+    if is_sharded(value):
+        raise RefusedError(_sharded(key, f"a {kind.__name__}", rank))
+    if key in tried:
+        return
+    held = io.BytesIO()
+    try:
+        torch.save(value, held)
+        held.seek(0)
+        torch.load(held, weights_only=True)
+    except Exception as error:
+        raise CkptdError(
+            f"{key}: a {kind.__module__}.{kind.__name__}, which torch.load refuses with weights_only=True. Save "
+            f"plain values instead, or declare it with torch.serialization.add_safe_globals ({_refusal(error)})"
+        ) from error
+    if isinstance(value, torch.Tensor):
+        tried.add(key)
 
 
 def read(path: Path, *, map_location: Any, weights_only: bool) -> dict[str, Any]:
@@ -93,7 +120,7 @@ def read(path: Path, *, map_location: Any, weights_only: bool) -> dict[str, Any]
         raise CkptdError(f"{path}: cannot be read: {why(error)}. Every rank reads it") from error
     except pickle.UnpicklingError as error:
         raise CkptdError(
-            f"{path}: {str(error).strip().splitlines()[0]} "
+            f"{path}: torch.load refuses it with weights_only=True ({_refusal(error)}). "
             "If you trust whoever wrote it, resume with weights_only=False"
         ) from error
     if not isinstance(saved, dict):
@@ -180,8 +207,17 @@ def _is_stateful(value: Any) -> bool:
     return callable(getattr(value, "state_dict", None))
 
 
+def _refusal(error: Exception) -> str:
+    """What torch.load says is wrong, out of the page of advice that is around it."""
+    words = str(error).partition("WeightsUnpickler error:")[2] or str(error) or type(error).__name__
+    return words.strip().splitlines()[0].partition(" Please use ")[0].rstrip(". ")
+
+
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Every value that is no plain container, with the keys that lead to it, joined by dots."""
+    """Every value that is no plain container, with the keys that lead to it, joined by dots.
+
+    Also what somebody has hung on a tensor, which torch.save writes with it.
+    """
     if type(value) in (dict, OrderedDict):
         for name, inside in value.items():
             path = f"{key}.{name}" if key else str(name)
@@ -193,6 +229,8 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(inside, f"{key}[{index}]")
     else:
         yield key, value
+        if type(value) in _TENSORS and value.__dict__:
+            yield from _leaves(value.__dict__, key)
 
 
 def _sharded(key: str, what: str, rank: int) -> str:

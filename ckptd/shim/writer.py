@@ -33,10 +33,10 @@ class Writer:
                 _log.error("%s", error)
                 self._failure = error
 
-        self._name = name
         # No daemon thread: the interpreter waits for it on its way out, after an exception or sys.exit too.
-        self._thread = threading.Thread(target=run, name=f"ckptd saves {name}")
-        self._thread.start()
+        thread = threading.Thread(target=run, name=f"ckptd saves {name}")
+        thread.start()
+        self._name, self._thread = name, thread  # not before: a system may have no more threads
         # Only now: a thread that had work at once would keep the interpreter's lock for its first 5 ms, and training
         # would wait for it.
         begin.set()

@@ -73,11 +73,11 @@ def name_of(policy: Mapping[str, Any]) -> str:
 @pytest.mark.parametrize(("keeper", "steps", "expected"), [
     pytest.param({"keep_every": 5}, [4, 5, 9, 10, 11, 12], [5, 10, 12], id="milestones stay"),
     pytest.param({"keep_best": ("mAP:max",)}, [1, 2, 5, 6], [2, 6], id="of two equals the first stays"),
-    pytest.param({"keep_best": ("mAP:min",)}, [1, 2, 5, 6, 7, 8], [6, 7, 8], id="the smallest, and what has no score yet"),
+    pytest.param({"keep_best": ("mAP:min",)}, [1, 2, 5, 6, 7, 8], [6, 7, 8], id="the smallest, and the unscored"),
     pytest.param({"keep_best": ("mAP:max:2",)}, [1, 2, 3, 5, 6], [2, 5, 6], id="the two best"),
-    pytest.param({"keep_best": ("mAP:max:3",)}, [1, 3, 6], [1, 3, 6], id="NaN is the worst, but better than no third"),
+    pytest.param({"keep_best": ("mAP:max:3",)}, [1, 3, 6], [1, 3, 6], id="NaN is worst, but better than none"),
     pytest.param({"keep_best": ("mAP:max",)}, [3, 5, 6], [5, 6], id="NaN is worse than any number"),
-    pytest.param({"keep_best": ("mAP:max",)}, [4, 6, 7, 8], [6, 7, 8], id="without a score only what is newer than a score"),
+    pytest.param({"keep_best": ("mAP:max",)}, [4, 6, 7, 8], [6, 7, 8], id="unscored stays what is newer than a score"),
     pytest.param({"keep_best": ("loss:min",)}, [1, 2, 3], [1, 2, 3], id="nothing goes before the first score"),
     pytest.param({"keep_within_s": 2.0}, [1, 2, 3, 4, 5], [3, 4, 5], id="the latest seconds, from the newest on"),
 ])  # fmt: skip
@@ -149,10 +149,8 @@ def test_with_keepers_and_budgets_the_laws_of_a_plan_hold(chosen: dict[str, Any]
 
 @pytest.mark.parametrize("chosen", [c for c in POLICIES if "max_bytes" not in c], ids=name_of)
 def test_one_more_keeper_never_prunes_more(chosen: dict[str, Any]) -> None:
-    fewer, more = Policy(**chosen), []
-    for keeper in KEEPERS[:-1]:
-        if not keeper.keys() & chosen.keys():
-            more.append(Policy(**chosen, **keeper))
+    fewer = Policy(**chosen)
+    more = [Policy(**chosen, **keeper) for keeper in KEEPERS[:-1] if not keeper.keys() & chosen.keys()]
     for run in RUNS:
         gone = steps_of(decide(epochs(*run), fewer), PRUNE)
         for policy in more:

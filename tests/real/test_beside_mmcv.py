@@ -329,6 +329,22 @@ def test_with_the_hook_a_job_that_ckptd_was_not_beside_keeps_all_and_says_so_onc
     assert checkpoints(work_dir) == ["epoch_6.pth", "epoch_7.pth", "epoch_8.pth"]
 
 
+@pytest.mark.parametrize(("unit", "background"), [("epoch", False), ("iter", True)])
+def test_mmcvs_own_resume_reads_what_the_hook_for_plain_loops_has_saved(unit, background, loads, work_dir):
+    torch = pytest.importorskip("torch")
+    from ckptd.shim import CheckpointHook
+
+    model = torch.nn.ModuleDict({"layer": torch.nn.Linear(2, 1)})  # as the network of train_mmcv.py is
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    model["layer"](torch.ones(2)).sum().backward()
+    optimizer.step()
+    with CheckpointHook(work_dir, interval=1, by_epoch=unit == "epoch", background=background) as hook:
+        hook.before_run(model=torch.nn.DataParallel(model), optimizer=optimizer)
+        paths = [hook.after_train_iter(41), hook.after_train_epoch(2)]
+    (path,) = filter(None, paths)
+    assert loads(unit, path) == {"epoch": 3 if unit == "epoch" else 0, "iter": 42}
+
+
 def policy(case: Case) -> tuple[str, ...]:
     return ("--max-keep", str(KEEP), "--interval", str(case.interval))
 

@@ -91,6 +91,14 @@ def test_ckptd_prunes_as_the_job_declares_and_the_framework_resumes(recipe, trai
     assert (work_dir / "last_ckpt").read_text() == f"{work_dir / recipe.name.format(14)}\n"
 
 
+@pytest.mark.parametrize("recipe", RECIPES[:1], ids=["lightning"], indirect=True)  # others have one name for a step
+def test_a_step_that_a_resumed_run_comes_by_again_has_the_name_it_had(recipe, train, tmp_path):
+    work_dir = tmp_path / "work_dir"
+    train(4)
+    assert train(4, str(work_dir / recipe.name.format(2))) == 2
+    assert left(work_dir) == recipe.checkpoints(2, 4)
+
+
 def test_on_two_ranks_what_is_saved_is_averaged(recipe, train, tmp_path):
     torch = pytest.importorskip("torch")
     train(INTERVAL, ranks=2)

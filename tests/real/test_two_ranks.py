@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -31,3 +32,14 @@ def test_the_hook_averages_before_each_save_and_lets_nobody_wait(name: str, two_
     for rank in (first, second):
         assert rank["there"] == ["epoch_1.pth"]
         assert rank["remote"].startswith("checkpoints go to store://runs/run by ")
+        same, other = rank["twins"]
+        assert same.startswith(f"{rank['out_dir']}: another hook of this run saves epoch_{{}}.pth there. Take one")
+        assert other == ""
+
+
+def test_in_mmcv_the_runner_says_what_the_names_count(two_ranks: TwoRanks) -> None:  # noqa: F811
+    declared = ".ckptd/schedules/epoch_{}.pth.json"
+    for rank in two_ranks("hook_in_mmcv"):
+        assert rank["other"] == [declared, "epoch_2.pth", "epoch_4.pth"]
+    schedule = json.loads((two_ranks.place / "hook_in_mmcv/other" / declared).read_text())
+    assert (schedule["unit"], schedule["interval"], schedule["max_keep"]) == ("epoch", None, 1)

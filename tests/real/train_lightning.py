@@ -59,6 +59,11 @@ def main(recipe, until, checkpoint=None):
     trainer.fit(model, data, ckpt_path=checkpoint)
     if RANK == 0:
         print(json.dumps({"began": model.began}))
+    if torch.distributed.is_initialized():
+        # Not by the interpreter: DDP joins the threads of gloo, and these may want its lock, or be there after it.
+        torch.distributed.barrier()
+        sys.stdout.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":

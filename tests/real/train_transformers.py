@@ -65,6 +65,11 @@ def main(recipe, until, checkpoint=None):
     trainer.train(resume_from_checkpoint=True if checkpoint == "True" else checkpoint)
     if RANK == 0:
         print(json.dumps({"began": began.step}))
+    if torch.distributed.is_initialized():
+        # Not by the interpreter: DDP joins the threads of gloo, and these may want its lock, or be there after it.
+        torch.distributed.barrier()
+        sys.stdout.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A save of the hook on a disk that is really full: what was there stays, it is said, and the next save succeeds."""
+"""The hook on disks that take nothing: what was there stays, it is said, and once there is room a save succeeds."""
 
 from __future__ import annotations
 
@@ -62,3 +62,20 @@ def test_a_save_on_a_full_disk_leaves_what_was_there(how: str, tmp_path: Path) -
     assert said["told"] == f"{disk}/epoch_2.pth: could not be saved: No space left on device. Free space on that disk"
     assert said["then"] == {**said["before"], "epoch_3.pth": None, "latest.pth": "epoch_3.pth"}
     assert os.listdir(disk) == []  # the mount was the job's own
+
+
+@pytest.mark.parametrize("below", ["", "/a/run"])
+def test_a_disk_that_may_not_be_written_is_told_before_training(below: str, tmp_path: Path) -> None:
+    needs("unshare")
+    job = (
+        "import sys, torch\n"
+        "from ckptd.errors import CkptdError\n"
+        "from ckptd.shim import CheckpointHook\n"
+        "try: CheckpointHook(sys.argv[1]).before_run(model=torch.nn.Linear(1, 1))\n"
+        "except CkptdError as error: print(error)\n"
+    )
+    script = 'mount -t tmpfs -o ro tmpfs "$1" && exec "$0" -c "$3" "$1$2"'
+    shell = ["unshare", "-m", "--propagation", "private", "sh", "-c", script, sys.executable, str(tmp_path), below, job]
+    done = subprocess.run(shell, capture_output=True, text=True, env=environment(), timeout=100)
+    told = f"{tmp_path}{below}: no checkpoint can be written there: Read-only file system\n"
+    assert (done.returncode, done.stdout) == (0, told), done.stderr

@@ -22,7 +22,8 @@ from torch import nn
 
 from ckptd.disk import temporary_name
 from ckptd.errors import CkptdError
-from ckptd.shim import CheckpointHook, hook
+from ckptd.shim import CheckpointHook, hook, publish
+from ckptd.shim.snapshot import HostCopy
 from tests.conftest import PATIENCE_S, environment, left
 
 from .conftest import REPOSITORY
@@ -259,6 +260,70 @@ def test_what_is_raised_in_the_block_is_not_masked_and_the_save_is_finished(
     assert left(tmp_path) == ["epoch_1.pth", "epoch_2.pth"]
 
 
+def test_a_system_without_another_thread_fails_one_save_and_not_the_next(
+    gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    gate.opened.set()
+    with CheckpointHook(tmp_path, interval=1, background=True) as ours:
+        ours.before_run(model=network())
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", none_left)
+            with pytest.raises(RuntimeError, match="new thread"):
+                ours.after_train_epoch(0)
+        ours.wait()
+        ours.after_train_epoch(1)
+    assert left(tmp_path) == ["epoch_2.pth"]
+
+
+def test_who_is_interrupted_while_he_waits_lets_the_save_be_finished(
+    gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the thread still asks the copy that it writes whether it is there, which from a GPU may take a while."""
+    held, asked = threading.Event(), []
+    take, finish = HostCopy.take, HostCopy.finish
+
+    def slowly(host: HostCopy) -> None:
+        assert held.wait(PATIENCE_S)
+        asked.append(host)
+        finish(host)
+
+    def interrupted(thread: threading.Thread, timeout: float | None = None) -> None:
+        raise KeyboardInterrupt
+
+    taken = []
+    monkeypatch.setattr(HostCopy, "take", lambda host, state: taken.append(host) or take(host, state))
+    monkeypatch.setattr(HostCopy, "finish", slowly)
+    gate.opened.set()
+    ours = CheckpointHook(tmp_path, interval=1, background=True)
+    ours.before_run(model=network())
+    ours.after_train_epoch(0)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "join", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ours.close()
+    held.set()
+    ours.wait()
+    ours.close()
+    assert asked == taken
+    assert len(taken) == 1
+    assert left(tmp_path) == ["epoch_1.pth"]
+
+
+def test_what_is_closed_twice_is_closed(gate: Gate, tmp_path: Path) -> None:
+    gate.opened.set()
+    ours = CheckpointHook(tmp_path, interval=1, background=True)
+    ours.close()
+    ours.before_run(model=network())
+    ours.after_train_epoch(0)
+    for _ in range(2):
+        ours.close()
+        ours.wait()
+    assert ours.last_ckpt == tmp_path / "epoch_1.pth"
+
+
 # --- how a job ends -------------------------------------------------------------------------------------------
 
 JOB = """
@@ -348,6 +413,38 @@ def test_workers_that_are_forked_in_mid_write_do_not_hold_the_file_open(gate: Ga
         assert {int(number) for number in loader} == workers
         assert torch.load(tmp_path / "epoch_1.pth", weights_only=True)["meta"]["epoch"] == 1
     del loader
+
+
+def test_a_child_that_is_forked_while_the_file_is_opened_has_it_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the moment between the system's answer and the interpreter's next step, in which another thread may fork."""
+    monkeypatch.delenv("RANK", raising=False)
+    seen: list[int] = []
+
+    def fork() -> None:
+        child = os.fork()
+        if child == 0:
+            os._exit(str(tmp_path / ASIDE) in open_in(os.getpid()))
+        seen.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    forks = threading.Thread(target=fork)
+    real = os.open
+
+    def opened(path: Any, flags: int, *args: Any, **how: Any) -> int:
+        fd = real(path, flags, *args, **how)
+        if path == ASIDE and forks.ident is None:
+            forks.start()
+            forks.join(0.2)  # as long as it takes where nothing keeps it waiting
+        return fd
+
+    with CheckpointHook(tmp_path, interval=1) as ours:
+        ours.before_run(model=network())
+        with monkeypatch.context() as patched:
+            patched.setattr(publish.os, "open", opened)
+            ours.after_train_epoch(0)
+        forks.join()
+    assert seen == [0]
 
 
 def open_in(pid: int) -> set[str]:

@@ -124,6 +124,27 @@ def test_a_checkpoint_holds_the_run_and_names_itself(tmp_path: Path) -> None:
     assert api.verify(path).state is State.COMPLETE
 
 
+@pytest.mark.parametrize("name", ["a b", "line\nbreak", "\udcff", "a'b\"c$d%{}", " ", "-n", "ünï", "s3:", "x" * 255])
+def test_a_directory_may_be_called_anything(name: str, tmp_path: Path) -> None:
+    place = tmp_path / name
+    with CheckpointHook(place, interval=1, create_symlink=True, max_keep_ckpts=1) as ours:
+        ours.before_run(model=network())
+        path = ours.after_train_epoch(0, metrics={"loss": 1})
+    assert left(place) == ["latest.pth", "epoch_1.pth", "epoch_1.pth.metrics.json"]
+    assert loaded(path)["meta"]["hook_msgs"]["last_ckpt"] == str(path)
+    assert CheckpointHook(place).resume(model=network()).path == path
+
+
+@pytest.mark.parametrize("one", [numpy.int64(1), numpy.uint8(1), torch.tensor(1)])
+def test_a_loop_may_count_with_numbers_of_a_library(one: Any, tmp_path: Path) -> None:
+    with CheckpointHook(tmp_path, interval=1) as ours:
+        ours.before_run(model=network())
+        ours.after_train_iter(one)
+        path = ours.after_train_epoch(one)
+    assert path == tmp_path / "epoch_2.pth"
+    assert loaded(path)["meta"]["iter"] == 2
+
+
 def test_it_is_said_on_which_step(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with CheckpointHook(tmp_path, interval=2) as ours:
@@ -149,7 +170,7 @@ def test_wrappers_leave_no_trace_in_the_names_and_a_users_own_module_keeps_its_n
             self.block = torch.compile(nn.Sequential(nn.BatchNorm1d(2)))
 
     model = nn.DataParallel(torch.compile(Model()))
-    state = collect(model, None, {}, rank=0)["state_dict"]
+    state = collect(model, None, {})["state_dict"]
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     names = ["module.weight", "module.bias", *(f"block.0.{name}" for name in norm)]
     assert list(state) == names
@@ -292,6 +313,7 @@ def test_another_rank_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("interval is 1.5", {"interval": 1.5}),
     ("max_keep_ckpts is -2", {"max_keep_ckpts": -2}),
     ("it has no fields", {"filename_tmpl": "model.pth"}),
+    ("sub/epoch_", {"filename_tmpl": "sub/epoch_{}.pth"}),
 ])  # fmt: skip
 def test_settings_that_mean_nothing_are_refused(words: str, settings: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=words):
@@ -365,6 +387,12 @@ def test_a_run_resumes_with_all_that_it_had(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
     assert its_optimizer.state_dict()["state"][0]["step"] == 2
     assert its_scheduler.last_epoch == scheduler.last_epoch
+
+
+def test_a_checkpoint_of_another_writer_counts_by_its_name(tmp_path: Path) -> None:
+    for meta in (None, "by hand", {"epoch": None}):
+        torch.save({"state_dict": network().state_dict(), "meta": meta}, tmp_path / "epoch_7.pth")
+        assert CheckpointHook(tmp_path).resume(model=network()).epoch == 7
 
 
 def test_an_empty_directory_is_a_run_from_the_start(tmp_path: Path) -> None:
