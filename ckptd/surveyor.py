@@ -110,6 +110,11 @@ class Surveyor:
             frozenset(judged.unread),
         )
 
+    @property
+    def has_said(self) -> bool:
+        """Whether something was said that is said once."""
+        return bool(self._said)
+
     def _remember(self, own_fd: int | None) -> Memory | None:
         if self.memory is None and own_fd is not None:
             try:

@@ -112,6 +112,11 @@ class Tree:
             if stamp is None or stamp != node.stamp:
                 yield from self.look(path)
 
+    def distrust(self) -> None:
+        """Let the next `look_again` list everything: events were lost."""
+        for node in self._nodes.values():
+            node.stamp = None
+
     def forget(self, path: str) -> None:
         """`path` is gone, and all below it."""
         parent = self._nodes.get(os.path.dirname(path))

@@ -25,6 +25,7 @@ _NEEDED_LATER = (
     "ctypes", "encodings.cp437", "heapq", "linecache", "socket", "traceback",
 )  # fmt: skip
 _LOCK_WAIT_S, _LOCK_RETRY_S = 1.0, 0.05
+_SHORT_LOCK_WAIT_S = 0.1  # of one among many, which is tried again: a job that asks for the lock has it for no longer
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 
 
@@ -49,8 +50,10 @@ class WorkDir:
             raise CkptdError(f"{path}: cannot be opened: {why(error)}. Run ckptd as its owner") from error
         self.info = os.fstat(self.fd)
         self.own_fd: int | None = None
+        self._own_info: os.stat_result | None = None
         self._lock_fd: int | None = None
-        self._stack = contextlib.ExitStack()
+        self._below = below
+        self._own = contextlib.ExitStack()
 
     def __enter__(self) -> WorkDir:
         return self
@@ -59,11 +62,28 @@ class WorkDir:
         self.close()
 
     def close(self) -> None:
-        self._stack.close()
-        self.own_fd = self._lock_fd = None
+        self.rest()
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    def rest(self) -> None:
+        """Close all but the lock, so that a work dir in which nothing happens costs one descriptor."""
+        self._own.close()
+        self.own_fd = None
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def wake(self) -> None:
+        """Open again what rested, once `is_still_there`. Raises OSError."""
+        if self.fd < 0:
+            self.fd = _opened(self.path, self._below)
+
+    @property
+    def is_owned(self) -> bool:
+        """Whether we have taken it."""
+        return self._lock_fd is not None
 
     def is_still_there(self) -> bool:
         """Whether the path still leads to this directory, and to the same `.ckptd` in it.
@@ -73,10 +93,10 @@ class WorkDir:
         try:
             if not os.path.samestat(os.stat(self.path), self.info):
                 return False
-            if self.own_fd is None:
+            if self._own_info is None:
                 return True
-            own = os.stat(OWN_DIR, dir_fd=self.fd, follow_symlinks=False)
-            return os.path.samestat(own, os.fstat(self.own_fd))
+            own = os.stat(os.path.join(self.path, OWN_DIR), follow_symlinks=False)
+            return os.path.samestat(own, self._own_info)
         except OSError:
             return False
 
@@ -84,7 +104,8 @@ class WorkDir:
         """A descriptor of `.ckptd` if there is one, creating nothing. Raises RefusedError for a symlink there."""
         if self.own_fd is None:
             try:
-                self.own_fd = self._stack.enter_context(opened_own_dir(OWN_DIR, dir_fd=self.fd))
+                self.own_fd = self._own.enter_context(opened_own_dir(OWN_DIR, dir_fd=self.fd))
+                self._own_info = os.fstat(self.own_fd)
             except FileNotFoundError:
                 return None
             except PermissionError as error:
@@ -120,13 +141,16 @@ class WorkDir:
             os.close(fd)
             raise RefusedError(f"{self.path}/{OWN_DIR}/{LOCK}: not a file that ckptd made. Remove it")
         open_as_its_directory(fd, dir_fd=own_fd)
-        self._stack.callback(os.close, fd)
-        locked = self._flock(fd)
+        try:
+            locked = self._flock(fd)
+        except BaseException:
+            os.close(fd)
+            raise
         self._lock_fd = fd
         return locked
 
     def _flock(self, fd: int) -> bool:
-        deadline = time.monotonic() + _LOCK_WAIT_S
+        deadline = time.monotonic() + (_LOCK_WAIT_S if self._below is None else _SHORT_LOCK_WAIT_S)
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -186,6 +210,14 @@ def other_owner(path: str) -> str | None:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"user {uid}"
+
+
+def others_text(work_dir: str, owner: str, root: str) -> str:
+    """Why a work dir is left alone, said once for each owner."""
+    return (
+        f"left alone {work_dir}, and what else {owner} owns below {root}: run a ckptd of {owner}'s for that, "
+        f"as `ckptd watch --recursive` does with the owner of the directory it is given"
+    )
 
 
 def _opened(path: str, below: str | None) -> int:

@@ -46,7 +46,7 @@ def cli() -> None:
 _json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
 _work_dirs = click.argument("work_dirs", nargs=-1, required=True, metavar="WORK_DIR...")
 _work_dir = click.argument("work_dir", metavar="WORK_DIR")
-_recursive = click.option("--recursive", is_flag=True,
+_recursive = click.option("--recursive", is_flag=True, envvar="CKPTD_RECURSIVE",
                           help="Take every directory below WORK_DIR that holds a checkpoint.")  # fmt: skip
 
 
@@ -66,12 +66,14 @@ class _WithJob(click.Command):
 @cli.command(cls=_WithJob, options_metavar="[POLICY]", epilog="After `--`: a command to run beside the watch.")
 @_work_dirs
 @policy_options
+@_recursive
 @click.option("--dry-run", is_flag=True, help="Say what would be pruned, change nothing.")
 @click.option("--scan-interval", "scan_interval_s", type=Duration(minimum_s=0.1), metavar="S",
               envvar="CKPTD_SCAN_INTERVAL",
               help="Look at least so often. Default: 60s on local file systems, 10s on others.")  # fmt: skip
 def watch(
     work_dirs: tuple[str, ...],
+    recursive: bool,
     dry_run: bool,
     scan_interval_s: float | None,
     **policy: Any,
@@ -84,10 +86,12 @@ def watch(
     code. A work dir that does not exist yet is waited for. SIGHUP looks again at once; SIGTERM ends.
     """
     log_to_stderr()
+    from ..recursive import RecursiveService
     from ..service import Service
 
     made = Policy(**policy)
-    service = Service(work_dirs, made, dry_run, scan_interval_s, click.get_current_context().meta.get("ckptd.job", ()))
+    kind = RecursiveService if recursive else Service
+    service = kind(work_dirs, made, dry_run, scan_interval_s, click.get_current_context().meta.get("ckptd.job", ()))
     raise click.exceptions.Exit(service.run())
 
 

@@ -22,7 +22,7 @@ from ..errors import CkptdError, why
 from ..survey import Survey
 from ..tree import Tree, name_test
 from ..units import human_bytes
-from ..workdir import WorkDir, other_owner
+from ..workdir import WorkDir, other_owner, others_text
 
 _MOST_ROWS = 20
 _REFUSED = 3
@@ -137,14 +137,6 @@ class _Found:
         self.progress.clear()
         log.warning("could not look into %s: %s; left out", path, why(error))
         self.code = max(self.code, _REFUSED)
-
-
-def others_text(work_dir: str, owner: str, root: str) -> str:
-    """Why a work dir is left alone, said once for each owner."""
-    return (
-        f"left alone {work_dir}, and what else {owner} owns below {root}: run a ckptd of {owner}'s for that, "
-        f"as `ckptd watch --recursive` does with the owner of the directory it is given"
-    )
 
 
 class _Progress:
