@@ -26,7 +26,8 @@ class DirectoryWatch(WatchCallback):
     """Calls `changed(directory, name, is_dir, gone)` from a thread of its own for what happens in the watched ones.
 
     The name is empty where it is the directory itself: no longer watched, or gone, if it was added with `fate`.
-    lost: called when events were lost. Where the system has no watches left, `add` says so once and returns False: scanning does it there.
+    lost: called when events were lost. Where the system has no watches left, `add` says so once and returns False:
+    scanning does it there.
     """
 
     def __init__(self, changed: Callable[[str, str, bool, bool], None], lost: Callable[[], None]) -> None:
