@@ -132,19 +132,24 @@ class Crew:
         try:
             if not self._stopping():
                 keeper.look()
+                if len(self._queued) > _MOST_AWAKE:
+                    self._rest(keeper)  # so many wait that its next turn is far
         finally:
             self._tell("looked", path)
 
     def _put_to_rest(self, path: str) -> None:
         keeper = self._keepers.get(path)
-        if keeper is None or path in self._under_way:
-            return
+        if keeper is not None and path not in self._under_way:
+            self._rest(keeper)
+
+    def _rest(self, keeper: FoundKeeper) -> None:
+        """Put a keeper to rest of which no pass is under way, but perhaps the one that calls."""
         keep_lock = len(self._keepers) < self._most_locks
         if not keep_lock and not self._said_locks:
             self._said_locks = True
             log.warning("more work dirs than files may be open: those at rest are not locked against another ckptd "
                         "(see LimitNOFILE= in systemd.exec, or ulimit -Hn)")  # fmt: skip
-        self._pool.submit(path, functools.partial(keeper.rest, keep_lock=keep_lock))
+        keeper.rest(keep_lock=keep_lock)
 
     def _leave_alone(self, path: str, owner: str) -> None:
         if owner not in self._others:

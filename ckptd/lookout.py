@@ -51,7 +51,7 @@ class Lookout:
         self._look, self._gone, self._walked = look, gone, walked
         self._is_checkpoint = name_test(policy.patterns)
         self._ours = {policy.pointer, temporary_name(policy.pointer), OWN_DIR}
-        self._watch = DirectoryWatch(self._changed, lambda: self._put("all"))
+        self._watch = DirectoryWatch(self._changed, self._lost)
         self._parent = Watcher(lambda _: self._put("look", root), policy.pointer)
         self._tree = Tree(
             root, self._is_checkpoint, on_look=self._on_look, on_gone=self._on_gone, on_trouble=self._on_trouble
@@ -59,6 +59,7 @@ class Lookout:
         self._known: set[str] = set()
         self._filling: dict[str, set[str]] = {}
         self._said: set[str] = set()
+        self._events_lost = False
         self._at = 0
         self._calls: list[Callable[[], None]] = []
         self._tasks: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
@@ -78,7 +79,9 @@ class Lookout:
 
     def look_again(self) -> None:
         """Ask every directory for its time of change, soon."""
-        self._put("again" if self._watch.is_alive() else "all")
+        everything = self._events_lost or not self._watch.is_alive()
+        self._events_lost = False
+        self._put("all" if everything else "again")
 
     def look_everywhere(self) -> None:
         """Look at everything as if for the first time, soon."""
@@ -227,6 +230,11 @@ class Lookout:
             self._look(parent)
             if is_marker(name):
                 self._put("look", place)  # what it was looked into for is now known to be a checkpoint
+
+    def _lost(self) -> None:
+        """Look at what has changed at once, and at everything when it is time: a storm may go on and on."""
+        self._events_lost = True
+        self._put("again")
 
     def _put(self, what: str, path: str = "") -> None:
         task = what, path

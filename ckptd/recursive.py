@@ -87,8 +87,7 @@ class RecursiveService(Service):
                 if again_s[root] <= now_s:
                     lookout.look_again()
                     again_s[root] = now_s + lookout.scan_interval_s
-            if words and not self._to_walk:
-                notify.status(_status(crew))
+                    notify.status(_status(crew))  # not at every word: it counts all of them
 
     def _hear(
         self, words: Sequence[Word], lookouts: dict[str, Lookout], crew: Crew, job: subprocess.Popen[bytes] | None

@@ -66,7 +66,8 @@ class Surveyor:
 
     def __post_init__(self) -> None:
         wanted = frozenset(keeper.metric for keeper in self.policy.keep_best)
-        self._scores = Scores(wanted, lambda text: self._once(f"{self.work.path}/{text}"))
+        said, path = self._said, self.work.path  # not this object: among ten thousand, cycles are not collected in time
+        self._scores = Scores(wanted, lambda text: _once(said, f"{path}/{text}"))
 
     def survey(self, now_ns: int, *, strict: bool = False) -> Survey:
         """Look and decide. strict: without what is still to be read, else as if all of that were good.
@@ -238,7 +239,7 @@ class Surveyor:
         for entry in found.entries:
             # Of directories only: on overlayfs a file's device is that of its layer. A file that something is mounted
             # on cannot be renamed, and says so then.
-            if entry.is_dir and entry.device != self.work.info.st_dev:
+            if entry.is_dir and entry.device != self.work.device:
                 protected.setdefault(entry.name, []).append("a mount point")
         return protected
 
@@ -268,6 +269,10 @@ class Surveyor:
         return used
 
     def _once(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
-            log.warning(message)
+        _once(self._said, message)
+
+
+def _once(said: set[str], message: str) -> None:
+    if message not in said:
+        said.add(message)
+        log.warning(message)

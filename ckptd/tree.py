@@ -162,6 +162,10 @@ class Tree:
             return None
         except OSError as error:
             self._on_trouble(path, error)
+            node = self._nodes.get(path, node)  # what was known of it stays known, and it is tried again
+            node.stamp = None
+            self._keep(path, node)
+            return None
         if marked and path != self.root and self._is_checkpoint(os.path.basename(path), True):
             self.forget(path)
             return None

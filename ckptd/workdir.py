@@ -48,12 +48,13 @@ class WorkDir:
             raise UsageError(f"{path}: not a directory. Give the directory that holds the checkpoints") from error
         except OSError as error:
             raise CkptdError(f"{path}: cannot be opened: {why(error)}. Run ckptd as its owner") from error
-        self.info = os.fstat(self.fd)
+        info = os.fstat(self.fd)
+        self.device, self.owner, self._id = info.st_dev, info.st_uid, _id(info)
         self.own_fd: int | None = None
-        self._own_info: os.stat_result | None = None
+        self._own_id: tuple[int, int] | None = None
         self._lock_fd: int | None = None
         self._below = below
-        self._own = contextlib.ExitStack()
+        self._own: contextlib.ExitStack | None = None
 
     def __enter__(self) -> WorkDir:
         return self
@@ -69,8 +70,9 @@ class WorkDir:
 
     def rest(self) -> None:
         """Close all but the lock, so that a work dir in which nothing happens costs one descriptor."""
-        self._own.close()
-        self.own_fd = None
+        if self._own is not None:
+            self._own.close()
+        self._own = self.own_fd = None
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -91,12 +93,11 @@ class WorkDir:
         A directory can be replaced, unmounted or removed while we hold it open; then nothing we do is seen any more.
         """
         try:
-            if not os.path.samestat(os.stat(self.path), self.info):
+            if _id(os.stat(self.path)) != self._id:
                 return False
-            if self._own_info is None:
+            if self._own_id is None:
                 return True
-            own = os.stat(os.path.join(self.path, OWN_DIR), follow_symlinks=False)
-            return os.path.samestat(own, self._own_info)
+            return _id(os.stat(os.path.join(self.path, OWN_DIR), follow_symlinks=False)) == self._own_id
         except OSError:
             return False
 
@@ -104,8 +105,9 @@ class WorkDir:
         """A descriptor of `.ckptd` if there is one, creating nothing. Raises RefusedError for a symlink there."""
         if self.own_fd is None:
             try:
-                self.own_fd = self._own.enter_context(opened_own_dir(OWN_DIR, dir_fd=self.fd))
-                self._own_info = os.fstat(self.own_fd)
+                stack = contextlib.ExitStack()
+                self.own_fd = stack.enter_context(opened_own_dir(OWN_DIR, dir_fd=self.fd))
+                self._own, self._own_id = stack, _id(os.fstat(self.own_fd))
             except FileNotFoundError:
                 return None
             except PermissionError as error:
@@ -192,10 +194,14 @@ def become_owner(paths: Sequence[str | os.PathLike[str]]) -> None:
 
 def check_library_use(work: WorkDir) -> None:
     """Raise RefusedError if root calls into somebody else's directory: a library cannot change its caller's user."""
-    if os.geteuid() == 0 and work.info.st_uid != 0:
+    if os.geteuid() == 0 and work.owner != 0:
         raise RefusedError(
             f"{work.path}: belongs to another user. Call ckptd as its owner, or use the command, which becomes it"
         )
+
+
+def _id(info: os.stat_result) -> tuple[int, int]:
+    return info.st_dev, info.st_ino
 
 
 def other_owner(path: str) -> str | None:

@@ -128,6 +128,29 @@ def test_what_is_gone_is_forgotten_with_all_below_it(tmp_path: Path) -> None:
     assert sorted(gone) == [str(tmp_path / name) for name in ("a", "a/b", "a/b/c")]
 
 
+def test_what_cannot_be_listed_for_a_while_is_not_forgotten_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "a/b"):
+        run(tmp_path / name, "epoch_1.pth")
+    gone: list[str] = []
+    trouble: list[str] = []
+    tree = tree_of(tmp_path, on_gone=gone.append, on_trouble=lambda path, _: trouble.append(path))
+    list(tree.look(str(tmp_path)))
+    scandir = os.scandir
+
+    def stale(path: str) -> object:
+        if path == str(tmp_path / "a"):
+            raise OSError(116, "Stale file handle", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", stale)
+    list(tree.look_again())
+    assert (gone, trouble, len(tree.work_dirs)) == ([], [str(tmp_path / "a")], 2)
+    monkeypatch.undo()
+    assert str(tmp_path / "a") in list(tree.look_again())
+
+
 # --- plan -------------------------------------------------------------------------------------------------------
 
 
