@@ -57,12 +57,14 @@ class FoundKeeper(Keeper):
     def _pass(self) -> float | None:
         if self._resting is not None:
             work, self._resting = self._resting, None
-            if work.is_still_there():
-                work.wake()
-                self._reconciler = self._made(work)
-            else:
-                self._beyond = {}
-                work.close()
+            try:
+                if work.is_still_there():
+                    work.wake()
+                    self._reconciler = self._made(work)
+            finally:
+                if self._reconciler is None:
+                    self._beyond = {}
+                    work.close()
         return super()._pass()
 
     def _meet(self) -> bool:

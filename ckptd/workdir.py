@@ -78,9 +78,11 @@ class WorkDir:
             self.fd = -1
 
     def wake(self) -> None:
-        """Open again what rested, once `is_still_there`. Raises OSError."""
+        """Open again what rested. Raises OSError, also if it is another directory by now."""
         if self.fd < 0:
             self.fd = _opened(self.path, self._below)
+            if _id(os.fstat(self.fd)) != self._id:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), self.path)
 
     @property
     def is_owned(self) -> bool:
