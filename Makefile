@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 # Training jobs import these, and are older than daemons. pyproject.toml tells ruff the same.
 PY39 := $(addprefix ckptd/,__init__.py __main__.py python.py errors.py disk.py scan.py formats.py dcp.py \
-    directories.py content.py verdict.py pointer.py state.py core shim)
+    parts.py frameworks.py directories.py content.py verdict.py pointer.py place.py state.py core shim)
 # What tests/root needs of Debian: strace injects faults, xfsprogs and e2fsprogs make the file systems
 # whose power is cut, the others run a systemd of our own.
 ROOT_PACKAGES := strace xfsprogs systemd dbus e2fsprogs util-linux procps

@@ -1,4 +1,5 @@
-"""Read a checkpoint's content once and check it: the CRC of every member of a torch zip. Reads, never unpickles.
+"""Read a checkpoint's content once and check it: the CRC of every member of a torch zip, or of every torch zip in a
+directory. Reads, never unpickles.
 
 A zero-filled middle passes every check of structure, and loads as wrong weights; only this finds it.
 """
@@ -11,9 +12,9 @@ import zipfile
 import zlib
 from collections.abc import Callable
 
-from .disk import opened_file
+from .disk import check_depth, opened_dir, opened_file
 from .formats import raise_disk_trouble
-from .scan import Entry, entry_of
+from .scan import PARTS, Entry, entry_of
 
 _CHUNK_BYTES = 1 << 20
 _ZIP = b"PK\x03\x04"
@@ -32,16 +33,48 @@ def check_content(entry: Entry, *, dir_fd: int, progress: Progress | None = None
     are: then structure decides. from_disk: forget what the kernel holds in memory first, so that the disk answers.
     Raises ChangedError, or OSError if the disk does not answer.
     """
+    progress = progress or (lambda _: None)
     if entry.is_dir:
-        return ""
-    with opened_file(entry.name, dir_fd=dir_fd) as fd:
-        if from_disk:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        fault = _zip_fault(fd, progress or (lambda _: None)) if os.pread(fd, len(_ZIP), 0) == _ZIP else ""
-    now = entry_of(entry.name, dir_fd=dir_fd)
-    if (now.inode, now.size_bytes, now.mtime_ns) != (entry.inode, entry.size_bytes, entry.mtime_ns):
+        with opened_dir(entry.name, dir_fd=dir_fd) as fd:
+            fault = _fault_below(fd, progress, from_disk, 0)
+    else:
+        fault = _file_fault(entry.name, dir_fd, progress, from_disk)
+    if _written(entry_of(entry.name, dir_fd=dir_fd)) != _written(entry):
         raise ChangedError(entry.name)
     return fault
+
+
+def _written(entry: Entry) -> tuple[int, int, int]:
+    """What a write changes; of a directory by its marker, for evaluators drop files beside it."""
+    return entry.inode, entry.size_bytes if entry.marker_bytes is None else entry.marker_bytes, entry.mtime_ns
+
+
+def _fault_below(dir_fd: int, progress: Progress, from_disk: bool, depth: int) -> str:
+    """What is wrong with the first part in the directory, or below it, that is damaged."""
+    check_depth(depth, ".")
+    with os.scandir(dir_fd) as entries:
+        listed = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    for name, is_dir in listed:
+        fault, joint = "", "/"
+        if is_dir:
+            with opened_dir(name, dir_fd=dir_fd) as fd:
+                fault = _fault_below(fd, progress, from_disk, depth + 1)
+        elif name.endswith(PARTS):
+            before = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            fault, joint = _file_fault(name, dir_fd, progress, from_disk), ": "
+            after = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            if any(getattr(before, what) != getattr(after, what) for what in ("st_ino", "st_size", "st_mtime_ns")):
+                raise ChangedError(name)
+        if fault:
+            return f"{name}{joint}{fault}"
+    return ""
+
+
+def _file_fault(name: str, dir_fd: int, progress: Progress, from_disk: bool) -> str:
+    with opened_file(name, dir_fd=dir_fd) as fd:
+        if from_disk:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        return _zip_fault(fd, progress) if os.pread(fd, len(_ZIP), 0) == _ZIP else ""
 
 
 def _zip_fault(fd: int, progress: Progress) -> str:

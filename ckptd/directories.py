@@ -1,138 +1,120 @@
-"""What a directory that is one checkpoint looks like: shards with their index, or what a Trainer leaves.
+"""What a directory that is one checkpoint looks like: whose it is by what is in it, and whether all of that is there.
 
 Structure only: nothing is unpickled, and of the files inside only the ends and headers are read.
 """
 
 from __future__ import annotations
 
-import errno
-import json
 import os
-import stat
-from typing import Any
+from collections.abc import Callable
 
-from . import dcp
+from . import dcp, frameworks
+from .core import kinds
 from .core.checkpoint import State
-from .disk import opened_dir, opened_file
-from .errors import RefusedError
-from .formats import Structure, structure_of_file
+from .formats import Structure
+from .parts import incomplete, json_of, missing_in_index, missing_of_distributed, parts_of
 from .scan import INDEX_ENDING, TRAINER_STATE
 
-_LONGEST_JSON = 1 << 28
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 _UNDER_WAY = "checkpoint-is-incomplete.txt"  # Transformers: there while it saves because of a signal
+_TRAINERS = {"training_args.bin", "optimizer.pt", "scheduler.pt"}  # written before its trainer_state.json
+_RANDOM_STATE = "random_states_"
+
+# What is half of one kind is a whole of another: the last file that makes it the first, and what it is until then.
+_LAST = {kinds.LIGHTNING: (kinds.DCP, "meta.pt"), kinds.MEGATRON: (kinds.DCP, "metadata.json")}
 
 
-def structure_of_directory(fd: int) -> Structure:
-    """Look at the directory open as `fd`. Raises OSError if something in it cannot be read."""
+def structure_of_directory(fd: int, wanted: frozenset[str] | None = None) -> Structure:
+    """Look at the directory open as `fd`. Raises OSError if something in it cannot be read.
+
+    wanted: the kinds that its name stands for, None for any. No other can be complete where it is half of one of them.
+    """
     names = set(os.listdir(fd))
-    if dcp.MARKER in names or any(name.endswith(".distcp") for name in names):
-        return _distributed(fd, names)
-    if TRAINER_STATE in names:
-        return _by_trainer(fd, names)
-    for name in sorted(names):
-        if name.endswith(INDEX_ENDING):
-            # The index is written with the weights, not after all else: it marks nothing.
-            fault, count = _missing_in_index(fd, name)
-            return (
-                _incomplete(fault) if fault else Structure(State.COMPLETE, f"{count} shards, all there", marked=False)
-            )
-    return Structure(State.UNVERIFIABLE, "a directory without any known marker", known=False, marked=False)
+    found = next((judge(fd, names) for claims, judge in _JUDGES if claims(fd, names)), None)
+    if found is None:
+        return Structure(State.UNVERIFIABLE, "a directory without any known marker", known=False, marked=False)
+    for kind, (half, last) in _LAST.items():
+        if wanted and kind in wanted and half not in wanted and found.kind == half:
+            return incomplete(kind, f"{found.text}, but no {last}")
+    return found
 
 
-def _incomplete(text: str) -> Structure:
-    return Structure(State.INCOMPLETE, text, marked=False)
+def is_claimed(fd: int, names: set[str]) -> bool:
+    """Whether the directory open as `fd`, which holds `names`, is a checkpoint of any kind, whole or not."""
+    return any(claims(fd, names) for claims, _ in _JUDGES)
+
+
+def _is_distributed(_: int, names: set[str]) -> bool:
+    return dcp.MARKER in names or any(name.endswith(".distcp") for name in names)
 
 
 def _distributed(fd: int, names: set[str]) -> Structure:
-    if dcp.MARKER not in names:
-        return _incomplete("distributed checkpoint, not marked complete")
-    try:
-        fault = dcp.missing_shard(fd)
-    except (RefusedError, OSError) as error:
-        fault = _no_file(dcp.MARKER, error)
+    fault = missing_of_distributed(fd, names)
     if fault is not None:
-        return Structure(State.INCOMPLETE, f"distributed checkpoint, {fault}")
-    return Structure(State.COMPLETE, "distributed checkpoint, every shard there")
+        return Structure(State.INCOMPLETE, fault, marked=dcp.MARKER in names, kind=kinds.DCP)
+    return Structure(State.COMPLETE, "distributed checkpoint, every shard there", kind=kinds.DCP)
+
+
+def _is_trainers(_: int, names: set[str]) -> bool:
+    return TRAINER_STATE in names or bool(names & _TRAINERS) or any(name.startswith("rng_state") for name in names)
 
 
 def _by_trainer(fd: int, names: set[str]) -> Structure:
     """What the Trainer of Hugging Face Transformers writes, its state last. Source: transformers 4.0 to 5.23."""
-    state = _json(fd, TRAINER_STATE)
+    if TRAINER_STATE not in names:
+        return incomplete(kinds.TRAINER, f"no {TRAINER_STATE}, which is written last")
+    state = json_of(fd, TRAINER_STATE)
     if not (isinstance(state, dict) and isinstance(state.get("global_step"), int)):
-        return _incomplete(f"{TRAINER_STATE} is damaged")
+        return incomplete(kinds.TRAINER, f"{TRAINER_STATE} is damaged")
     if _UNDER_WAY in names:
-        return _incomplete(f"{_UNDER_WAY} is there: its save was never finished")
-    count = 0
-    for name in sorted(names):
-        fault: str | None = None
-        if name.endswith(INDEX_ENDING):
-            fault, _ = _missing_in_index(fd, name)
-        elif stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-            fault, count = _broken_inside(fd, name), count + 1  # sharded weights
-        elif name.endswith(_WEIGHTS):
-            fault, count = _broken(fd, name), count + 1
-        if fault:
-            return _incomplete(fault)
-    if not count:
-        return _incomplete("no weights beside its trainer_state.json")
-    return Structure(State.COMPLETE, f"{TRAINER_STATE}, and every file beside it intact")
+        return incomplete(kinds.TRAINER, f"{_UNDER_WAY} is there: its save was never finished")
+    parts = parts_of(fd)
+    if not parts.count:
+        return incomplete(kinds.TRAINER, "no weights beside its trainer_state.json")
+    return parts.structure(kinds.TRAINER, f"{TRAINER_STATE}, and every file beside it intact", marked=True)
 
 
-def _missing_in_index(fd: int, index: str) -> tuple[str | None, int]:
-    """What is wrong with the shards that a Hugging Face index lists, and how many there are."""
-    try:
-        shards = sorted(set(_json(fd, index)["weight_map"].values()))
-        if not all(isinstance(shard, str) and shard == os.path.basename(shard) for shard in shards):
-            raise TypeError("a shard is not a file's name")
-    except (TypeError, KeyError, AttributeError):
-        return f"{index} is damaged", 0
-    for shard in shards:
-        fault = _broken(fd, shard)
-        if fault:
-            return f"shard {fault}", 0
-    return None, len(shards)
+def _is_accelerates(_: int, names: set[str]) -> bool:
+    return any(name.startswith((_RANDOM_STATE, "pytorch_model_fsdp_")) for name in names) or "optimizer.bin" in names
 
 
-def _broken(fd: int, name: str) -> str | None:
-    try:
-        with opened_file(name, dir_fd=fd) as file_fd:
-            found = structure_of_file(file_fd)
-    except FileNotFoundError:
-        return f"{name} is missing"
-    except (RefusedError, OSError) as error:
-        return _no_file(name, error)
-    return None if found.state.whole else f"{name}: {found.text}"
+def _by_accelerate(fd: int, names: set[str]) -> Structure:
+    """What `save_state` of Accelerate writes; the random state of each rank last, but nothing waits for all ranks."""
+    if f"{_RANDOM_STATE}0.pkl" not in names:
+        return incomplete(kinds.ACCELERATE, f"no {_RANDOM_STATE}0.pkl, which is written last")
+    missing = frameworks.missing_rank(names, rf"{_RANDOM_STATE}([0-9]+)\.pkl")
+    if missing is not None:
+        return incomplete(kinds.ACCELERATE, f"no {_RANDOM_STATE}{missing}.pkl, though others are there")
+    others = ("optimizer", "scheduler", "sampler", "scaler", "dl_state_dict", "custom_checkpoint", _RANDOM_STATE)
+    if all(name.startswith(others) for name in names):
+        return incomplete(kinds.ACCELERATE, "no weights beside its random states")
+    return parts_of(fd).structure(kinds.ACCELERATE, "what Accelerate saves, every file intact")
 
 
-def _broken_inside(fd: int, name: str) -> str | None:
-    try:
-        with opened_dir(name, dir_fd=fd) as inside_fd:
-            names = set(os.listdir(inside_fd))
-            if dcp.MARKER not in names and not any(each.endswith(".distcp") for each in names):
-                return None
-            found = _distributed(inside_fd, names)
-    except FileNotFoundError:
-        return f"{name} is missing"
-    return None if found.state.whole else f"{name}: {found.text}"
+def _has_index(_: int, names: set[str]) -> bool:
+    return any(name.endswith(INDEX_ENDING) for name in names)
 
 
-def _json(fd: int, name: str) -> Any:
-    """What a JSON file in the directory holds; None if it is none."""
-    try:
-        with opened_file(name, dir_fd=fd) as file_fd:
-            return json.loads(os.pread(file_fd, _LONGEST_JSON, 0))
-    except (ValueError, RecursionError):
-        return None
-    except (RefusedError, OSError) as error:
-        _no_file(name, error)
-        return None
+def _by_index(fd: int, names: set[str]) -> Structure:
+    """Shards of weights; the index is written with them, not after all else: it marks nothing."""
+    index = min(name for name in names if name.endswith(INDEX_ENDING))
+    fault, count = missing_in_index(fd, index)
+    if fault:
+        return incomplete(kinds.INDEX, fault)
+    return parts_of(fd).structure(kinds.INDEX, f"{count} shards, all there")
 
 
-def _no_file(name: str, error: RefusedError | OSError) -> str:
-    """What is wrong with what was no file when it was opened. Raises the error again if the disk's trouble was it."""
-    if isinstance(error, RefusedError):
-        return f"{name} is not a file"
-    if error.errno == errno.ELOOP:
-        return f"{name} is a symlink, which is not followed"
-    raise error
+# In this order: who comes first leaves more behind than who comes later, and the later ones' files among it.
+_JUDGES: tuple[tuple[Callable[[int, set[str]], bool], Callable[[int, set[str]], Structure]], ...] = (
+    (frameworks.is_orbax, frameworks.orbax),
+    (frameworks.is_lightning, frameworks.lightning),
+    (frameworks.is_megatron, frameworks.megatron),
+    (frameworks.is_olmo, frameworks.olmo),
+    (frameworks.is_verl, frameworks.verl),
+    (_is_distributed, _distributed),
+    (_is_trainers, _by_trainer),
+    (frameworks.is_deepspeed, frameworks.deepspeed),
+    (frameworks.is_mmengine, frameworks.mmengine),
+    (_is_accelerates, _by_accelerate),
+    (frameworks.is_torchtune, frameworks.torchtune),
+    (_has_index, _by_index),
+)

@@ -56,24 +56,6 @@ def opened_own_dir(name: str, *, dir_fd: int) -> Iterator[int]:
         os.close(fd)
 
 
-def make_own_dir(dir_fd: int) -> None:
-    """Make `.ckptd` in the work dir `dir_fd` if there is none, with the work dir's owner and mode. Raises OSError."""
-    try:
-        os.mkdir(OWN_DIR, dir_fd=dir_fd)
-    except FileExistsError:
-        return
-    info = os.fstat(dir_fd)
-    with opened_own_dir(OWN_DIR, dir_fd=dir_fd) as fd:
-        # Whoever may write checkpoints there may also run ckptd there.
-        with contextlib.suppress(PermissionError):
-            os.fchown(fd, info.st_uid, info.st_gid)
-        try:
-            os.fchmod(fd, stat.S_IMODE(info.st_mode))
-        except PermissionError:
-            # A sandbox forbids setgid bits; what is made there inherits it.
-            os.fchmod(fd, info.st_mode & 0o777)
-
-
 @contextlib.contextmanager
 def opened_file(name: str, *, dir_fd: int) -> Iterator[int]:
     """A read-only descriptor of the regular file `name`; raises OSError for a symlink, RefusedError for others."""

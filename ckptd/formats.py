@@ -12,6 +12,7 @@ import struct
 import zipfile
 from dataclasses import dataclass
 
+from .core import kinds
 from .core.checkpoint import State
 
 _ZIP = b"PK\x03\x04"
@@ -30,8 +31,8 @@ _LONGEST_COMMENT = 65535
 class Structure:
     """What bytes look like: complete, incomplete, or unverifiable where the format cannot tell.
 
-    known: whether they are a checkpoint's. checksum: whether the format holds one for its content.
-    marked: of a directory, whether its writer has marked it done.
+    known: whether they are a checkpoint's. kind: whose, as in core.kinds. checksum: whether the format, or that of
+    some file of a directory, holds one for its content. marked: of a directory, whether its writer has marked it done.
     """
 
     state: State
@@ -39,6 +40,7 @@ class Structure:
     known: bool = True
     checksum: bool = False
     marked: bool = True
+    kind: str = ""
 
 
 def structure_of_file(fd: int) -> Structure:
@@ -50,9 +52,8 @@ def structure_of_file(fd: int) -> Structure:
     if head.startswith(_ZIP):
         return _zip(fd, head, size_bytes)
     if head.startswith(_LEGACY):
-        return _whole_unless_sparse(
-            fd, size_bytes, Structure(State.UNVERIFIABLE, "torch's legacy format: holds no check")
-        )
+        legacy = Structure(State.UNVERIFIABLE, "torch's legacy format: holds no check", kind=kinds.LEGACY)
+        return _whole_unless_sparse(fd, size_bytes, legacy)
     if len(head) < len(_LEGACY) and (_ZIP.startswith(head) or _LEGACY.startswith(head)):
         return Structure(State.INCOMPLETE, f"ends after {len(head)} bytes")
     if len(head) > 8 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= _LONGEST_HEADER:
@@ -78,8 +79,9 @@ def _zip(fd: int, head: bytes, size_bytes: int) -> Structure:
     name_length = struct.unpack_from("<H", head, 26)[0] if len(head) >= 30 else 0
     first = head[30 : 30 + name_length]
     known = len(first) < name_length or not first or _is_pickle_member(first.decode("utf-8", "replace"))
+    kind = kinds.TORCH if known else ""
     if end is None:
-        return Structure(State.INCOMPLETE, "no end record: cut short", known)
+        return Structure(State.INCOMPLETE, "no end record: cut short", known, kind=kind)
     try:
         with open(fd, "rb", closefd=False) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
@@ -93,16 +95,17 @@ def _zip(fd: int, head: bytes, size_bytes: int) -> Structure:
         OverflowError,
     ) as error:
         raise_disk_trouble(error)
-        return Structure(State.INCOMPLETE, "its central directory cannot be read", known)
+        return Structure(State.INCOMPLETE, "its central directory cannot be read", known, kind=kind)
     known = any(_is_pickle_member(member.filename) for member in members)
+    kind = kinds.TORCH if known else ""
     entries, start, length = end
     if not entries == len(members) == _entries_in(os.pread(fd, length, start)):
-        return Structure(State.INCOMPLETE, "its central directory is damaged", known)
+        return Structure(State.INCOMPLETE, "its central directory is damaged", known, kind=kind)
     for member in members:
         if not _fits(member, size_bytes):
-            return Structure(State.INCOMPLETE, f"member {member.filename} does not fit into the file", known)
+            return Structure(State.INCOMPLETE, f"member {member.filename} does not fit into the file", known, kind=kind)
     text = "torch zip, structure intact" if known else "zip, structure intact"
-    return Structure(State.COMPLETE, text, known, checksum=True)
+    return Structure(State.COMPLETE, text, known, checksum=True, kind=kind)
 
 
 def _fits(member: zipfile.ZipInfo, size_bytes: int) -> bool:
@@ -160,7 +163,7 @@ def _safetensors(fd: int, head: bytes, size_bytes: int) -> Structure:
     (length,) = struct.unpack("<Q", head[:8])
     text = os.pread(fd, length, 8)
     if len(text) < length:
-        return Structure(State.INCOMPLETE, "safetensors, header cut short")
+        return Structure(State.INCOMPLETE, "safetensors, header cut short", kind=kinds.SAFETENSORS)
     try:
         header = json.loads(text)
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
@@ -171,8 +174,9 @@ def _safetensors(fd: int, head: bytes, size_bytes: int) -> Structure:
         return Structure(State.UNVERIFIABLE, "bytes of no known format", known=False)
     expected = 8 + length + end
     if size_bytes != expected:
-        return Structure(State.INCOMPLETE, f"safetensors, {size_bytes} of {expected} bytes")
-    return _whole_unless_sparse(fd, size_bytes, Structure(State.COMPLETE, "safetensors, all bytes there"))
+        return Structure(State.INCOMPLETE, f"safetensors, {size_bytes} of {expected} bytes", kind=kinds.SAFETENSORS)
+    whole = Structure(State.COMPLETE, "safetensors, all bytes there", kind=kinds.SAFETENSORS)
+    return _whole_unless_sparse(fd, size_bytes, whole)
 
 
 def _whole_unless_sparse(fd: int, size_bytes: int, whole: Structure) -> Structure:
@@ -184,5 +188,5 @@ def _whole_unless_sparse(fd: int, size_bytes: int, whole: Structure) -> Structur
             return whole  # a file system that knows no holes
         raise
     if hole < size_bytes:
-        return Structure(State.INCOMPLETE, f"a hole at byte {hole}: never written")
+        return Structure(State.INCOMPLETE, f"a hole at byte {hole}: never written", kind=whole.kind)
     return whole

@@ -19,7 +19,7 @@ from .disk import OWN_DIR, opened_dir, temporary_name
 from .errors import why
 from .filesystem import is_local
 from .keeper import SCAN_LOCAL_S, SCAN_NETWORK_S
-from .tree import Tree, is_marker, name_test
+from .tree import Tree, is_ours, name_test
 from .watch import Watcher
 
 _EVERY_ONE_S = 3600.0  # what cannot be watched gets a whole pass so often, whatever its time of change says
@@ -49,7 +49,7 @@ class Lookout:
         self.scan_interval_s = scan_interval_s or SCAN_LOCAL_S
         self._asked_interval_s, self._local = scan_interval_s, True
         self._look, self._gone, self._walked = look, gone, walked
-        self._is_checkpoint = name_test(policy.patterns)
+        self._is_checkpoint = name_test(policy)
         self._ours = {policy.pointer, temporary_name(policy.pointer), OWN_DIR}
         self._watch = DirectoryWatch(self._changed, self._lost)
         self._parent = Watcher(lambda _: self._put("look", root), policy.pointer)
@@ -214,7 +214,7 @@ class Lookout:
         if not name:
             self._put("gone" if gone else "look", place)
             return
-        if name in self._ours:
+        if name in self._ours or is_ours(name):
             if name == OWN_DIR and not gone and place not in self._known:
                 self._put("look", place)
             return
@@ -228,8 +228,8 @@ class Lookout:
         parent, own_name = os.path.split(place)
         if parent in self._known and self._is_checkpoint(own_name, True):
             self._look(parent)
-            if is_marker(name):
-                self._put("look", place)  # what it was looked into for is now known to be a checkpoint
+            if place in self._tree:
+                self._put("look", place)  # it may by now be known as a checkpoint, and needs no more looking into
 
     def _lost(self) -> None:
         """Look at what has changed at once, and at everything when it is time: a storm may go on and on."""

@@ -5,13 +5,17 @@ Reads and replaces; what it should name is service's business. Also reads the fr
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Iterable
 
-from .disk import opened_file, path_of, replace_file
-from .errors import RefusedError
+from .core.layouts import Pointer
+from .disk import opened_dir, opened_file, path_of, read_small, replace_file
+from .errors import CkptdError, RefusedError
+from .scan import TRAINER_STATE
 
+_LARGEST_STATE = 1 << 28  # bytes; it holds a line for every step that was logged
 _LONGEST = 8192  # bytes; two paths of PATH_MAX
 
 
@@ -45,14 +49,26 @@ def replace_pointer(name: str, target: str, *, dir_fd: int) -> None:
         ) from error
 
 
-def framework_pointers(names: Iterable[str], *, dir_fd: int) -> dict[str, str]:
-    """Which checkpoint each of the pointer files `names` names, where they do."""
-    found = {}
-    for name in names:
-        text = read_pointer(name, dir_fd=dir_fd)
-        if text:
-            found[name] = named_by(text)
+def framework_pointers(pointers: Iterable[Pointer], *, dir_fd: int) -> dict[str, set[str]]:
+    """Which checkpoints each of the pointer files names, where they do: two frameworks may have one file."""
+    found: dict[str, set[str]] = {}
+    for pointer in pointers:
+        text = read_pointer(pointer.file, dir_fd=dir_fd)
+        name = pointer.names(text) if text else None
+        if name:
+            found.setdefault(pointer.file, set()).add(name)
     return found
+
+
+def best_of_trainer(name: str, *, dir_fd: int) -> str | None:
+    """The checkpoint that the state of a Trainer in the directory `name` calls the best, as a plain name."""
+    try:
+        with opened_dir(name, dir_fd=dir_fd) as fd:
+            content = read_small(TRAINER_STATE, dir_fd=fd, at_most=_LARGEST_STATE)
+            best = json.loads(content or b"{}").get("best_model_checkpoint")
+    except (OSError, CkptdError, ValueError, RecursionError, AttributeError):
+        return None
+    return named_by(best) if isinstance(best, str) else None
 
 
 def link_target(name: str, *, dir_fd: int) -> str | None:

@@ -81,9 +81,9 @@ class Pruner:
                 self._expires_ms[item.name] = item.at_ms if item.claimed else until_ms or item.at_ms
         if unnamed:
             self._log.warning(
-                "found %d in %s/.ckptd/trash of which nothing is written down; kept for an hour",
+                "found %d in %s/trash of which nothing is written down; kept for an hour",
                 unnamed,
-                self._work.path,
+                self._work.own_path,
             )
 
     def prune(self, survey: Survey, prunes: list[Decision]) -> tuple[list[Decision], dict[str, str]]:
@@ -262,12 +262,12 @@ class Pruner:
     def _say_kept(self, binned: list[tuple[Decision, str]], minutes: float) -> None:
         self._log.info(
             "kept %d pruned (%s) in the trash for %.0f min: `ckptd restore --all %s` brings them back, "
-            "`rm -r %s/.ckptd/trash/*` frees the space at once",
+            "`rm -r %s/trash/*` frees the space at once",
             len(binned),
             human_bytes(sum(d.checkpoint.allocated_bytes for d, _ in binned)),
             minutes,
             self._work.path,
-            self._work.path,
+            self._work.own_path,
         )
 
     def _retry(self, item: str, now_ms: int) -> None:

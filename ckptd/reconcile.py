@@ -197,7 +197,7 @@ class Reconciler:
         if survey.pointed == target:
             return None, prunes, True
         try:
-            replace_pointer(self.policy.pointer, target, dir_fd=self.work.fd)
+            replace_pointer(self.policy.pointer, target, dir_fd=self.work.pointer_fd)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise

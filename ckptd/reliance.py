@@ -158,6 +158,8 @@ class Reliance:
         for checkpoint in (d.checkpoint for d in survey.plan.decisions):
             if checkpoint.durable or not checkpoint.state.whole or checkpoint.name not in survey.checkable:
                 continue
+            if survey.entries[checkpoint.name].is_dir:
+                continue  # not all of its files have a checksum: what the disk holds of the others cannot be told
             self._troubled = True
             if time.monotonic() < self._read_back_due_s.get(checkpoint.bytes_on_disk, 0.0):
                 continue

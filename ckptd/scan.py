@@ -8,27 +8,30 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass, field
 
-from .core.layouts import takes_directories
-from .core.naming import Template
-from .disk import FORBIDDEN, check_depth, opened_dir
+from .core.finder import Finder, Known
+from .disk import FORBIDDEN, check_depth, exists, opened_dir
 
 PIN_ENDING = ".keep"
 SIDECAR_ENDING = ".metrics.json"  # the scores beside a checkpoint, which go where it goes
 DCP_MARKER = ".metadata"
 INDEX_ENDING = ".index.json"  # Hugging Face: names the shard of every tensor
 TRAINER_STATE = "trainer_state.json"  # Hugging Face's Trainer writes it after all else
-_MARKERS = (DCP_MARKER, TRAINER_STATE)
+# What a directory's writer puts there last, or nearly so: its time is the checkpoint's.
+_MARKERS = {DCP_MARKER, TRAINER_STATE, "meta.pt", "metadata.json", "_CHECKPOINT_METADATA", ".metadata.json", "data.pt"}
+# Where there is no marker, the files that hold the state itself tell one writing from another.
+PARTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 @dataclass(frozen=True)
 class Entry:
     """Something that bears a checkpoint's name and could be one by its kind.
 
-    mtime_ns: of the file, or of a directory's marker, or else of its newest file. size_bytes: of all files.
-    allocated_bytes: what deleting it frees (each inode once). device, inode: of the entry itself.
+    mtime_ns: of the file, or of a directory's marker, or else of its newest part, or file. size_bytes: of all files.
+    allocated_bytes: what deleting it frees: each inode once, and none that has a name elsewhere. device, inode: of
+    the entry itself. marker_bytes: of a directory's marker, or of its parts.
     """
 
     series: str
@@ -55,29 +58,30 @@ class LeftAlone:
 
 @dataclass
 class Found:
-    """One look at a work dir."""
+    """One look at a work dir. known: the series of the entries, by their texts."""
 
     entries: list[Entry] = field(default_factory=list)
     left_alone: list[LeftAlone] = field(default_factory=list)
     pinned: set[str] = field(default_factory=set)
     linked: dict[str, str] = field(default_factory=dict)  # what a symlink in the work dir names -> that symlink
+    known: dict[str, Known] = field(default_factory=dict)
 
 
-def scan(work_dir: str, dir_fd: int, templates: Sequence[Template]) -> Found:
-    """Look at `work_dir`, open as `dir_fd`. Raises OSError if it cannot be read."""
+def scan(work_dir: str, dir_fd: int, finder: Finder) -> Found:
+    """Look at `work_dir`, open as `dir_fd`, for what `finder` knows. Raises OSError if it cannot be read."""
     found = Found()
-    with os.scandir(dir_fd) as entries:
-        for entry in entries:
-            name = entry.name
-            if entry.is_symlink():
-                _note_link(found, work_dir, dir_fd, name)
-            if name.endswith(PIN_ENDING):
-                found.pinned.add(name[: -len(PIN_ENDING)])
-            for template in templates:
-                step = template.step_of(name)
-                if step is not None:
-                    _look_at(found, dir_fd, template, name, step)
-                    break
+    with os.scandir(dir_fd) as listed:
+        entries = list(listed)
+    finder.learn(entry.name for entry in entries)
+    for entry in entries:
+        name = entry.name
+        if entry.is_symlink():
+            _note_link(found, work_dir, dir_fd, name)
+        if name.endswith(PIN_ENDING):
+            found.pinned.add(name[: -len(PIN_ENDING)])
+        matched = finder.match(name)
+        if matched is not None:
+            _look_at(found, dir_fd, *matched, name)
     return found
 
 
@@ -94,21 +98,28 @@ def stat_entry(name: str, *, dir_fd: int) -> os.stat_result:
     return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
 
 
-def _look_at(found: Found, dir_fd: int, template: Template, name: str, step: int) -> None:
+def _look_at(found: Found, dir_fd: int, known: Known, step: int, name: str) -> None:
     try:
         info = stat_entry(name, dir_fd=dir_fd)
     except FileNotFoundError:
         return  # gone since it was listed
     is_dir = stat.S_ISDIR(info.st_mode)
-    if stat.S_ISLNK(info.st_mode):
+    is_file = stat.S_ISREG(info.st_mode)
+    if known.alone:
+        if (known.directories and is_dir and _is_marked(name, dir_fd, known)) or (known.files and is_file):
+            found.left_alone.append(LeftAlone(name, known.alone))
+    elif stat.S_ISLNK(info.st_mode):
         found.left_alone.append(LeftAlone(name, "a symlink, not a checkpoint"))
-    elif is_dir and not takes_directories(template):
-        found.left_alone.append(LeftAlone(name, f"a directory at the name of a file ({template.text})"))
-    elif not (is_dir or stat.S_ISREG(info.st_mode)):
+    elif is_dir and not known.directories:
+        found.left_alone.append(LeftAlone(name, f"a directory at the name of a file ({known.names.text})"))
+    elif is_file and not known.files:
+        found.left_alone.append(LeftAlone(name, f"a file at the name of a directory ({known.names.text})"))
+    elif not (is_dir or is_file):
         found.left_alone.append(LeftAlone(name, "neither a file nor a directory"))
     else:
         try:
-            found.entries.append(_entry(template.text, name, step, dir_fd, info))
+            found.entries.append(_entry(known.names.text, name, step, dir_fd, info))
+            found.known.setdefault(known.names.text, known)
         except FileNotFoundError:
             return  # gone, or coming, while it was looked at
         except OSError as error:
@@ -117,8 +128,20 @@ def _look_at(found: Found, dir_fd: int, template: Template, name: str, step: int
             found.left_alone.append(LeftAlone(name, f"cannot be read: {error.strerror}"))
 
 
+def _is_marked(name: str, dir_fd: int, known: Known) -> bool:
+    """Whether a directory that nobody asked for is what its name says, where the name alone says too little."""
+    if not known.marker:
+        return True
+    try:
+        with opened_dir(name, dir_fd=dir_fd) as fd:
+            return exists(known.marker, dir_fd=fd)
+    except OSError:
+        return False
+
+
 def _entry(series: str, name: str, step: int, dir_fd: int, info: os.stat_result) -> Entry:
-    size_bytes, allocated_bytes, mtime_ns = info.st_size, info.st_blocks * 512, info.st_mtime_ns
+    size_bytes, mtime_ns = info.st_size, info.st_mtime_ns
+    allocated_bytes = info.st_blocks * 512 if info.st_nlink == 1 else 0
     is_dir = stat.S_ISDIR(info.st_mode)
     marker_bytes, forbidden = None, False
     if is_dir:
@@ -145,9 +168,11 @@ def _entry(series: str, name: str, step: int, dir_fd: int, info: os.stat_result)
 
 def _measure(name: str, dir_fd: int, info: os.stat_result) -> tuple[int, int, int, int | None]:
     """Apparent bytes, allocated bytes, time of writing and size of the marker of a directory: evaluators drop files
-    into directories, so its marker's time counts where it has one."""
+    into directories, so its marker's time counts where it has one, or else that of its parts."""
     inodes: dict[tuple[int, int], os.stat_result] = {}
+    names_of: Counter[tuple[int, int]] = Counter()
     markers: list[os.stat_result] = []
+    parts: list[os.stat_result] = []
 
     def walk(name: str, dir_fd: int, depth: int) -> None:
         check_depth(depth, name)
@@ -158,13 +183,18 @@ def _measure(name: str, dir_fd: int, info: os.stat_result) -> tuple[int, int, in
                 elif entry.is_file(follow_symlinks=False):
                     inside = entry.stat(follow_symlinks=False)
                     inodes[inside.st_dev, inside.st_ino] = inside
+                    names_of[inside.st_dev, inside.st_ino] += 1
+                    if entry.name.endswith(PARTS):
+                        parts.append(inside)
                     if depth == 0 and (entry.name in _MARKERS or entry.name.endswith(INDEX_ENDING)):
                         markers.append(inside)
 
     walk(name, dir_fd, 0)
-    times = [each.st_mtime_ns for each in markers or inodes.values()] or [info.st_mtime_ns]
-    sizes, blocks = (sum(getattr(i, kind) for i in inodes.values()) for kind in ("st_size", "st_blocks"))
-    return sizes, blocks * 512, max(times), sum(each.st_size for each in markers) if markers else None
+    telling = markers or parts
+    times = [each.st_mtime_ns for each in telling or inodes.values()] or [info.st_mtime_ns]
+    sizes = sum(each.st_size for each in inodes.values())
+    blocks = sum(each.st_blocks for inode, each in inodes.items() if each.st_nlink <= names_of[inode])
+    return sizes, blocks * 512, max(times), sum(each.st_size for each in telling) if telling else None
 
 
 def _note_link(found: Found, work_dir: str, dir_fd: int, link: str) -> None:

@@ -9,8 +9,8 @@ import json
 from dataclasses import asdict, fields, replace
 from typing import Any
 
+from .core.keyed import names_from
 from .core.memory import BROUGHT_BACK, Memory, Seen, SeriesMemory
-from .core.naming import Template
 from .disk import read_small, replace_file
 from .errors import CkptdError, UsageError
 
@@ -33,7 +33,7 @@ def read_state(own_fd: int) -> Memory | None:
             raise ValueError(f"version {raw['version']!r}")
         memory = Memory(
             {name: _seen(name, **known) for name, known in raw["seen"].items()},
-            {Template(text).text: _series(**known) for text, known in raw["series"].items()},
+            {names_from(text).text: _series(**known) for text, known in raw["series"].items()},
             _number(raw["next_order"]),
         )
         if not all(BROUGHT_BACK <= known.order < memory.next_order for known in memory.seen.values()):

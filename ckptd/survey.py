@@ -106,7 +106,9 @@ def advice_on(decided: Plan, policy: Policy, first: bool, trusted: str | None) -
                 idle = "".join(f", and {keeper.option} has nothing to keep from" for keeper in policy.keepers[:1])
                 advice.append(f"{grid.template.text}: no --max-keep is given or declared, so nothing is pruned{idle}")
             continue
-        if grid.interval is None:
+        if grid.no_grid:
+            advice.append(f"{grid.template.text}: its names have no grid to step on, so the rule `newest` applies")
+        elif grid.interval is None and grid.template.has_grid:
             advice.append(
                 f"{grid.template.text}: no interval is known yet, so the rule `newest` applies; --interval N gives one"
             )

@@ -10,10 +10,13 @@ import logging
 import os
 from dataclasses import dataclass, field, replace
 
+from .core import kinds
 from .core.checkpoint import Checkpoint, State
-from .core.layouts import DEFAULT_TEMPLATES, FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS
+from .core.finder import Finder, Known
+from .core.keyed import names_from
+from .core.layouts import DEFAULT_TEMPLATES, FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS, LAYOUTS
 from .core.memory import Memory, Seen
-from .core.naming import Template
+from .core.naming import Names, Template
 from .core.plan import plan
 from .core.policy import Policy
 from .core.schedule import LARGEST_BYTES, Schedule
@@ -21,7 +24,7 @@ from .disk import FORBIDDEN, opened_file, opened_own_dir, read_small
 from .errors import CkptdError, RefusedError, why
 from .filesystem import is_local
 from .metrics import Scores
-from .pointer import framework_pointers, link_target, named_by, read_pointer
+from .pointer import best_of_trainer, framework_pointers, link_target, named_by, read_pointer
 from .readers import readers_of
 from .scan import Entry, Found, LeftAlone, scan
 from .state import read_state
@@ -44,6 +47,7 @@ class _Judged:
     filling: set[str] = field(default_factory=set)
     checkable: set[str] = field(default_factory=set)
     unread: set[str] = field(default_factory=set)
+    trainers: set[str] = field(default_factory=set)  # what a Trainer has saved, whole
 
 
 @dataclass
@@ -62,6 +66,8 @@ class Surveyor:
     _verdicts: dict[str, tuple[Entry, Verdict]] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
     _scores: Scores = field(init=False)
+    _finder: tuple[list[Names], Finder] | None = None
+    _best: dict[Entry, str | None] = field(default_factory=dict)
     _local: bool | None = None
 
     def __post_init__(self) -> None:
@@ -78,12 +84,18 @@ class Surveyor:
         own_fd = work.open_own()
         remembered = self._remember(own_fd)
         declared = self._declared(own_fd, now_ns)
-        patterns = self._patterns(declared, remembered)
-        found = scan(work.path, work.fd, patterns)
-        asked_for = {template.text for template in patterns} - _KNOWN_NAMES | set(self.policy.templates)
+        named = self._named(declared, remembered)
+        if self._finder is None or self._finder[0] != named:
+            self._finder = named, self.policy.finder(named)
+        finder = self._finder[1]
+        before = [names for text in (remembered.series if remembered else ()) if (names := finder.series_of(text))]
+        found = scan(work.path, work.fd, finder)
+        here = (known.names for known in found.known.values())
+        patterns = list({names.text: names for names in (*before, *here)}.values())
+        asked_for = {names.text for names in named} | set(self.policy.templates)
         judged = self._judge(found, remembered, asked_for, now_ns, strict=strict)
         entries = {entry.name: entry for entry in found.entries}
-        protected = self._protections(found)
+        protected = self._protections(found, judged)
         trusted = None if remembered else self._trusted({c.name for c in judged.checkpoints if c.state.whole})
         while True:
             decided = plan(
@@ -102,7 +114,7 @@ class Surveyor:
             tuple(judged.left_alone),
             judged.unreadable,
             remembered,
-            read_pointer(self.policy.pointer, dir_fd=work.fd),
+            read_pointer(self.policy.pointer, dir_fd=work.pointer_fd),
             {text: said for text, said in declared.items() if text not in ignored},
             advice_on(decided, self.policy, remembered is None, trusted),
             judged.settles_s,
@@ -123,15 +135,14 @@ class Surveyor:
             except RefusedError:
                 raise
             except CkptdError as error:
-                self._once(f"{self.work.path}/.ckptd/{error}; met as if for the first time")
+                self._once(f"{self.work.own_path}/{error}; met as if for the first time")
         return self.memory
 
-    def _patterns(self, declared: dict[str, Schedule], remembered: Memory | None) -> tuple[Template, ...]:
-        """The templates to look for: the policy's, or else the known names and what runs have declared here."""
-        if self.policy.templates:
-            return self.policy.patterns
-        others = [*declared, *(remembered.series if remembered and self.as_remembered else ())]
-        return tuple(dict.fromkeys((*self.policy.patterns, *map(Template, others))))
+    def _named(self, declared: dict[str, Schedule], remembered: Memory | None) -> list[Names]:
+        """What is looked for beside the known names, where the policy itself names nothing: what runs have declared."""
+        others = (remembered.series if remembered and self.as_remembered else {}).keys() - declared
+        named = [*map(Template, declared), *map(names_from, sorted(others))]
+        return [names for names in named if names.text not in _KNOWN_NAMES]
 
     def _declared(self, own_fd: int | None, now_ns: int) -> dict[str, Schedule]:
         """The schedules that runs have declared in `.ckptd/schedules/`, by template; what is corrupt is ignored."""
@@ -147,7 +158,7 @@ class Surveyor:
                     schedule = Schedule.from_text((read_small(name, dir_fd=fd, at_most=LARGEST_BYTES) or b"").decode())
                 except (CkptdError, OSError, UnicodeDecodeError) as error:
                     reason = why(error) if isinstance(error, OSError) else str(error)
-                    self._once(f"ignored {self.work.path}/.ckptd/{SCHEDULES}/{name}: {reason}")
+                    self._once(f"ignored {self.work.own_path}/{SCHEDULES}/{name}: {reason}")
                 else:
                     # A time in the future tells nothing: every save is then taken for one that came after.
                     known_ns = declared_ns if declared_ns <= now_ns else None
@@ -166,7 +177,8 @@ class Surveyor:
             before, verdict = self._verdicts.get(entry.name, (None, None))
             if verdict is None or before != entry:
                 try:
-                    verdict = judge(entry, dir_fd=self.work.fd, settling=settling, now_ns=now_ns)
+                    wanted = found.known[entry.series].kinds
+                    verdict = judge(entry, dir_fd=self.work.fd, settling=settling, now_ns=now_ns, wanted=wanted)
                 except (FileNotFoundError, RefusedError):
                     continue  # gone, or something else by now: the next look tells
                 except OSError as error:
@@ -180,13 +192,20 @@ class Surveyor:
             if not (verdict.known or entry.series in asked_for):
                 judged.left_alone.append(LeftAlone(entry.name, verdict.structure))
                 continue
+            reason = _other_kind(verdict, found.known[entry.series])
+            if reason:
+                judged.left_alone.append(LeftAlone(entry.name, reason))
+                continue
+            if verdict.kind == kinds.TRAINER and verdict.state.whole:
+                judged.trainers.add(entry.name)
             if verdict.state is not State.IN_FLIGHT:
                 verdicts[entry.name] = entry, verdict
             elif verdict.settles_s is not None:
                 judged.settles_s = min(verdict.settles_s, judged.settles_s or verdict.settles_s)
             checkpoint = self._checkpoint(entry, verdict, seen.get(entry.name))
             if self.policy.keep_best:
-                checkpoint = replace(checkpoint, metrics=self._scores.of(entry, {}, dir_fd=self.work.fd))
+                named = found.known[entry.series].names.metrics_of(entry.name)
+                checkpoint = replace(checkpoint, metrics=self._scores.of(entry, named, dir_fd=self.work.fd))
             if verdict.checksum:
                 judged.checkable.add(entry.name)
                 known = seen.get(entry.name)
@@ -226,16 +245,25 @@ class Surveyor:
             self._local = is_local(self.work.fd)
         return Settling(self._local, self.policy.settle_s)
 
-    def _protections(self, found: Found) -> dict[str, list[str]]:
+    def _protections(self, found: Found, judged: _Judged) -> dict[str, list[str]]:
         """Who must stay whatever a rule says, with the reasons: DESIGN section 4."""
         protected: dict[str, list[str]] = {}
         for name in found.pinned:
             protected.setdefault(name, []).append("pinned")
         for name, link in found.linked.items():
             protected.setdefault(name, []).append(f"named by the symlink {link}")
-        others = [name for name in FRAMEWORK_POINTERS if name != self.policy.pointer]
-        for file, name in framework_pointers(others, dir_fd=self.work.fd).items():
-            protected.setdefault(name, []).append(f"named by {file}")
+        others = [pointer for pointer in FRAMEWORK_POINTERS if pointer.file != self.policy.pointer]
+        for file, names in framework_pointers(others, dir_fd=self.work.fd).items():
+            for name in names:
+                protected.setdefault(name, []).append(f"named by {file}")
+        trainers = [entry for entry in found.entries if entry.name in judged.trainers]
+        if trainers:
+            newest = max(trainers, key=lambda entry: (entry.mtime_ns, entry.step))
+            if newest not in self._best:  # else read already
+                self._best = {newest: best_of_trainer(newest.name, dir_fd=self.work.fd)}
+            best = self._best[newest]
+            if best is not None:
+                protected.setdefault(best, []).append(f"the best, by {newest.name}/trainer_state.json")
         for entry in found.entries:
             # Of directories only: on overlayfs a file's device is that of its layer. A file that something is mounted
             # on cannot be renamed, and says so then.
@@ -248,7 +276,8 @@ class Surveyor:
         for name in dict.fromkeys((self.policy.pointer, *FIRST_CONTACT_POINTERS)):
             target = link_target(name, dir_fd=self.work.fd)
             if target is None:
-                text = read_pointer(name, dir_fd=self.work.fd)
+                ours = name == self.policy.pointer
+                text = read_pointer(name, dir_fd=self.work.pointer_fd if ours else self.work.fd)
                 target = named_by(text) if text else None
             if target in whole:
                 return target
@@ -276,3 +305,12 @@ def _once(said: set[str], message: str) -> None:
     if message not in said:
         said.add(message)
         log.warning(message)
+
+
+def _other_kind(verdict: Verdict, known: Known) -> str:
+    """Why bytes of a known kind are left alone, where their name is another framework's; "" if they are not."""
+    if known.kinds is None or not verdict.kind or verdict.kind in known.kinds:
+        return ""
+    takers = sorted(layout.name for layout in LAYOUTS if verdict.kind in layout.kinds and not layout.by_itself)
+    way_out = f"pruned only with --layout {takers[0]}" if len(takers) == 1 else "not what its name says"
+    return f"a {verdict.kind} checkpoint, {way_out}"

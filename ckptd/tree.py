@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from .core.layouts import takes_directories
+from .core.finder import Finder
+from .core.layouts import DEFAULT_LAYOUTS, layouts_called
 from .core.naming import Template
-from .disk import OWN_DIR
-from .scan import DCP_MARKER, INDEX_ENDING, TRAINER_STATE
+from .core.policy import Policy
+from .directories import is_claimed
+from .disk import OWN_DIR, opened_dir
 
 # A change so soon after the one before can leave the time of change as it was, most of all on a network file system.
 _SAME_TIME_NS = 2 * 10**9
@@ -24,20 +26,18 @@ NameTest = Callable[[str, bool], bool]
 Stamp = tuple[int, int, int]
 
 
-def name_test(patterns: tuple[Template, ...]) -> NameTest:
+def name_test(policy: Policy) -> NameTest:
     """Tells of a name, and whether a directory bears it, if it can belong to a checkpoint: the one place that knows."""
-    for_files = patterns
-    for_directories = tuple(template for template in patterns if takes_directories(template))
+    templates, layouts = map(Template, policy.templates), layouts_called(policy.layouts)
+    asked = bool(policy.templates or policy.layouts)
+    # Without the layouts that are only listed and left alone: what is never pruned makes no work dir.
+    finder = Finder(templates, layouts, asked=True) if asked else Finder((), DEFAULT_LAYOUTS)
 
     def is_checkpoint(name: str, is_dir: bool) -> bool:
-        return any(template.step_of(name) is not None for template in (for_directories if is_dir else for_files))
+        found = finder.match(name)
+        return found is not None and (found[0].directories if is_dir else found[0].files)
 
     return is_checkpoint
-
-
-def is_marker(name: str) -> bool:
-    """Whether a directory with a checkpoint's name is one, by this name in it."""
-    return name in (DCP_MARKER, TRAINER_STATE) or name.endswith((INDEX_ENDING, ".distcp"))
 
 
 @dataclass(slots=True)
@@ -135,7 +135,8 @@ class Tree:
         """List one directory; None if it is none, or a checkpoint, which are forgotten."""
         self._on_look(path)
         node = _Node()
-        marked = False
+        files: set[str] = set()
+        named = path != self.root and self._is_checkpoint(os.path.basename(path), True)
         try:
             stamp = _stamp(path, follow=path == self.root)
             if stamp is None:
@@ -148,15 +149,19 @@ class Tree:
                 for entry in entries:
                     name = entry.name
                     if entry.is_dir(follow_symlinks=False):
-                        if name == OWN_DIR:
-                            node.holds = True  # a run has declared itself there, or ckptd has been there
+                        if is_ours(name):
+                            # A run has declared itself there, or ckptd has been there.
+                            node.holds = node.holds or name == OWN_DIR
                             continue
                         node.children.add(name)
                         node.holds = node.holds or self._is_checkpoint(name, True)
-                    else:
-                        marked = marked or is_marker(name)
-                        if not node.holds and self._is_checkpoint(name, False):
-                            node.holds = entry.is_file(follow_symlinks=False)
+                    elif not node.holds and self._is_checkpoint(name, False):
+                        node.holds = entry.is_file(follow_symlinks=False)
+                    if named:
+                        files.add(name)
+            if named and _is_one(path, files):
+                self.forget(path)
+                return None
         except (FileNotFoundError, NotADirectoryError):
             self.forget(path)
             return None
@@ -165,9 +170,6 @@ class Tree:
             node = self._nodes.get(path, node)  # what was known of it stays known, and it is tried again
             node.stamp = None
             self._keep(path, node)
-            return None
-        if marked and path != self.root and self._is_checkpoint(os.path.basename(path), True):
-            self.forget(path)
             return None
         self._keep(path, node)
         return node
@@ -180,6 +182,17 @@ class Tree:
         parent = self._nodes.get(os.path.dirname(path))
         if parent is not None and path != self.root:
             parent.children.add(os.path.basename(path))
+
+
+def is_ours(name: str) -> bool:
+    """Whether a directory with this name holds what ckptd itself keeps."""
+    return name == OWN_DIR or name.startswith(f"{OWN_DIR}.")
+
+
+def _is_one(path: str, names: set[str]) -> bool:
+    """Whether a directory with a checkpoint's name is one."""
+    with opened_dir(path) as fd:
+        return is_claimed(fd, names)
 
 
 def _stamp(path: str, *, follow: bool) -> Stamp | None:

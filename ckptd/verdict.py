@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from .core.checkpoint import State
 from .directories import structure_of_directory
-from .disk import opened_dir, opened_file
+from .disk import check_depth, opened_dir, opened_file
 from .errors import RefusedError
 from .formats import Structure, structure_of_file
 from .scan import Entry
@@ -26,6 +26,7 @@ SETTLE_LOCAL_S, SETTLE_NETWORK_S, SETTLE_UNMARKED_S = 5.0, 60.0, 300.0
 class Verdict:
     """What the bytes say: a state with its evidence, or `known` False for bytes that are no checkpoint's.
 
+    kind: whose bytes they are, as in core.kinds.
     structure: what they look like. activity: who is at them, or was a moment ago; empty if nobody.
     checksum: whether the content can be checked too.
     settles_s: of one in flight, after how many quiet seconds it is to be judged again; None: once its writer is done.
@@ -37,6 +38,7 @@ class Verdict:
     activity: str = ""
     settles_s: float | None = None
     checksum: bool = False
+    kind: str = ""
 
     @property
     def evidence(self) -> str:
@@ -62,12 +64,14 @@ class Settling:
         return SETTLE_LOCAL_S if self.local else SETTLE_NETWORK_S
 
 
-def judge(entry: Entry, *, dir_fd: int, settling: Settling, now_ns: int) -> Verdict:
-    """Judge one entry of a work dir. Raises OSError if it cannot be read."""
+def judge(
+    entry: Entry, *, dir_fd: int, settling: Settling, now_ns: int, wanted: frozenset[str] | None = None
+) -> Verdict:
+    """Judge one entry of a work dir; `wanted` as in `structure_of_directory`. Raises OSError if it cannot be read."""
     if entry.forbidden:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), entry.name)
     if entry.is_dir:
-        return _directory(entry, dir_fd, settling, now_ns)
+        return _directory(entry, dir_fd, settling, now_ns, wanted)
     with opened_file(entry.name, dir_fd=dir_fd) as fd:
         # The writer first: what is looked at after it has gone is what it left.
         writer = has_writer(fd) if settling.local else None
@@ -98,31 +102,41 @@ def age_seconds(entry: Entry, now_ns: int) -> float:
     return max(0, now_ns - changed_ns) / 1e9
 
 
-def _directory(entry: Entry, dir_fd: int, settling: Settling, now_ns: int) -> Verdict:
+def _directory(entry: Entry, dir_fd: int, settling: Settling, now_ns: int, wanted: frozenset[str] | None) -> Verdict:
     with opened_dir(entry.name, dir_fd=dir_fd) as fd:
         writer = _has_writer_inside(fd) if settling.local else None
-        found = structure_of_directory(fd)
+        found = structure_of_directory(fd, wanted)
     return _judge(entry, found, writer, settling, now_ns)
 
 
-def _has_writer_inside(dir_fd: int) -> bool | None:
-    """Whether any file directly in the directory is open for writing: a slow rank's shard."""
+def _has_writer_inside(dir_fd: int, depth: int = 0) -> bool | None:
+    """Whether any file in the directory or below it is open for writing: a slow rank's shard."""
+    check_depth(depth, ".")
     answer: bool | None = False
-    for name in os.listdir(dir_fd):
-        with contextlib.suppress(OSError, RefusedError), opened_file(name, dir_fd=dir_fd) as fd:
-            writer = has_writer(fd)
-            if writer:
-                return True
-            answer = None if writer is None else answer
+    with os.scandir(dir_fd) as entries:
+        listed = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_dir in listed:
+        writer: bool | None = False
+        with contextlib.suppress(OSError, RefusedError):
+            if is_dir:
+                with opened_dir(name, dir_fd=dir_fd) as fd:
+                    writer = _has_writer_inside(fd, depth + 1)
+            else:
+                with opened_file(name, dir_fd=dir_fd) as fd:
+                    writer = has_writer(fd)
+        if writer:
+            return True
+        answer = None if writer is None else answer
     return answer
 
 
 def _judge(entry: Entry, found: Structure, writer: bool | None, settling: Settling, now_ns: int) -> Verdict:
     if writer:
-        return Verdict(State.IN_FLIGHT, found.text, found.known, "open for writing")
+        return Verdict(State.IN_FLIGHT, found.text, found.known, "open for writing", kind=found.kind)
     age_s, quiet_s = age_seconds(entry, now_ns), settling.quiet_s(marked=found.marked)
     # Whole so far, but nobody can tell whether its writer is done; or broken, but perhaps not yet whole.
     unsure = writer is None or found.state is not State.COMPLETE or not found.marked
     if unsure and age_s < quiet_s:
-        return Verdict(State.IN_FLIGHT, found.text, found.known, f"changed {age_s:.0f} s ago", quiet_s - age_s)
-    return Verdict(found.state, found.text, found.known, checksum=found.checksum)
+        activity = f"changed {age_s:.0f} s ago"
+        return Verdict(State.IN_FLIGHT, found.text, found.known, activity, quiet_s - age_s, kind=found.kind)
+    return Verdict(found.state, found.text, found.known, checksum=found.checksum, kind=found.kind)

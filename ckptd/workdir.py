@@ -16,8 +16,9 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from .disk import LOCK, NO_ROOM, OWN_DIR, make_own_dir, open_as_its_directory, opened_own_dir
+from .disk import LOCK, NO_ROOM, open_as_its_directory, opened_dir
 from .errors import CkptdError, NoRoomError, OwnedError, RefusedError, UsageError, why
+from .place import is_aside, make_own, opened_own, own_dir
 
 _MOST_LINKS = 40  # as the kernel's
 _NEEDED_LATER = (
@@ -51,10 +52,11 @@ class WorkDir:
         info = os.fstat(self.fd)
         self.device, self.owner, self._id = info.st_dev, info.st_uid, _id(info)
         self.own_fd: int | None = None
-        self._own_id: tuple[int, int] | None = None
+        self._own_dir, self._own_id = "", (0, 0)
         self._lock_fd: int | None = None
+        self._pointer_fd: int | None = None
         self._below = below
-        self._own: contextlib.ExitStack | None = None
+        self._stack: contextlib.ExitStack | None = None
 
     def __enter__(self) -> WorkDir:
         return self
@@ -70,9 +72,9 @@ class WorkDir:
 
     def rest(self) -> None:
         """Close all but the lock, so that a work dir in which nothing happens costs one descriptor."""
-        if self._own is not None:
-            self._own.close()
-        self._own = self.own_fd = None
+        if self._stack is not None:
+            self._stack.close()
+        self._stack = self.own_fd = self._pointer_fd = None
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -97,9 +99,9 @@ class WorkDir:
         try:
             if _id(os.stat(self.path)) != self._id:
                 return False
-            if self._own_id is None:
+            if not self._own_dir:
                 return True
-            return _id(os.stat(os.path.join(self.path, OWN_DIR), follow_symlinks=False)) == self._own_id
+            return _id(os.stat(os.path.join(self.path, self._own_dir), follow_symlinks=False)) == self._own_id
         except OSError:
             return False
 
@@ -107,16 +109,27 @@ class WorkDir:
         """A descriptor of `.ckptd` if there is one, creating nothing. Raises RefusedError for a symlink there."""
         if self.own_fd is None:
             try:
-                stack = contextlib.ExitStack()
-                self.own_fd = stack.enter_context(opened_own_dir(OWN_DIR, dir_fd=self.fd))
-                self._own, self._own_id = stack, _id(os.fstat(self.own_fd))
+                self.own_fd = self._kept(opened_own(self.fd))
+                self._own_dir, self._own_id = own_dir(self.fd), _id(os.fstat(self.own_fd))
             except FileNotFoundError:
                 return None
             except PermissionError as error:
-                raise CkptdError(
-                    f"{self.path}/{OWN_DIR}: cannot be opened: {why(error)}. Run ckptd as its owner"
-                ) from error
+                raise CkptdError(f"{self.own_path}: cannot be opened: {why(error)}. Run ckptd as its owner") from error
         return self.own_fd
+
+    @property
+    def own_path(self) -> str:
+        """Where `.ckptd` is, or will be, for a message."""
+        return os.path.normpath(os.path.join(self.path, own_dir(self.fd)))
+
+    @property
+    def pointer_fd(self) -> int:
+        """A descriptor of the directory of the pointer: this one, or its parent where `.ckptd` is there."""
+        if self._pointer_fd is None:
+            if not is_aside(own_dir(self.fd)):
+                return self.fd  # looked up anew until it is decided
+            self._pointer_fd = self._kept(opened_dir("..", dir_fd=self.fd))
+        return self._pointer_fd
 
     def take(self) -> bool:
         """Make `.ckptd` if need be, and take the lock on it: from here on this process owns the work dir.
@@ -127,14 +140,14 @@ class WorkDir:
         if self._lock_fd is not None:
             return True
         try:
-            make_own_dir(self.fd)
+            make_own(self.fd)
             own_fd = self.open_own()
             assert own_fd is not None  # made above, and opened without following anything
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             fd = os.open(LOCK, flags, 0o666, dir_fd=own_fd)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-                raise RefusedError(f"{self.path}/{OWN_DIR}/{LOCK}: not a file that ckptd made. Remove it") from error
+                raise RefusedError(f"{self.own_path}/{LOCK}: not a file that ckptd made. Remove it") from error
             if error.errno in NO_ROOM:
                 raise NoRoomError(
                     f"{self.path}: {why(error)}. Free a few kB on that disk, and run ckptd again"
@@ -143,7 +156,7 @@ class WorkDir:
             raise CkptdError(f"{self.path}: cannot be written: {why(error)}{advice}") from error
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            raise RefusedError(f"{self.path}/{OWN_DIR}/{LOCK}: not a file that ckptd made. Remove it")
+            raise RefusedError(f"{self.own_path}/{LOCK}: not a file that ckptd made. Remove it")
         open_as_its_directory(fd, dir_fd=own_fd)
         try:
             locked = self._flock(fd)
@@ -152,6 +165,11 @@ class WorkDir:
             raise
         self._lock_fd = fd
         return locked
+
+    def _kept(self, opened: contextlib.AbstractContextManager[int]) -> int:
+        """The descriptor, closed when this rests."""
+        self._stack = self._stack or contextlib.ExitStack()
+        return self._stack.enter_context(opened)
 
     def _flock(self, fd: int) -> bool:
         deadline = time.monotonic() + (_LOCK_WAIT_S if self._below is None else _SHORT_LOCK_WAIT_S)
@@ -163,7 +181,7 @@ class WorkDir:
                 if error.errno in _NO_LOCKS:
                     return False
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise CkptdError(f"{self.path}/{OWN_DIR}/{LOCK}: cannot be locked: {why(error)}") from error
+                    raise CkptdError(f"{self.own_path}/{LOCK}: cannot be locked: {why(error)}") from error
             if time.monotonic() > deadline:
                 raise OwnedError(f"{self.path}: {_holder(fd)} owns this work dir. Stop it, or leave the work to it")
             time.sleep(_LOCK_RETRY_S)

@@ -24,9 +24,12 @@ SHARED_WITH_JOBS = {
     "scan",
     "formats",
     "dcp",
+    "parts",
+    "frameworks",
     "directories",
     "content",
     "verdict",
+    "place",
     "pointer",
 }
 SHARED_WITH_JOBS |= {"state"}
@@ -96,6 +99,8 @@ SHELL = {
     "content",
     "formats",
     "dcp",
+    "parts",
+    "frameworks",
     "directories",
     "readers",
     "verdict",
@@ -109,7 +114,18 @@ SHELL = {
     "filesystem",
     "disk",
 }
-BELOW = {"disk", "errors", "core", "scan", "formats", "dcp", "directories"}  # scan gives the others their Entry
+BELOW = {
+    "place",
+    "disk",
+    "errors",
+    "core",
+    "scan",
+    "formats",
+    "dcp",
+    "parts",
+    "frameworks",
+    "directories",
+}  # scan gives the others their Entry
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if name_of(p) in SHELL], ids=name_of)

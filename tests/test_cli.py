@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,19 @@ import pytest
 
 import ckptd as package
 
-from .conftest import Builder, Somebody, a_pass, epochs, left, legacy, picture, pointed, safetensors, truncated
+from .conftest import (
+    Builder,
+    Somebody,
+    a_pass,
+    environment,
+    epochs,
+    left,
+    legacy,
+    picture,
+    pointed,
+    safetensors,
+    truncated,
+)
 
 Ckptd = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -402,3 +415,12 @@ def test_what_can_never_be_meant_is_2_and_names_the_way_out(args: list[str], say
     done = ckptd("plan", *args)
     assert (done.returncode, done.stdout) == (2, "")
     assert says in done.stderr
+
+
+def test_a_shell_completes_commands_and_options() -> None:
+    asked = {"_CKPTD_COMPLETE": "bash_complete", "COMP_WORDS": "ckptd plan --keep-b", "COMP_CWORD": "2"}
+    run = [sys.executable, "-m", "ckptd"]
+    done = subprocess.run(run, env=environment(**asked), capture_output=True, text=True, check=True)
+    assert done.stdout == "plain,--keep-best\n"
+    source = subprocess.run(run, env=environment(_CKPTD_COMPLETE="bash_source"), capture_output=True, text=True)
+    assert "complete -o nosort -F _ckptd_completion ckptd" in source.stdout

@@ -318,7 +318,7 @@ def test_a_trainers_state_without_weights_is_no_checkpoint_to_resume_from(tmp_pa
 def test_a_trainers_directory_is_complete_the_moment_its_state_is_there(tmp_path: Path) -> None:
     by_trainer(tmp_path / "iter_3")
     state = (tmp_path / "iter_3/trainer_state.json").rename(tmp_path / "aside")
-    assert [each.state.value for each in checkpoints(a_pass(tmp_path))] == []  # so far a directory like any other
+    assert [each.state.value for each in checkpoints(a_pass(tmp_path))] == ["in flight"]
     state.rename(tmp_path / "iter_3/trainer_state.json")
     assert [each.state.value for each in checkpoints(a_pass(tmp_path))] == ["complete"]
 

@@ -25,7 +25,7 @@ import pytest
 import ckptd
 from ckptd import errors
 from ckptd.cli.commands import cli
-from ckptd.core.layouts import DEFAULT_TEMPLATES, FRAMEWORK_POINTERS
+from ckptd.core.layouts import DEFAULT_TEMPLATES, FRAMEWORK_POINTERS, LAYOUTS
 
 from .conftest import Builder, Watching, a_pass, environment, eventually, left, pointed, torch_zip
 
@@ -310,10 +310,11 @@ def test_every_option_stands_with_the_commands_that_take_it() -> None:
     rows = [(row[0].split()[0], row[2]) for row in table("option")]
     policy = [name for name, _ in rows if takers[name] >= POLICY_COMMANDS]
     assert [name for name, _ in rows[: len(policy)]] == policy
-    assert len(policy) == 12, "the README counts them: the first twelve"
-    assert {name for name in policy if takers[name] > POLICY_COMMANDS} == {"--template", "--pointer", "--verify"}
+    assert len(policy) == 13, "the README counts them: the first thirteen"
+    more = {"--template", "--layout", "--pointer", "--verify"}
+    assert {name for name in policy if takers[name] > POLICY_COMMANDS} == more
     assert takers["--verify"] == {*POLICY_COMMANDS, "verify"}
-    assert takers["--pointer"] == takers["--template"] == {*POLICY_COMMANDS, "latest"}
+    assert takers["--pointer"] == takers["--template"] == takers["--layout"] == {*POLICY_COMMANDS, "latest"}
     for name, meaning in rows[len(policy) :]:
         assert set(re.findall(r"`(\w+)`", meaning.partition(":")[0])) == takers[name], name
 
@@ -403,9 +404,29 @@ def test_the_names_are_known_or_left_alone_as_said() -> None:
     assert not [(t, name) for t in DEFAULT_TEMPLATES for name in names if t.step_of(name) is not None]
 
 
+def test_every_layout_is_named_with_its_option_or_as_known() -> None:
+    (row,) = [row for row in table("option") if row[0].startswith("--layout")]
+    assert {layout.name for layout in LAYOUTS} == set(re.findall(r"`([a-z0-9]+)`", row[2]))
+    promises = README[README.index("## What is never deleted") : README.index("## What it looks like")]
+    others = promises.partition("**What another framework has written,**")[2].partition("\n- ")[0]
+    known = " ".join(row[0] for row in table("framework"))
+    assert [layout for layout in LAYOUTS if not layout.by_itself and layout.title not in others] == []
+    assert [layout for layout in LAYOUTS[1:] if layout.by_itself and layout.title not in known] == []
+
+
+def test_the_names_of_frameworks_are_known_as_said() -> None:
+    finder = ckptd.Policy().finder()
+    names = [name for row in table("framework") for name in re.findall(r"`([^`]*[0-9][^`]*)`", row[1])]
+    assert names
+    for name in names:
+        if not name.startswith("-"):
+            assert finder.match(name) is not None, name
+            assert not finder.match(name)[0].alone, name
+
+
 def test_every_pointer_that_protects_is_named() -> None:
     promises = README[README.index("## What is never deleted") : README.index("## What it looks like")]
-    assert {f"`{name}`" for name in FRAMEWORK_POINTERS} <= set(re.findall(r"`.*?`", promises))
+    assert {f"`{pointer.file}`" for pointer in FRAMEWORK_POINTERS} <= set(re.findall(r"`.*?`", promises))
 
 
 def test_the_python_interface_is_named_whole() -> None:

@@ -30,7 +30,7 @@ def run(place: Path, *names: str, content: bytes | None = None) -> Path:
 
 
 def tree_of(root: Path, **more: object) -> Tree:
-    return Tree(str(root), name_test(Policy().patterns), **more)
+    return Tree(str(root), name_test(Policy()), **more)
 
 
 def found(root: Path) -> list[str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ckptd import scan as scanning
-from ckptd.core.layouts import DEFAULT_TEMPLATES
+from ckptd.core.finder import Finder
+from ckptd.core.layouts import DEFAULT_LAYOUTS
 from ckptd.core.naming import Template
 from ckptd.disk import opened_dir
 from ckptd.scan import Entry, Found, entry_of, scan
@@ -18,7 +19,7 @@ from .conftest import Builder, epochs, picture, torch_zip
 
 def look(work_dir: Path, *templates: str) -> Found:
     with opened_dir(str(work_dir)) as fd:
-        return scan(str(work_dir), fd, [Template(text) for text in templates] or DEFAULT_TEMPLATES)
+        return scan(str(work_dir), fd, Finder(map(Template, templates)) if templates else Finder((), DEFAULT_LAYOUTS))
 
 
 def entries(work_dir: Path, *templates: str) -> dict[str, Entry]:

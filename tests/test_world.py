@@ -37,6 +37,9 @@ policies = st.builds(
     interval=st.sampled_from([1, 1, 2, None]),
     rule=st.sampled_from(["auto", "newest", "stepped"]),
     trash_ttl_s=st.sampled_from([0.0, None, 60.0]),
+    keep_every=st.sampled_from([None, None, 2, 3]),
+    keep_within_s=st.sampled_from([None, None, 3.0]),
+    max_bytes=st.sampled_from([None, None, 1, 9000, 30_000]),
 )
 indexes = st.integers(0, 20)
 series = st.sampled_from(SERIES)

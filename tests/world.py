@@ -497,7 +497,11 @@ class World:
         assert saved.series is not None, f"{name} is none of ours"
         self._check_unprotected(name, saved)
         pointed, keep = self.pointed(), self.policy.max_keep
+        if keep is None and self.policy.max_bytes is not None:
+            keep = 1  # a budget asks for deletions too, and never takes the newest
         assert keep is not None, "nobody asked for a deletion"
+        milestone = self.policy.keep_every is not None and saved.step % self.policy.keep_every == 0
+        assert not (milestone and self.is_good(name)), f"{name} would go, and is a milestone"
         good = [
             other
             for other, known in self.files.items()
@@ -656,7 +660,8 @@ class World:
 
     def _is_durable(self, name: str) -> bool:
         path = self.work_dir / name
-        inside = list(path.iterdir()) if path.is_dir() else [path]
+        # What an evaluator has dropped in is no part of the save.
+        inside = [each for each in path.iterdir() if not each.name.startswith("eval_")] if path.is_dir() else [path]
         if (name, path.stat().st_ino) not in self._listed or any(
             _mark(each.stat()) not in self._synced for each in inside
         ):

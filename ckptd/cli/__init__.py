@@ -9,6 +9,7 @@ import sys
 import click
 
 from ..errors import CkptdError, why
+from . import hands  # noqa: F401 - its commands are in the group once it is imported
 from .commands import cli
 from .log import fail
 

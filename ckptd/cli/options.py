@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.layouts import LAYOUTS
 from ..core.policy import RULES, VERIFY, Policy
 
 _UNITS_S = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -75,6 +76,17 @@ verify_option = click.option(
 )
 
 
+layout_option = click.option(
+    "--layout",
+    "layouts",
+    multiple=True,
+    metavar="NAME",
+    envvar="CKPTD_LAYOUT",
+    help="Framework whose checkpoints to look for, in place of the known names; repeatable. "
+    f"One of {', '.join(layout.name for layout in LAYOUTS)}.",
+)
+
+
 def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that make a Policy; each also an environment variable, the same for every command."""
     options = [
@@ -88,6 +100,7 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--template", "templates", multiple=True, metavar="T", envvar="CKPTD_TEMPLATE",
                      help="Name of a checkpoint, such as 'model-{:04d}.ckpt', in place of the known names; repeatable. "
                           "Files of any format with such a name count, and can be pruned."),
+        layout_option,
         click.option("--keep-every", type=click.IntRange(min=1), metavar="N", envvar="CKPTD_KEEP_EVERY",
                      help="Keep steps divisible by N for ever."),
         click.option("--keep-best", multiple=True, metavar="M:min|max[:K]", envvar="CKPTD_KEEP_BEST",
@@ -129,4 +142,6 @@ def options_of(policy: Policy) -> list[str]:
         options += str(keeper).split(" ", 1)
     for template in policy.templates:
         options += ["--template", template]
+    for layout in policy.layouts:
+        options += ["--layout", layout]
     return options

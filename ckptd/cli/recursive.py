@@ -99,7 +99,7 @@ class _Found:
         self._places: dict[str, str] = {}  # the work dir, and the root that it was found below
         for root in dict.fromkeys(os.path.abspath(root) for root in roots):
             WorkDir(root).close()  # says what is wrong with it
-            tree = Tree(root, name_test(policy.patterns), on_trouble=self._unreadable)
+            tree = Tree(root, name_test(policy), on_trouble=self._unreadable)
             for _ in tree.look(root):
                 self.progress.show(lambda tree=tree: f"looked into {tree.listed} directories")
             for work_dir in tree.work_dirs:

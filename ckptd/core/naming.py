@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import string
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from ..errors import UsageError
 
@@ -19,6 +19,30 @@ _BASES = {"": 10, "d": 10, "x": 16, "X": 16, "o": 8, "b": 2}
 _SPEC = re.compile(r"(?:(?P<fill>.)?(?P<align>[<>=^]))?(?P<sign>[-+ ]?)(?P<alt>#?)(?P<zero>0?)"
                    r"(?P<width>[1-9][0-9]*)?(?P<group>[,_]?)(?P<type>.?)", re.DOTALL)  # fmt: skip
 _ALIASES = ("<>", "<n>")  # how help texts and papers write the number
+
+
+class Names(Protocol):
+    """What the names of one series have in common. Its text is what the series is called."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def unit(self) -> str:
+        """What the step counts."""
+
+    @property
+    def has_grid(self) -> bool:
+        """Whether each step has one name, so that a rule can step from one to the next."""
+
+    def step_of(self, name: str) -> int | None:
+        """The step that `name` was written for, or None if the name is none of these."""
+
+    def name_of(self, step: int) -> str:
+        """The name of the checkpoint of `step`; only where there is a grid."""
+
+    def metrics_of(self, name: str) -> dict[str, float]:
+        """What else `name` says in numbers, by key."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +123,24 @@ class Template:
             return None
         return step if step >= 0 and self.name_of(step) == name else None
 
+    def metrics_of(self, name: str) -> dict[str, float]:
+        """Nothing: the one number is the step."""
+        return {}
+
     @property
     def unit(self) -> str:
         """`epoch`, `iter`, or `step` where the name does not say what is counted."""
         return next((unit for unit in ("epoch", "iter") if self.text.startswith(unit + "_")), "step")
+
+    @property
+    def has_grid(self) -> bool:
+        return True
+
+    @property
+    def fixed_head(self) -> str | None:
+        """What stands before the first digit of each of its names; None where that differs from name to name."""
+        first = re.search("[0-9]", self.name_of(7))
+        return self._head if self._base == 10 and first and first.start() == len(self._head) else None
 
     def _parts(self) -> tuple[str, str, str]:
         try:

@@ -12,7 +12,7 @@ from .budget import Budget, over_budget
 from .checkpoint import Checkpoint, State
 from .keepers import KeepBest, Keeper
 from .memory import BROUGHT_BACK, Memory, Seen
-from .naming import Template
+from .naming import Names
 from .policy import Newest, Policy, Stepped
 from .replay import Grid, replay
 from .schedule import Schedule
@@ -58,7 +58,10 @@ class Plan:
     @property
     def prune(self) -> tuple[Decision, ...]:
         return tuple(
-            sorted((d for d in self.decisions if d.decision == PRUNE), key=lambda d: (d.order, d.checkpoint.step))
+            sorted(
+                (d for d in self.decisions if d.decision == PRUNE),
+                key=lambda d: (d.order, d.checkpoint.step, d.checkpoint.name),
+            )
         )
 
     @property
@@ -77,7 +80,7 @@ def plan(
     protected: Mapping[str, Sequence[str]],
     declared: Mapping[str, Schedule],
     trusted: str | None = None,
-    patterns: Sequence[Template] | None = None,
+    patterns: Sequence[Names] | None = None,
 ) -> Plan:
     """Decide for every checkpoint in `found`.
 
@@ -109,6 +112,7 @@ def _plan_series(
     seen: Mapping[str, Seen],
     protected: Mapping[str, Sequence[str]],
 ) -> SeriesPlan:
+    found = sorted(found, key=lambda c: (c.step, c.name))
     good = sorted((c for c in found if c.relied_on), key=lambda c: seen[c.name].rank)
     # A budget may take what no max_keep asks for, but never the newest.
     at_least = grid.max_keep or (0 if policy.max_bytes is None else 1)
@@ -120,7 +124,7 @@ def _plan_series(
     decisions: list[Decision] = []
     beyond: list[Checkpoint] = []
     spare: list[Checkpoint] = []
-    for checkpoint in sorted(found, key=lambda c: (c.step, c.name)):
+    for checkpoint in found:
         reasons = []
         if checkpoint.name in newest_names:
             reasons.append(f"one of the {at_least} newest" if at_least != 1 else "the newest")

@@ -5,14 +5,15 @@ Pure. Rules unite with keepers and protections in plan.py; none of them can forc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Union
 
 from ..errors import UsageError
+from .finder import Finder
 from .keepers import KeepBest, Keeper, KeepEvery, KeepWithin, at_least_1
-from .layouts import DEFAULT_TEMPLATES
-from .naming import Template
+from .layouts import DEFAULT_LAYOUTS, DEFAULT_TEMPLATES, LAYOUTS, layouts_called
+from .naming import Names, Template
 
 RULES = ("auto", "stepped", "newest")
 VERIFY = ("full", "structure")
@@ -59,6 +60,7 @@ class Policy:
     interval: steps between two saves, at least 1; None: as the run declares, else inferred.
     rule: "auto", "stepped" or "newest"; auto is stepped wherever a grid is known, as DESIGN section 3 says.
     templates: names to look for instead of the default ones, such as ("model-{:04d}.ckpt",).
+    layouts: frameworks whose checkpoints to look for instead of the default ones, such as ("deepspeed",).
     settle_s: seconds without a change after which a file counts as quiet; None: by file system.
     trash_ttl_s: seconds for which pruned checkpoints can be restored; None: at once, an hour for a large prune.
     pointer: name of the pointer file.
@@ -75,6 +77,7 @@ class Policy:
     interval: int | None = None
     rule: str = "auto"
     templates: tuple[str, ...] = ()
+    layouts: tuple[str, ...] = ()
     settle_s: float | None = None
     trash_ttl_s: float | None = None
     pointer: str = "last_ckpt"
@@ -87,6 +90,8 @@ class Policy:
     def __post_init__(self) -> None:
         texts = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates or ())
         object.__setattr__(self, "templates", tuple(dict.fromkeys(Template(text).text for text in texts)))
+        layouts = (self.layouts,) if isinstance(self.layouts, str) else tuple(self.layouts or ())
+        object.__setattr__(self, "layouts", tuple(layout.name for layout in layouts_called(layouts)))
         at_least_1("max_keep", self.max_keep, "a rule that keeps nothing is a mistake")
         at_least_1("interval", self.interval, "it is the number of steps between two saves")
         at_least_1("max_bytes", self.max_bytes, "the newest checkpoint stays whatever it says")
@@ -102,11 +107,11 @@ class Policy:
                 raise UsageError(f"{name} is {seconds}: a duration is 0 or more seconds")
         if not _plain_name(self.pointer):
             raise UsageError(f"pointer {self.pointer!r}: give a plain file name, such as last_ckpt")
-        for template in self.patterns:
-            if template.step_of(self.pointer) is not None:
-                raise UsageError(
-                    f"pointer {self.pointer!r} is a checkpoint's name in {template.text!r}: choose another"
-                )
+        found = self.finder().match(self.pointer)
+        if found is not None and not found[0].alone:
+            raise UsageError(
+                f"pointer {self.pointer!r} is a checkpoint's name in {found[0].names.text!r}: choose another"
+            )
 
     @property
     def keepers(self) -> tuple[Keeper, ...]:
@@ -129,7 +134,16 @@ class Policy:
                 raise UsageError(f"keep_best names {metric} twice: give one direction and one number for it")
         object.__setattr__(self, "keep_best", best)
 
-    def rule_for(self, template: Template, interval: int | None, *, max_keep: int | None, on_grid: bool) -> Rule | None:
+    def finder(self, more: Iterable[Names] = ()) -> Finder:
+        """What finds the checkpoints that this policy is about.
+
+        more: what else is looked for where the policy itself names neither templates nor layouts.
+        """
+        if self.templates or self.layouts:
+            return Finder(map(Template, self.templates), layouts_called(self.layouts), asked=True)
+        return Finder(more, DEFAULT_LAYOUTS, others=(layout for layout in LAYOUTS if not layout.by_itself))
+
+    def rule_for(self, template: Names, interval: int | None, *, max_keep: int | None, on_grid: bool) -> Rule | None:
         """The rule of one series, or None where nothing is pruned.
 
         `interval` is the one in force, `on_grid` whether somebody gave or declared it; `max_keep` the declared one,
@@ -138,11 +152,18 @@ class Policy:
         keep = self.max_keep if self.max_keep is not None else max_keep
         if keep is None:
             return None
-        if self.rule == "newest" or interval is None:
+        if self.rule == "newest" or interval is None or not template.has_grid:
             return Newest(keep)
-        if self.rule == "stepped" or on_grid or template.unit in ("epoch", "iter"):
+        if self.rule == "stepped" or on_grid or self._steps_by_itself(template):
             return Stepped(keep, interval)
         return Newest(keep)
+
+    def _steps_by_itself(self, template: Names) -> bool:
+        """Whether it is named as mmcv's hook names, whose rule it is, and not as a framework that was asked for."""
+        if template.unit not in ("epoch", "iter"):
+            return False
+        asked = [layout for layout in layouts_called(self.layouts) if layout.name not in ("mmcv", "mmengine")]
+        return not any(form.text == template.text for layout in asked for form in layout.forms)
 
 
 def _plain_name(name: str) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from .checkpoint import Checkpoint, State
 from .memory import BROUGHT_BACK, Memory, Seen, SeriesMemory
-from .naming import Template
+from .naming import Names
 from .policy import Policy, Rule, Stepped
 from .schedule import WITNESSES, Schedule
 
@@ -19,7 +19,7 @@ from .schedule import WITNESSES, Schedule
 class Grid:
     """The rule in force for one series, and where its interval comes from."""
 
-    template: Template
+    template: Names
     rule: Rule | None
     max_keep: int | None
     interval: int | None
@@ -28,6 +28,7 @@ class Grid:
     first_contact: bool
     saves: int  # how many no earlier pass saw
     ignored: Schedule | None = None  # what a run has declared, and the last saves contradict
+    no_grid: bool = False  # the stepped rule was asked for, and these names have no grid to step on
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def replay(
     now_ns: int,
     declared: Mapping[str, Schedule],
     trusted: str | None = None,
-    patterns: Sequence[Template] | None = None,
+    patterns: Sequence[Names] | None = None,
 ) -> Replayed:
     """Put the unseen among `found` in order, and let each save walk by its series' rule.
 
@@ -54,7 +55,7 @@ def replay(
     where the order of writing is in doubt. Steps that a rule prunes come out as `owed`.
     """
     found = list(found)
-    looked_for = policy.patterns if patterns is None else tuple(patterns)
+    looked_for: tuple[Names, ...] = policy.patterns if patterns is None else tuple(patterns)
     seen, unseen, there = _sort_out(found, memory)
     # A series that this policy does not name is another's business: what is remembered of it stays as it is.
     others = set(memory.series) - {template.text for template in looked_for}
@@ -167,7 +168,7 @@ class _Order:
         return arrival
 
 
-def _since(schedule: Schedule, template: Template, recent: Sequence[int], seen: Mapping[str, Seen]) -> list[int]:
+def _since(schedule: Schedule, template: Names, recent: Sequence[int], seen: Mapping[str, Seen]) -> list[int]:
     """The steps of the last saves, less those known to be older than the schedule: no word of it was about them."""
     if schedule.declared_ns is None:
         return list(recent)
@@ -180,7 +181,7 @@ def _since(schedule: Schedule, template: Template, recent: Sequence[int], seen: 
 
 
 def _grid(
-    template: Template,
+    template: Names,
     memory: SeriesMemory,
     policy: Policy,
     declared: Schedule | None,
@@ -193,9 +194,12 @@ def _grid(
         interval, source = policy.interval, "given"
     elif declared is not None and declared.interval is not None:
         interval, source = declared.interval, "declared"
+    if not template.has_grid:
+        interval, source = None, None
     max_keep = policy.max_keep
     if max_keep is None and declared is not None:
         max_keep = declared.max_keep
     on_grid = source in ("given", "declared")
     rule = policy.rule_for(template, interval, max_keep=max_keep, on_grid=on_grid)
-    return Grid(template, rule, max_keep, interval, source, memory.waits, first_contact, saves)
+    no_grid = policy.rule == "stepped" and not template.has_grid
+    return Grid(template, rule, max_keep, interval, source, memory.waits, first_contact, saves, no_grid=no_grid)

@@ -9,8 +9,9 @@ import os
 import shlex
 
 from ..core.naming import Template
-from ..disk import LOCK, OWN_DIR, opened_dir, opened_file, opened_own_dir
+from ..disk import LOCK, opened_dir, opened_file
 from ..errors import CkptdError
+from ..place import opened_own
 
 _SPARE = 2  # one that was just saved, and one that a ckptd may be about to prune
 
@@ -54,7 +55,7 @@ def _has_owner(dir_fd: int) -> bool:
     worker forked meanwhile by another thread has the descriptor too, and would hold on to the lock.
     """
     try:
-        with opened_own_dir(OWN_DIR, dir_fd=dir_fd) as own_fd, opened_file(LOCK, dir_fd=own_fd) as fd:
+        with opened_own(dir_fd) as own_fd, opened_file(LOCK, dir_fd=own_fd) as fd:
             try:
                 fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError as error:

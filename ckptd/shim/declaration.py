@@ -8,8 +8,9 @@ import os
 
 from ..core.naming import Template
 from ..core.schedule import LARGEST_BYTES, Schedule
-from ..disk import OWN_DIR, make_own_dir, open_as_its_directory, opened_dir, opened_own_dir, read_small, replace_file
+from ..disk import OWN_DIR, open_as_its_directory, opened_dir, opened_own_dir, read_small, replace_file
 from ..errors import CkptdError, why
+from ..place import make_own, opened_own
 from .ranks import rank_of
 
 SCHEDULES = "schedules"
@@ -65,8 +66,8 @@ def file_name(template: str) -> str:
 
 def _write(schedule: Schedule, dir_fd: int) -> None:
     name, content = file_name(schedule.template), schedule.to_text().encode()
-    make_own_dir(dir_fd)
-    with opened_own_dir(OWN_DIR, dir_fd=dir_fd) as own_fd:
+    make_own(dir_fd)
+    with opened_own(dir_fd) as own_fd:
         with contextlib.suppress(FileExistsError):
             os.mkdir(SCHEDULES, dir_fd=own_fd)
         with opened_own_dir(SCHEDULES, dir_fd=own_fd) as fd:

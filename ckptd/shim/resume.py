@@ -10,12 +10,14 @@ from typing import Any
 
 from ..content import ChangedError, check_content
 from ..core.checkpoint import Checkpoint, State
+from ..core.finder import Finder
 from ..core.memory import Memory
 from ..core.naming import Template
 from ..core.policy import Policy
 from ..core.replay import replay
-from ..disk import OWN_DIR, opened_dir, opened_own_dir
+from ..disk import OWN_DIR, opened_dir
 from ..errors import CkptdError, RefusedError, why
+from ..place import opened_own
 from ..scan import Entry, scan
 from ..state import read_state
 from ..verdict import Settling, Verdict, judge
@@ -60,7 +62,7 @@ def newest_complete(work_dir: str, template: Template) -> str | None:
     with opened_dir(work_dir) as fd:
         memory = _remembered(work_dir, fd)
         # A directory of shards is none of ours.
-        entries = [entry for entry in scan(work_dir, fd, (template,)).entries if not entry.is_dir]
+        entries = [entry for entry in scan(work_dir, fd, Finder((template,))).entries if not entry.is_dir]
         found = [_candidate(entry, _judge(entry, fd, now_ns), memory) for entry in entries]
         ordered = _newest_first(found, memory, template, now_ns)
         for each in ordered:
@@ -74,7 +76,7 @@ def newest_complete(work_dir: str, template: Template) -> str | None:
 
 def _remembered(work_dir: str, dir_fd: int) -> Memory:
     try:
-        with opened_own_dir(OWN_DIR, dir_fd=dir_fd) as own_fd:
+        with opened_own(dir_fd) as own_fd:
             return read_state(own_fd) or Memory()
     except FileNotFoundError:
         return Memory()

@@ -28,9 +28,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ckptd-many-", dir=words[2] if len(words) > 2 else None) as place:
         root = Path(place)
         row(f"made {count} work dirs of {each} checkpoints", f"{timed(lambda: make(root, count, each)):.1f} s")
-        tree = Tree(str(root), name_test(Policy().patterns))
+        tree = Tree(str(root), name_test(Policy()))
         row("find them", f"{timed(lambda: list(tree.look(str(root)))):.2f} s")
-        later = Tree(str(root), name_test(Policy().patterns), clock=lambda: time.time_ns() + 10**10)
+        later = Tree(str(root), name_test(Policy()), clock=lambda: time.time_ns() + 10**10)
         list(later.look(str(root)))
         row("ask each for its time of change", f"{1000 * timed(lambda: list(later.look_again())):.0f} ms")
         with (root / "log").open("w") as log:

@@ -1,0 +1,219 @@
+"""Which series a name belongs to, among all that are looked for; and what a name says that nobody looks for.
+
+Pure. A name is looked up by what stands before its first digit, so that a work dir of 100,000 names is read at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..errors import UsageError
+from .keyed import Keyed, keyed_text, names_from
+from .layouts import FREE, GROUPS, KEYED, Form, Layout, takes_directories
+from .naming import Names, Template
+
+_DIGIT = re.compile("[0-9]")
+_GROUP_ENDINGS = (".pt", ".gz", ".zst", ".lz4", ".bz2", ".xz", ".index", ".meta", ".json", *"0123456789")
+_GROUP = re.compile("|".join(f"(?P<g{index}>{pattern})" for index, (_, pattern) in enumerate(GROUPS)))
+
+
+@dataclass(frozen=True)
+class Known:
+    """A series that names can belong to.
+
+    files, directories: what may bear such a name. kinds: which bytes count, None for any. alone: why its checkpoints
+    are left alone, "" if they are not. marker: as a form's.
+    """
+
+    names: Names
+    files: bool
+    directories: bool
+    kinds: frozenset[str] | None = None
+    alone: str = ""
+    marker: str = ""
+
+
+class Finder:
+    """Finds the series of a name: those of `templates` first, in their order, then those of `layouts`.
+
+    templates: somebody has named these, so any bytes count. asked: whether somebody has named the layouts, too.
+    others: layouts whose checkpoints are to be listed, and left alone.
+    """
+
+    def __init__(
+        self,
+        templates: Iterable[Names] = (),
+        layouts: Iterable[Layout] = (),
+        *,
+        asked: bool = False,
+        others: Iterable[Layout] = (),
+    ) -> None:
+        self._asked = asked
+        self._by_text: dict[str, Known | None] = {}
+        self._by_head: dict[str, list[Known]] = {}
+        self._odd: list[Known] = []
+        self._free: list[_Free] = []
+        self._keyed: tuple[Form, Layout] | None = None
+        self._groups = bool(others := tuple(others))
+        self._endings = _GROUP_ENDINGS if self._groups else ()  # most names are told apart by their end
+        for names in templates:
+            directories = takes_directories(names) if isinstance(names, Template) else True
+            self._add(Known(names, files=True, directories=directories))
+        for layout in layouts:
+            for form in layout.forms:
+                self._add_form(form, layout, "")
+        for layout in others:
+            alone = f"named as {layout.title} names checkpoints, which are pruned only with --layout {layout.name}"
+            for form in layout.forms:
+                self._add_form(form, layout, alone)
+
+    def match(self, name: str) -> tuple[Known, int] | None:
+        """The series of `name` and its step; None if it is not what anybody calls a checkpoint."""
+        digit = _DIGIT.search(name)
+        if digit is not None:
+            for known in self._by_head.get(name[: digit.start()], ()):
+                step = known.names.step_of(name)
+                if step is not None:
+                    return known, step
+        for known in self._odd:
+            step = known.names.step_of(name)
+            if step is not None:
+                return known, step
+        if digit is None:
+            return None
+        if self._keyed and name.endswith(".ckpt") and "=" in name:
+            return self._match_keyed(name, *self._keyed)
+        if not name.endswith(self._endings):
+            return None
+        for free in self._free:
+            found = free.match(name)
+            if found is not None:
+                return found
+        if self._groups:
+            group = _GROUP.fullmatch(name)
+            if group is not None:
+                return _GROUPS_KNOWN[int(str(group.lastgroup)[1:])], 0
+        return None
+
+    def series_of(self, text: str) -> Names | None:
+        """The names of the series that is called `text`, where this finder would find checkpoints of it."""
+        try:
+            names = names_from(text)
+        except UsageError:
+            return None
+        sample = names.name_of(7) if names.has_grid else text.replace("{}", "7")
+        self.learn([sample])
+        found = self.match(sample)
+        return found[0].names if found and not found[0].alone and found[0].names.text == text else None
+
+    def learn(self, names: Iterable[str]) -> None:
+        """See all names of a work dir before any is matched: where some are padded with zeros, all of them are."""
+        if any(free.padded for free in self._free):
+            for name in names:
+                for free in self._free:
+                    free.learn(name)
+
+    def _add(self, known: Known) -> None:
+        """Add one series; the kinds and shapes of what one name can stand for in several layouts are united."""
+        before = self._by_text.get(known.names.text)
+        if before is not None:
+            if before.kinds is None or known.alone:
+                return  # somebody's own template, or looked for already
+            united = Known(
+                before.names, before.files or known.files, before.directories or known.directories,
+                before.kinds | (known.kinds or frozenset()),
+            )  # fmt: skip
+            for place in (*self._by_head.values(), self._odd):
+                place[:] = [united if each is before else each for each in place]
+            self._by_text[known.names.text] = united
+            return
+        self._by_text[known.names.text] = known
+        head = known.names.fixed_head if isinstance(known.names, Template) else _head(known.names.text)
+        if head is None:
+            self._odd.append(known)
+        else:
+            self._by_head.setdefault(head, []).append(known)
+
+    def _add_form(self, form: Form, layout: Layout, alone: str) -> None:
+        if form.text == KEYED:
+            self._keyed = self._keyed or (form, layout)
+        elif FREE in form.text or form.text == "{}":
+            self._free.append(_Free(form, layout, alone))
+            end = form.text.rpartition("}")[2]
+            self._endings = tuple({*self._endings, *((end,) if end else "0123456789")})
+        else:
+            names = _NAMES.setdefault(form.text, names_from(form.text))
+            self._add(Known(names, form.files, form.directories, layout.kinds, alone, form.marker))
+
+    def _match_keyed(self, name: str, form: Form, layout: Layout) -> tuple[Known, int] | None:
+        text = keyed_text(name, front=self._asked)
+        if text is None:
+            return None
+        if text not in self._by_text:
+            try:
+                self._by_text[text] = Known(Keyed(text), form.files, form.directories, layout.kinds)
+            except UsageError:
+                self._by_text[text] = None
+        known = self._by_text[text]
+        if known is None or not isinstance(known.names, Keyed):
+            return None  # without a step, or somebody's own template
+        step = known.names.step_of(name)
+        return (known, step) if step is not None else None
+
+
+class _Free:
+    """A form whose names begin with a text of the user's own; each such text makes a series."""
+
+    def __init__(self, form: Form, layout: Layout, alone: str) -> None:
+        self._form, self._kinds, self._alone = form, layout.kinds, alone
+        before, self._spec, after = _split(form.text)
+        self.padded = layout.name == "orbax"
+        free = "([^{}/.][^{}/]*)" if FREE in before else "()"
+        self._pattern = re.compile(f"{free}{re.escape(before.replace(FREE, ''))}([0-9]+){re.escape(after)}")
+        self._width: dict[str, int] = {}
+        self._series: dict[str, Known] = {}
+
+    def learn(self, name: str) -> None:
+        found = self._pattern.fullmatch(name)
+        if found and found[2][0] == "0" and len(found[2]) > 1:
+            self._width[found[1]] = max(len(found[2]), self._width.get(found[1], 0))
+
+    def match(self, name: str) -> tuple[Known, int] | None:
+        found = self._pattern.fullmatch(name)
+        if found is None or not name.isprintable():
+            return None
+        spec = self._spec
+        if found[1] in self._width:
+            spec = f"{{:0{self._width[found[1]]}d}}"
+        text = self._form.text.replace(self._spec, spec).replace(FREE, found[1])
+        known = self._series.get(text)
+        if known is None:
+            try:
+                names = Template(text)
+            except UsageError:
+                return None
+            form = self._form
+            known = Known(names, form.files, form.directories, self._kinds, self._alone, form.marker)
+            self._series[text] = known
+        step = known.names.step_of(name)
+        return (known, step) if step is not None else None
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    """What stands before the field of a form, the field, and what stands behind it."""
+    start, end = text.index("{"), text.index("}") + 1
+    return text[:start], text[start:end], text[end:]
+
+
+def _head(text: str) -> str | None:
+    head = text.partition("{")[0]
+    return None if _DIGIT.search(head) or "=" in head else head
+
+
+_NAMES: dict[str, Names] = {}
+_GROUPS_KNOWN = [
+    Known(Template("{}"), True, False, None, f"one of several files that are one checkpoint of {title}: never pruned")
+    for title, _ in GROUPS
+]
