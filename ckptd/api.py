@@ -31,28 +31,29 @@ if TYPE_CHECKING:
 StrPath = str | os.PathLike[str]
 
 
-def plan(work_dir: StrPath, policy: Policy | None = None) -> Survey:
+def plan(work_dir: StrPath, policy: Policy | None = None, *, below: str | None = None) -> Survey:
     """What `prune` would do with `work_dir`, and why; changes nothing.
 
+    below: the root below which it was found; between the two no symlink is followed.
     Raises CkptdError for what the caller can mend, and where the disk does not answer.
     """
-    with WorkDir(work_dir) as work, _named(work):
+    with WorkDir(work_dir, below=below) as work, _named(work):
         survey = Surveyor(work, policy or Policy()).survey(time.time_ns())
         return replace(survey, trash_bytes=_trash_bytes(work))
 
 
-def prune(work_dir: StrPath, policy: Policy | None = None) -> Report:
+def prune(work_dir: StrPath, policy: Policy | None = None, *, below: str | None = None) -> Report:
     """Make one pass over `work_dir`: make the newest durable, move the pointer, delete what the policy prunes.
 
-    What it deleted is freed when it returns. Raises as `plan` does, and OwnedError while another ckptd, such as a
-    `ckptd watch`, owns the work dir.
+    What it deleted is freed when it returns. below: as for `plan`. Raises as `plan` does, and OwnedError while another
+    ckptd, such as a `ckptd watch`, owns the work dir.
     """
     # Here, because those who only read should not wait for what deletes.
     from .background import Background
     from .reconcile import Reconciler
 
     background = Background()
-    with WorkDir(work_dir) as work, _named(work):
+    with WorkDir(work_dir, below=below) as work, _named(work):
         check_library_use(work)
         try:
             reconciler = Reconciler(work, policy or Policy(), background)

@@ -1,4 +1,4 @@
-"""A few threads at idle I/O priority, for what no pass may wait for: reading contents, and freeing the trash.
+"""A few threads, at idle I/O priority for what no pass may wait for: reading contents, and freeing the trash.
 
 First come, first served, but never two jobs of one work dir at a time, so that a slow one does not delay the others.
 """
@@ -20,11 +20,14 @@ _THIS_THREAD, _IDLE_CLASS = 1, 3 << 13
 
 
 class Background:
-    """Runs jobs. A job deals with its own failures; `stopping` is set when it had better come to an end."""
+    """Runs jobs. A job deals with its own failures; `stopping` is set when it had better come to an end.
 
-    def __init__(self, workers: int = _WORKERS) -> None:
+    idle: whether everybody else's reading and writing goes first.
+    """
+
+    def __init__(self, workers: int = _WORKERS, *, idle: bool = True) -> None:
         self.stopping = threading.Event()
-        self._wanted = workers
+        self._wanted, self._idle = workers, idle
         self._threads: list[threading.Thread] = []
         self._jobs: deque[tuple[str, Callable[[], None]]] = deque()
         self._busy: set[str] = set()
@@ -63,7 +66,8 @@ class Background:
         return done
 
     def _work(self) -> None:
-        _be_idle()
+        if self._idle:
+            _be_idle()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._next() is not None or (self._closed and not self._jobs))

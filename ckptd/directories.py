@@ -51,6 +51,11 @@ def _by_its_name(fd: int, names: set[str], wanted: frozenset[str]) -> Structure 
     return None
 
 
+def is_claimed(fd: int, names: set[str]) -> bool:
+    """Whether the directory open as `fd`, which holds `names`, is a checkpoint of any kind, whole or not."""
+    return any(claims(fd, names) for claims, _ in _JUDGES)
+
+
 def _is_distributed(_: int, names: set[str]) -> bool:
     return dcp.MARKER in names or any(name.endswith(".distcp") for name in names)
 

@@ -45,10 +45,7 @@ def _statfs_type(dir_fd: int) -> int | None:
         return None
     import ctypes  # here, because reading commands seldom need it and it is slow to import
 
-    class Statfs(ctypes.Structure):
-        _fields_ = (("f_type", ctypes.c_long), ("rest", ctypes.c_byte * 256))
-
-    answer = Statfs()
+    answer = (ctypes.c_long * 64)()  # more than the kernel's structure, which begins with f_type
     if ctypes.CDLL(None, use_errno=True).fstatfs(dir_fd, ctypes.byref(answer)) != 0:
         return None
-    return int(answer.f_type) & 0xFFFFFFFF
+    return answer[0] & 0xFFFFFFFF

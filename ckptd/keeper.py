@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from . import notify
 from .background import Background
@@ -23,6 +24,9 @@ from .scan import SIDECAR_ENDING
 from .survey import Survey, ignored_text
 from .watch import Watcher
 from .workdir import WorkDir, become_owner, check_library_use
+
+if TYPE_CHECKING:
+    from .lookout import Lookout
 
 SCAN_LOCAL_S, SCAN_NETWORK_S = 60.0, 10.0
 _BACK_OFF_S = (1.0, 60.0)
@@ -42,7 +46,7 @@ class Keeper:
         path: str,
         policy: Policy,
         *,
-        watcher: Watcher,
+        watcher: Watcher | Lookout,
         background: Background,
         reader: Reader,
         stopping: Callable[[], bool] = lambda: False,
@@ -62,6 +66,7 @@ class Keeper:
         self._looked_for = False
         self._said = ""
         self._announced: list[str] = []
+        self._beyond: dict[str, int] = {}
         self._ignored: dict[str, Schedule] = {}
         self._filling: frozenset[str] = frozenset()
         self._failures = 0
@@ -104,9 +109,8 @@ class Keeper:
     def _pass(self) -> float | None:
         if self._reconciler is not None and not self._reconciler.work.is_still_there():
             self._announced = []
-            self._say(
-                logging.WARNING, f"lost {self.path}: it, or .ckptd in it, was replaced or removed, or cannot be reached"
-            )
+            self._beyond = {}
+            self._say_lost()
             self.close()
         self._watcher.watch(self.path, self._filling)  # before the look, so that nothing falls between them
         met = self._reconciler is None
@@ -117,7 +121,7 @@ class Keeper:
         assert self._reconciler is not None
         if met or self._dry_run:
             survey = self._reconciler.survey()
-            lines = [summary(survey, self.path), *(will_happen(survey) if self._dry_run else ())]
+            lines = [*self._summary(survey), *(will_happen(survey) if self._dry_run else ())]
             if lines != self._announced:
                 self._announced = lines
                 for line in lines:
@@ -134,6 +138,14 @@ class Keeper:
         gone = [d.checkpoint.name for d in self.report.pruned]
         self._watcher.expect_gone(self.path, {*gone, *(name + SIDECAR_ENDING for name in gone)})
         return 0.0 if self._watch_inside(self.report.survey) else self.report.look_again_s
+
+    def _summary(self, survey: Survey) -> list[str]:
+        return [summary(survey, self.path)]
+
+    def _say_lost(self) -> None:
+        self._say(
+            logging.WARNING, f"lost {self.path}: it, or .ckptd in it, was replaced or removed, or cannot be reached"
+        )
 
     def _watch_inside(self, survey: Survey) -> bool:
         """Watch the directories that are being filled; whether one is new, whose content may have come meanwhile."""
@@ -164,10 +176,14 @@ class Keeper:
             raise ReplacedError(f"{self.path}: appeared after the start, and only a restart makes it writable")
         self._looked_for = True
         self._interval_s = self._scan_interval_s or (SCAN_LOCAL_S if is_local(work.fd) else SCAN_NETWORK_S)
-        self._reconciler = Reconciler(
-            work, self._policy, self._background, reader=self._reader, stopping=self._stopping, label=self.label
-        )
+        self._reconciler = self._made(work)
         return True
+
+    def _made(self, work: WorkDir) -> Reconciler:
+        return Reconciler(
+            work, self._policy, self._background, reader=self._reader, stopping=self._stopping, label=self.label,
+            beyond=self._beyond,
+        )  # fmt: skip
 
     def _say(self, level: int, text: str) -> None:
         """Log it, unless it was the last thing said: a wait of a week is one line."""

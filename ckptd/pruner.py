@@ -163,6 +163,11 @@ class Pruner:
         """What is in the trash and could not be freed, with the system's reason."""
         return {f".ckptd/trash/{item}": str(error) for item, error in self._remover.failed}
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether something has failed and was said, or is still being freed."""
+        return bool(self._tries or self._unwritten or self._said or self._unsynced or self._remover.is_busy)
+
     def expires_in_s(self) -> list[float]:
         """Seconds until the first thing in the trash is to be freed; none if nothing waits there."""
         return [max(0.0, min(self._expires_ms.values()) / 1000 - self._clock() / 1e9)] if self._expires_ms else []

@@ -85,6 +85,7 @@ class Reconciler:
         clock: Callable[[], int] = time.time_ns,
         stopping: Callable[[], bool] = lambda: False,
         label: str = "",
+        beyond: dict[str, int] | None = None,
     ) -> None:
         self.work, self.policy, self._clock = work, policy, clock
         self._log = Labelled(log, {"label": label})  # several work dirs share one log
@@ -94,7 +95,7 @@ class Reconciler:
         self._failures = 0
         self._said_full = ""
         self._unreadable: dict[str, str] = {}
-        self._beyond: dict[str, int] = {}
+        self._beyond: dict[str, int] = {} if beyond is None else beyond
         self._short_bytes = 0
         self._pruner = Pruner(work, policy.trash_ttl_s, background, clock, self._log, stopping)
         self._reliance = Reliance(self.surveyor, reader or Reader(background, wait=True), clock, self._log)
@@ -103,6 +104,13 @@ class Reconciler:
     def unfreed(self) -> dict[str, str]:
         """What is in the trash and could not be freed, with the system's reason."""
         return self._pruner.unfreed
+
+    @property
+    def can_rest(self) -> bool:
+        """Whether another object, made later, would find on the disk all that this one knows."""
+        quiet = not (self._failures or self._said_full or self._unreadable or self._short_bytes)
+        written = self.surveyor.memory == self._on_disk
+        return quiet and written and not (self.surveyor.has_said or self._reliance.has_said or self._pruner.is_busy)
 
     def survey(self) -> Survey:
         """Look and decide, changing nothing."""
@@ -115,8 +123,10 @@ class Reconciler:
             # No checkpoint yet, and nothing of ours before there is one.
             return Report(survey, look_again_s=self._look_again_s(survey, troubled=False))
         if not self._taken:
+            was_owned = self.work.is_owned
             self._take(survey)
-            survey = self.survey()  # what was there before the lock was somebody else's to change
+            if not was_owned:
+                survey = self.survey()  # what was there before the lock was somebody else's to change
             self._on_disk = survey.remembered
         reliable = self._reliance.establish(survey)
         survey, synced = reliable.survey, reliable.names

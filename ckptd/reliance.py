@@ -48,6 +48,11 @@ class Reliance:
         self._announced: set[Identity] = set()
         self._troubled = False
 
+    @property
+    def has_said(self) -> bool:
+        """Whether something was said that is said once."""
+        return bool(self._said or self._waited_for or self._read_back_due_s)
+
     def establish(self, survey: Survey) -> Reliable:
         """Read and fsync what the plan relies on, and plan anew without what does not stand that.
 

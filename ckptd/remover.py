@@ -21,12 +21,19 @@ class Remover:
     def __init__(self, background: Background, log: Labelled) -> None:
         self._background, self._log = background, log
         self._said: set[str] = set()
+        self._left = 0
         self.failed: deque[tuple[str, OSError | RefusedError]] = deque()  # filled by a thread, emptied by another
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is still to be freed, or could not be."""
+        return bool(self._left > 0 or self.failed)
 
     def submit(self, work_dir: str, own_fd: int, items: list[str]) -> None:
         """Free `items` of the trash below the `.ckptd` directory `own_fd`, soon, in this order."""
         with opened_own_dir(delete.NAME, dir_fd=own_fd) as fd:
             trash_fd = os.dup(fd)  # outlives the pass, and the work dir if that is replaced
+        self._left += 1
         self._background.submit(f"free {work_dir}", lambda: self._free(items, trash_fd))
 
     def _free(self, items: list[str], trash_fd: int) -> None:
@@ -37,6 +44,7 @@ class Remover:
                 self._free_one(item, trash_fd)
         finally:
             os.close(trash_fd)
+            self._left -= 1  # jobs of one work dir never run side by side
 
     def _free_one(self, item: str, trash_fd: int) -> None:
         try:

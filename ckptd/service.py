@@ -27,12 +27,12 @@ from .signals import share_terminal, told_to
 from .watch import Watcher
 from .workdir import become_owner
 
-_ENDING = (signal.SIGTERM, signal.SIGINT)
+ENDING = (signal.SIGTERM, signal.SIGINT)
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
-_FORWARDED = (*_ENDING, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
+_FORWARDED = (*ENDING, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
 
 _LAST_READ_S = 5.0
-_PATIENCE_S = 10.0  # for the background, once we are to end
+PATIENCE_S = 10.0  # for the background, once we are to end
 
 log = logging.getLogger("ckptd")
 
@@ -58,7 +58,15 @@ class JobEnded:
     code: int
 
 
-Word = Look | Signalled | JobEnded
+@dataclass(frozen=True)
+class Told:
+    """A word in the inbox, of those who look out below a root and those who make the passes there: `what` of `path`."""
+
+    what: str
+    path: str
+
+
+Word = Look | Signalled | JobEnded | Told
 
 
 @dataclass
@@ -82,7 +90,7 @@ class Service:
         paths = list(dict.fromkeys(os.path.abspath(path) for path in self.paths))
         existing = [path for path in paths if os.path.exists(path)]
         if self.command:
-            _check_command(existing)
+            check_command(existing)
         become_owner(existing)
         background = Background()
         reader = Reader(background, wait=False, on_answer=lambda path: self.inbox.put(Look(path)))
@@ -104,7 +112,7 @@ class Service:
                 watcher.close()
                 for keeper in keepers.values():
                     keeper.close()
-                background.close(_PATIENCE_S)  # what is left is taken up by the next start
+                background.close(PATIENCE_S)  # what is left is taken up by the next start
 
     def _loop(self, keepers: dict[str, Keeper], watcher: Watcher, job: subprocess.Popen[bytes] | None) -> int:
         ping_s = notify.watchdog_interval_s()
@@ -138,7 +146,7 @@ class Service:
             if isinstance(word, Look):
                 keepers[word.path].due_s = 0.0
         if job is None:
-            ending = next((number for number in numbers if number in _ENDING), None)
+            ending = next((number for number in numbers if number in ENDING), None)
             if ending is not None:
                 log.info("stopped by %s", signal.Signals(ending).name)
                 return 0
@@ -192,12 +200,12 @@ class Service:
     def _signals(self) -> contextlib.AbstractContextManager[None]:
         """Turn signals into words; with a job beside us they are for the job, unless the terminal gave it its own."""
         if not self.command:
-            return told_to(self._told, (*_ENDING, signal.SIGHUP))
+            return told_to(self._told, (*ENDING, signal.SIGHUP))
         muted = _FROM_TERMINAL if share_terminal() else ()
         return told_to(self._told, [number for number in _FORWARDED if number not in muted], muted=muted)
 
     def _told(self, number: int) -> None:
-        if number in _ENDING and not self.command:
+        if number in ENDING and not self.command:
             self._ending.set()  # for a pass that is under way
         self.inbox.put(Signalled(number))
 
@@ -225,7 +233,7 @@ class Service:
         return job
 
 
-def _check_command(existing: Sequence[str]) -> None:
+def check_command(existing: Sequence[str]) -> None:
     """A command that root starts must not lose its rights, nor keep more than we have: so both run as the owner."""
     if os.geteuid() == 0 and any(os.stat(path).st_uid != 0 for path in existing):
         raise RefusedError("a command beside a work dir of another user: run `ckptd watch ... -- COMMAND` as its owner")

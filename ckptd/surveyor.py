@@ -72,7 +72,8 @@ class Surveyor:
 
     def __post_init__(self) -> None:
         wanted = frozenset(keeper.metric for keeper in self.policy.keep_best)
-        self._scores = Scores(wanted, lambda text: self._once(f"{self.work.path}/{text}"))
+        said, path = self._said, self.work.path  # not this object: among ten thousand, cycles are not collected in time
+        self._scores = Scores(wanted, lambda text: _once(said, f"{path}/{text}"))
 
     def survey(self, now_ns: int, *, strict: bool = False) -> Survey:
         """Look and decide. strict: without what is still to be read, else as if all of that were good.
@@ -119,6 +120,11 @@ class Surveyor:
             frozenset(judged.checkable),
             frozenset(judged.unread),
         )
+
+    @property
+    def has_said(self) -> bool:
+        """Whether something was said that is said once."""
+        return bool(self._said)
 
     def _remember(self, own_fd: int | None) -> Memory | None:
         if self.memory is None and own_fd is not None:
@@ -265,7 +271,7 @@ class Surveyor:
         for entry in found.entries:
             # Of directories only: on overlayfs a file's device is that of its layer. A file that something is mounted
             # on cannot be renamed, and says so then.
-            if entry.is_dir and entry.device != self.work.info.st_dev:
+            if entry.is_dir and entry.device != self.work.device:
                 protected.setdefault(entry.name, []).append("a mount point")
         return protected
 
@@ -296,9 +302,13 @@ class Surveyor:
         return used
 
     def _once(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
-            log.warning(message)
+        _once(self._said, message)
+
+
+def _once(said: set[str], message: str) -> None:
+    if message not in said:
+        said.add(message)
+        log.warning(message)
 
 
 def _was_whole(entry: Entry, known: Seen | None) -> bool:

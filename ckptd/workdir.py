@@ -26,32 +26,37 @@ _NEEDED_LATER = (
     "ctypes", "encodings.cp437", "heapq", "linecache", "socket", "traceback",
 )  # fmt: skip
 _LOCK_WAIT_S, _LOCK_RETRY_S = 1.0, 0.05
+_SHORT_LOCK_WAIT_S = 0.1  # of one among many, which is tried again: a job that asks for the lock has it for no longer
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 
 
 class WorkDir:
     """A work dir, open. `path` is absolute; `fd` stays on the directory even if it is renamed.
 
+    below: an absolute path above it; between the two no symlink is followed, whoever made it.
     Raises UsageError if it is no directory, CkptdError if it cannot be opened.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, below: str | None = None) -> None:
         self.path = os.path.abspath(path)
         if "\n" in self.path:
             raise UsageError(f"{self.path!r}: a path with a newline, which no line of a pointer can hold. Rename it")
         try:
-            self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self.fd = _opened(self.path, below)
         except FileNotFoundError as error:
             raise CkptdError(f"{path}: does not exist. Give the directory that the training job writes to") from error
         except NotADirectoryError as error:
             raise UsageError(f"{path}: not a directory. Give the directory that holds the checkpoints") from error
         except OSError as error:
             raise CkptdError(f"{path}: cannot be opened: {why(error)}. Run ckptd as its owner") from error
-        self.info = os.fstat(self.fd)
+        info = os.fstat(self.fd)
+        self.device, self.owner, self._id = info.st_dev, info.st_uid, _id(info)
         self.own_fd: int | None = None
+        self._own_dir, self._own_id = "", (0, 0)
         self._lock_fd: int | None = None
         self._pointer_fd: int | None = None
-        self._stack = contextlib.ExitStack()
+        self._below = below
+        self._stack: contextlib.ExitStack | None = None
 
     def __enter__(self) -> WorkDir:
         return self
@@ -60,11 +65,31 @@ class WorkDir:
         self.close()
 
     def close(self) -> None:
-        self._stack.close()
-        self.own_fd = self._lock_fd = self._pointer_fd = None
+        self.rest()
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    def rest(self) -> None:
+        """Close all but the lock, so that a work dir in which nothing happens costs one descriptor."""
+        if self._stack is not None:
+            self._stack.close()
+        self._stack = self.own_fd = self._pointer_fd = None
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def wake(self) -> None:
+        """Open again what rested. Raises OSError, also if it is another directory by now."""
+        if self.fd < 0:
+            self.fd = _opened(self.path, self._below)
+            if _id(os.fstat(self.fd)) != self._id:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), self.path)
+
+    @property
+    def is_owned(self) -> bool:
+        """Whether we have taken it."""
+        return self._lock_fd is not None
 
     def is_still_there(self) -> bool:
         """Whether the path still leads to this directory, and to the same `.ckptd` in it.
@@ -72,12 +97,11 @@ class WorkDir:
         A directory can be replaced, unmounted or removed while we hold it open; then nothing we do is seen any more.
         """
         try:
-            if not os.path.samestat(os.stat(self.path), self.info):
+            if _id(os.stat(self.path)) != self._id:
                 return False
-            if self.own_fd is None:
+            if not self._own_dir:
                 return True
-            own = os.stat(own_dir(self.fd), dir_fd=self.fd, follow_symlinks=False)
-            return os.path.samestat(own, os.fstat(self.own_fd))
+            return _id(os.stat(os.path.join(self.path, self._own_dir), follow_symlinks=False)) == self._own_id
         except OSError:
             return False
 
@@ -85,7 +109,8 @@ class WorkDir:
         """A descriptor of `.ckptd` if there is one, creating nothing. Raises RefusedError for a symlink there."""
         if self.own_fd is None:
             try:
-                self.own_fd = self._stack.enter_context(opened_own(self.fd))
+                self.own_fd = self._kept(opened_own(self.fd))
+                self._own_dir, self._own_id = own_dir(self.fd), _id(os.fstat(self.own_fd))
             except FileNotFoundError:
                 return None
             except PermissionError as error:
@@ -103,7 +128,7 @@ class WorkDir:
         if self._pointer_fd is None:
             if not is_aside(own_dir(self.fd)):
                 return self.fd  # looked up anew until it is decided
-            self._pointer_fd = self._stack.enter_context(opened_dir("..", dir_fd=self.fd))
+            self._pointer_fd = self._kept(opened_dir("..", dir_fd=self.fd))
         return self._pointer_fd
 
     def take(self) -> bool:
@@ -133,13 +158,21 @@ class WorkDir:
             os.close(fd)
             raise RefusedError(f"{self.own_path}/{LOCK}: not a file that ckptd made. Remove it")
         open_as_its_directory(fd, dir_fd=own_fd)
-        self._stack.callback(os.close, fd)
-        locked = self._flock(fd)
+        try:
+            locked = self._flock(fd)
+        except BaseException:
+            os.close(fd)
+            raise
         self._lock_fd = fd
         return locked
 
+    def _kept(self, opened: contextlib.AbstractContextManager[int]) -> int:
+        """The descriptor, closed when this rests."""
+        self._stack = self._stack or contextlib.ExitStack()
+        return self._stack.enter_context(opened)
+
     def _flock(self, fd: int) -> bool:
-        deadline = time.monotonic() + _LOCK_WAIT_S
+        deadline = time.monotonic() + (_LOCK_WAIT_S if self._below is None else _SHORT_LOCK_WAIT_S)
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -181,10 +214,50 @@ def become_owner(paths: Sequence[str | os.PathLike[str]]) -> None:
 
 def check_library_use(work: WorkDir) -> None:
     """Raise RefusedError if root calls into somebody else's directory: a library cannot change its caller's user."""
-    if os.geteuid() == 0 and work.info.st_uid != 0:
+    if os.geteuid() == 0 and work.owner != 0:
         raise RefusedError(
             f"{work.path}: belongs to another user. Call ckptd as its owner, or use the command, which becomes it"
         )
+
+
+def _id(info: os.stat_result) -> tuple[int, int]:
+    return info.st_dev, info.st_ino
+
+
+def other_owner(path: str) -> str | None:
+    """Who owns the work dir at `path`, found below a root, if that keeps us away: None where we may work.
+
+    Root acts in nobody else's directory. Others may write where the bits let them, as in a group's.
+    """
+    uid = os.lstat(path).st_uid
+    if uid == os.geteuid() or (os.geteuid() != 0 and os.access(path, os.W_OK)):
+        return None
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def others_text(work_dir: str, owner: str, root: str) -> str:
+    """Why a work dir is left alone, said once for each owner."""
+    return (
+        f"left alone {work_dir}, and what else {owner} owns below {root}: run a ckptd of {owner}'s for that, "
+        f"as `ckptd watch --recursive` does with the owner of the directory it is given"
+    )
+
+
+def _opened(path: str, below: str | None) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    if below is None:
+        return os.open(path, flags)
+    fd = os.open(below, flags)
+    for part in os.path.relpath(path, below).split(os.sep):
+        try:
+            inside = os.open(part, flags | os.O_NOFOLLOW, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = inside
+    return fd
 
 
 def _owner_of(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -221,10 +221,11 @@ def ckptd() -> Callable[..., subprocess.CompletedProcess[str]]:
 class Watching:
     """A `ckptd watch` that runs; its stderr is read as it comes."""
 
-    def __init__(self, args: tuple[str | Path, ...], **more: Any) -> None:
-        command = [sys.executable, "-m", "ckptd", "watch", *map(str, args)]
+    def __init__(self, args: tuple[str | Path, ...], *, command: list[str] | None = None, **more: Any) -> None:
+        command = command or [sys.executable, "-m", "ckptd", "watch", *map(str, args)]
+        more = {"env": environment(PYTHONFAULTHANDLER="1"), **more}
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, text=True, env=environment(PYTHONFAULTHANDLER="1"), **streams, **more)
+        self.process = subprocess.Popen(command, text=True, **streams, **more)
         self.lines: list[str] = []
         self._more = threading.Condition()
         self._ended = False

@@ -45,6 +45,8 @@ def cli() -> None:
 print_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
 _work_dirs = click.argument("work_dirs", nargs=-1, required=True, metavar="WORK_DIR...")
 work_dir_argument = click.argument("work_dir", metavar="WORK_DIR")
+_recursive = click.option("--recursive", is_flag=True, envvar="CKPTD_RECURSIVE",
+                          help="Take every directory below WORK_DIR that holds a checkpoint.")  # fmt: skip
 
 
 class _WithJob(click.Command):
@@ -63,12 +65,14 @@ class _WithJob(click.Command):
 @cli.command(cls=_WithJob, options_metavar="[POLICY]", epilog="After `--`: a command to run beside the watch.")
 @_work_dirs
 @policy_options
+@_recursive
 @click.option("--dry-run", is_flag=True, help="Say what would be pruned, change nothing.")
 @click.option("--scan-interval", "scan_interval_s", type=Duration(minimum_s=0.1), metavar="S",
               envvar="CKPTD_SCAN_INTERVAL",
               help="Look at least so often. Default: 60s on local file systems, 10s on others.")  # fmt: skip
 def watch(
     work_dirs: tuple[str, ...],
+    recursive: bool,
     dry_run: bool,
     scan_interval_s: float | None,
     **policy: Any,
@@ -81,22 +85,27 @@ def watch(
     code. A work dir that does not exist yet is waited for. SIGHUP looks again at once; SIGTERM ends.
     """
     log_to_stderr()
+    from ..recursive import RecursiveService
     from ..service import Service
 
     made = Policy(**policy)
-    service = Service(work_dirs, made, dry_run, scan_interval_s, click.get_current_context().meta.get("ckptd.job", ()))
+    kind = RecursiveService if recursive else Service
+    service = kind(work_dirs, made, dry_run, scan_interval_s, click.get_current_context().meta.get("ckptd.job", ()))
     raise click.exceptions.Exit(service.run())
 
 
 @cli.command(options_metavar="[POLICY]")
 @click.argument("work_dirs", nargs=-1, metavar="WORK_DIR...")
 @policy_options
+@_recursive
 @click.option("--verbose", "-v", is_flag=True, help="Begin with the policy in force.")
 @click.option("--simulate", metavar="RUN",
               help="Show what the policy would leave of a whole run, such as 'epoch_{}.pth:1..300' or "
                    "'iter_{}.pth:1000..90000:1000', and the most files there at once. Needs no WORK_DIR.")  # fmt: skip
 @print_json
-def plan(work_dirs: tuple[str, ...], verbose: bool, simulate: str | None, json_: bool, **policy: Any) -> None:
+def plan(
+    work_dirs: tuple[str, ...], recursive: bool, verbose: bool, simulate: str | None, json_: bool, **policy: Any
+) -> None:
     """Show what would be kept and pruned, and why. Changes nothing; `prune` does exactly this."""
     log_to_stderr()
     from .. import api, render
@@ -120,6 +129,10 @@ def plan(work_dirs: tuple[str, ...], verbose: bool, simulate: str | None, json_:
     if not work_dirs:
         raise click.UsageError("Missing argument 'WORK_DIR...'.")
     become_owner(work_dirs)
+    if recursive:
+        from . import recursive as below
+
+        raise click.exceptions.Exit(below.plan(work_dirs, made, json_=json_, width=width))
     for work_dir in work_dirs:
         survey = api.plan(work_dir, made)
         if json_:
@@ -132,7 +145,8 @@ def plan(work_dirs: tuple[str, ...], verbose: bool, simulate: str | None, json_:
 @cli.command(options_metavar="[POLICY]")
 @_work_dirs
 @policy_options
-def prune(work_dirs: tuple[str, ...], **policy: Any) -> None:
+@_recursive
+def prune(work_dirs: tuple[str, ...], recursive: bool, **policy: Any) -> None:
     """Make one pass, then exit.
 
     Makes the newest durable, moves the pointer, then deletes what the policy prunes.
@@ -143,6 +157,10 @@ def prune(work_dirs: tuple[str, ...], **policy: Any) -> None:
 
     made = Policy(**policy)
     become_owner(work_dirs)
+    if recursive:
+        from . import recursive as below
+
+        raise click.exceptions.Exit(below.prune(work_dirs, made))
     codes = []
     for work_dir in work_dirs:
         try:
