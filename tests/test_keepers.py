@@ -225,3 +225,10 @@ def test_the_bytes_of_a_plan_are_those_on_the_disk(with_checkpoints: Builder) ->
     a_pass(work_dir, max_keep=3, interval=1, trash_ttl_s=3600.0)
     survey = api.plan(work_dir, Policy(max_keep=2, rule="newest"))
     assert as_json(survey, str(work_dir))["bytes"] == {"kept": 2 * each, "to_free": each, "trash": each, "beyond": 0}
+
+
+def test_a_score_in_lightnings_name_counts(with_checkpoints: Builder) -> None:
+    names = [f"epoch={epoch}-val_loss={loss}.ckpt" for epoch, loss in enumerate(("0.50", "0.20", "0.40", "nan"))]
+    work_dir = with_checkpoints(*names)
+    a_pass(work_dir, max_keep=1, keep_best=("val_loss:min",), trash_ttl_s=0.0)
+    assert set(left(work_dir)) == {names[1], names[3]}
