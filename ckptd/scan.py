@@ -70,18 +70,19 @@ class Found:
 def scan(work_dir: str, dir_fd: int, finder: Finder) -> Found:
     """Look at `work_dir`, open as `dir_fd`, for what `finder` knows. Raises OSError if it cannot be read."""
     found = Found()
-    with os.scandir(dir_fd) as listed:
-        entries = list(listed)
-    finder.learn(entry.name for entry in entries)
-    for entry in entries:
-        name = entry.name
-        if entry.is_symlink():
-            _note_link(found, work_dir, dir_fd, name)
-        if name.endswith(PIN_ENDING):
-            found.pinned.add(name[: -len(PIN_ENDING)])
-        matched = finder.match(name)
-        if matched is not None:
-            _look_at(found, dir_fd, *matched, name)
+    if finder.learns:
+        finder.learn(os.listdir(dir_fd))
+    match = finder.match
+    with os.scandir(dir_fd) as entries:
+        for entry in entries:
+            name = entry.name
+            if entry.is_symlink():
+                _note_link(found, work_dir, dir_fd, name)
+            if name.endswith(PIN_ENDING):
+                found.pinned.add(name[: -len(PIN_ENDING)])
+            matched = match(name)
+            if matched is not None:
+                _look_at(found, dir_fd, matched[0], matched[1], name)
     return found
 
 

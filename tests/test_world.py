@@ -220,6 +220,7 @@ def life(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> I
     Life.reader.close()
 
 
+@pytest.mark.timeout(600)  # it waits for nothing: it computes
 def test_the_promises_hold_whatever_happens_to_a_work_dir(life: type[Life]) -> None:
     profile = settings.get_profile(os.environ.get("WORLD_PROFILE", "world"))
     run_state_machine_as_test(life, settings=profile)

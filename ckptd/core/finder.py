@@ -116,13 +116,17 @@ class Finder:
         found = self.match(sample)
         return found[0].names if found and not found[0].alone and found[0].names.text == text else None
 
+    @property
+    def learns(self) -> bool:
+        """Whether `learn` is to be called with all names of a work dir, before any is matched."""
+        return any(free.padded for free in self._free)
+
     def learn(self, names: Iterable[str]) -> None:
-        """See all names of a work dir before any is matched: where some are padded with zeros, all of them are."""
+        """See names before any is matched: where some of a series are padded with zeros, all of them are."""
         padded = [free for free in self._free if free.padded]
-        if padded:
-            for name in names:
-                for free in padded:
-                    free.learn(name)
+        for name in names if padded else ():
+            for free in padded:
+                free.learn(name)
 
     def _add(self, known: Known) -> None:
         """Add one series; the kinds and shapes of what one name can stand for in several layouts are united."""
@@ -183,7 +187,7 @@ class _Free:
     def __init__(self, form: Form, layout: Layout, alone: str) -> None:
         self._form, self._kinds, self._alone = form, layout.kinds, alone
         before, self._spec, after = _split(form.text)
-        self.padded = layout.name == "orbax"
+        self.padded = layout.name == "orbax" and not alone  # where it is left alone, one series or two is all the same
         free = "([^{}/.][^{}/]*)" if FREE in before else "()"
         self._pattern = re.compile(f"{free}{re.escape(before.replace(FREE, ''))}([0-9]+){re.escape(after)}")
         self._ends = after or tuple("0123456789")  # most names end otherwise, and cost no more than that
@@ -202,8 +206,9 @@ class _Free:
         if found is None or not name.isprintable():
             return None
         spec = self._spec
-        if found[1] in self._width:
-            spec = f"{{:0{self._width[found[1]]}d}}"
+        width = self._width.get(found[1], len(found[2]) if self._alone and found[2][0] == "0" else 0)
+        if width > 1 and self._spec == "{}":
+            spec = f"{{:0{width}d}}"
         text = self._form.text.replace(self._spec, spec).replace(FREE, found[1])
         known = self._series.get(text)
         if known is None:
