@@ -261,3 +261,18 @@ def test_as_root_the_work_dirs_of_others_are_left_alone_and_said_once(tmp_path: 
         assert done.stderr.count(f"left alone {tmp_path}/theirs/a, and what else nobody owns") == 1
         assert "theirs/b" not in done.stdout + done.stderr
     assert [len(left(tmp_path / name)) for name in ("ours", "theirs/a", "theirs/b")] == [1, 2, 2]
+
+
+# --- layouts ----------------------------------------------------------------------------------------------------
+
+
+def test_what_a_trainer_leaves_makes_a_work_dir_and_is_not_looked_into(work_dir: Path) -> None:
+    for step in (500, 1000):
+        run(work_dir / f"checkpoint-{step}" / "global_step500", "iter_1.pth")
+        (work_dir / f"checkpoint-{step}" / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
+    assert found(work_dir.parent) == ["run"]
+
+
+def test_own_files_beside_a_work_dir_are_not_looked_into(tmp_path: Path) -> None:
+    run(tmp_path / ".ckptd.checkpoints" / "trash", "epoch_1.pth")
+    assert found(tmp_path) == []
