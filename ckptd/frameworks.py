@@ -76,9 +76,12 @@ def deepspeed(fd: int, names: set[str]) -> Structure:
 
 def _gap_in_grid(found: list[tuple[int, ...]], columns: set[int], what: str) -> str | None:
     """Which of (rank, model-parallel rank) is missing, where each model-parallel rank has as many ranks."""
-    rows = 1 + max(rank for rank, _ in found)
-    missing = sorted({(row, column) for row in range(rows) for column in columns} - {(r, c) for r, c in found})
-    return f"no {what} of rank {missing[0][0]} (model-parallel rank {missing[0][1]})" if missing else None
+    there = set(found)
+    for row in range(1 + max(rank for rank, _ in found)):  # one by one: a hostile name can make it endless
+        for column in sorted(columns):
+            if (row, column) not in there:
+                return f"no {what} of rank {row} (model-parallel rank {column})"
+    return None
 
 
 def _has_deepspeed(fd: int, name: str) -> bool:
@@ -212,8 +215,9 @@ def verl(fd: int, names: set[str]) -> Structure:
         for what in sorted({what for what, _, _ in shards} | {"model"}):
             worlds = {world for kind, world, _ in shards if kind == what}
             ranks = {rank for kind, _, rank in shards if kind == what}
-            if len(worlds) != 1 or ranks != set(range(*worlds)):
-                return incomplete(kinds.VERL, f"{role}: {what} of {len(ranks)} of {max(worlds, default=0)} ranks")
+            world = max(worlds, default=0)
+            if len(worlds) != 1 or len(ranks) != world or max(ranks) >= world:
+                return incomplete(kinds.VERL, f"{role}: {what} of {len(ranks)} of {world} ranks")
     if "data.pt" not in names:
         return incomplete(kinds.VERL, "no data.pt, which is written last")
     parts_of(fd, into=found)

@@ -31,7 +31,8 @@ def there(work_dir: Path) -> set[str]:
 
 
 def pointed(work_dir: Path) -> str:
-    return (work_dir / "last_ckpt").read_text().rstrip("\n").rpartition("/")[2]
+    beside = work_dir.parent / "last_ckpt"  # where Accelerate trips over it
+    return (beside if beside.exists() else work_dir / "last_ckpt").read_text().rstrip("\n").rpartition("/")[2]
 
 
 def states(survey: ckptd.Survey) -> dict[str, str]:  # type: ignore[name-defined]
