@@ -15,6 +15,7 @@ from .layouts import FREE, GROUPS, KEYED, Form, Layout, takes_directories
 from .naming import Names, Template
 
 _DIGIT = re.compile("[0-9]")
+_DIGITS = frozenset("0123456789")
 _GROUP_ENDINGS = (".pt", ".gz", ".zst", ".lz4", ".bz2", ".xz", ".index", ".meta", ".json", *"0123456789")
 _GROUP = re.compile("|".join(f"(?P<g{index}>{pattern})" for index, (_, pattern) in enumerate(GROUPS)))
 
@@ -110,9 +111,12 @@ class Finder:
 
     def learn(self, names: Iterable[str]) -> None:
         """See all names of a work dir before any is matched: where some are padded with zeros, all of them are."""
-        if any(free.padded for free in self._free):
-            for name in names:
-                for free in self._free:
+        padded = [free for free in self._free if free.padded]
+        if not padded:
+            return
+        for name in names:
+            if name[-1:] in _DIGITS:  # most names of a work dir are no steps
+                for free in padded:
                     free.learn(name)
 
     def _add(self, known: Known) -> None:

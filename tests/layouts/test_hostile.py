@@ -14,7 +14,7 @@ import pytest
 import ckptd
 from ckptd import Policy
 
-from ..conftest import Builder, a_pass, dcp_metadata, left, torch_zip
+from ..conftest import Builder, a_pass, dcp_metadata, left, safetensors, torch_zip
 from .test_layouts import states
 
 NO_NAMES = [
@@ -162,3 +162,9 @@ def test_a_name_too_long_for_a_pin_or_scores_is_pruned_and_says_why_it_cannot_be
     assert left(work_dir) == [template.format(2)]
     assert not caplog.records or "alone" not in caplog.text
     assert restore(str(work_dir), [template.format(1)]) == ([], {template.format(1): "File name too long"})
+
+
+def test_a_name_of_kohyas_with_more_zeros_takes_no_other_out_of_its_series(with_checkpoints: Builder) -> None:
+    names = [f"lora-{number:06d}.safetensors" for number in (1, 2, 3)]
+    work_dir = with_checkpoints(*names, "lora-00000004.safetensors", content=safetensors())
+    assert ckptd.plan(work_dir, Policy(max_keep=1, layouts=("kohya",))).prune == tuple(names[:2])
