@@ -6,14 +6,17 @@ nothing in it can run. Source of the layout: torch.distributed.checkpoint's File
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
+from collections.abc import Iterable
 from typing import Any
 
 from .disk import opened_file
 
 MARKER = ".metadata"
+_MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
 _LARGEST = 1 << 28  # bytes; the metadata of the largest models is a tenth of it
 
 
@@ -35,11 +38,24 @@ def missing_shard(dir_fd: int) -> str | None:
             return f"{MARKER} names {path!r}, which is not inside"
         try:
             found = os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_size
-        except FileNotFoundError:
+        except ValueError:  # a NUL, or half of a character
+            return f"shard {path!r} is missing"
+        except OSError as error:
+            if error.errno not in _MISSING:
+                raise
             return f"shard {path} is missing"
         if found < end:
             return f"shard {path} has {found} of {end} bytes"
     return None
+
+
+def is_written_over(dir_fd: int, names: Iterable[str]) -> bool:
+    """Whether a shard is younger than `.metadata`, which comes last: of a save over an earlier one, or of a copy."""
+
+    def written_ns(name: str) -> int:
+        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mtime_ns
+
+    return max((written_ns(name) for name in names if name.endswith(".distcp")), default=0) > written_ns(MARKER)
 
 
 class _Husk:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from .disk import NO_ROOM, exists, open_as_its_directory, opened_own_dir, sync_dir
 from .errors import NoRoomError, why
-from .scan import SIDECAR_ENDING, Entry, entry_of, stat_entry
+from .scan import PIN_ENDING, SIDECAR_ENDING, Entry, entry_of, stat_entry
 
 NAME = "trash"
 _ITEM = re.compile(r"([0-9]{1,19})-([0-9]{1,9})(\.gone)?", re.ASCII)
@@ -197,6 +197,8 @@ def bytes_in(trash_fd: int) -> dict[str, int]:
 def _move_beside(name: str, new_name: str, *, src_fd: int, dst_fd: int) -> None:
     """Let the scores of `name` follow it to `new_name`; only a file, and nothing is overwritten."""
     old, new = name + SIDECAR_ENDING, new_name + SIDECAR_ENDING
+    if not exists(old, dir_fd=src_fd):
+        return
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISREG(stat_entry(old, dir_fd=src_fd).st_mode) and not exists(new, dir_fd=dst_fd):
             os.rename(old, new, src_dir_fd=src_fd, dst_dir_fd=dst_fd)
@@ -206,5 +208,7 @@ def _check_same(entry: Entry, work_fd: int) -> None:
     now = entry_of(entry.name, dir_fd=work_fd)
     if (now.device, now.inode) != (entry.device, entry.inode):
         raise ChangedError("replaced since it was scanned")
-    if (now.size_bytes, now.mtime_ns) != (entry.size_bytes, entry.mtime_ns):
+    if any(getattr(now, what) != getattr(entry, what) for what in ("size_bytes", "mtime_ns", "touched_ns")):
         raise ChangedError("changed since it was scanned")
+    if exists(entry.name + PIN_ENDING, dir_fd=work_fd):
+        raise ChangedError("pinned since it was scanned")

@@ -64,7 +64,8 @@ def _distributed(fd: int, names: set[str]) -> Structure:
     fault = missing_of_distributed(fd, names)
     if fault is not None:
         return Structure(State.INCOMPLETE, fault, marked=dcp.MARKER in names, kind=kinds.DCP)
-    return Structure(State.COMPLETE, "distributed checkpoint, every shard there", kind=kinds.DCP)
+    marked = not dcp.is_written_over(fd, names)
+    return Structure(State.COMPLETE, "distributed checkpoint, every shard there", marked=marked, kind=kinds.DCP)
 
 
 def _is_trainers(_: int, names: set[str]) -> bool:

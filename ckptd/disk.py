@@ -33,7 +33,7 @@ class SyncError(OSError):
 def opened_dir(path: str, *, dir_fd: int | None = None) -> Iterator[int]:
     """A descriptor of the directory `path`; below `dir_fd`, where a symlink in its place is refused."""
     flags = _DIRECTORY if dir_fd is None else _DIRECTORY | os.O_NOFOLLOW
-    fd = os.open(path, flags, dir_fd=dir_fd)
+    fd = _opened(path, flags, dir_fd)
     try:
         yield fd
     finally:
@@ -59,10 +59,15 @@ def opened_own_dir(name: str, *, dir_fd: int) -> Iterator[int]:
 @contextlib.contextmanager
 def opened_file(name: str, *, dir_fd: int) -> Iterator[int]:
     """A read-only descriptor of the regular file `name`; raises OSError for a symlink, RefusedError for others."""
-    fd = os.open(name, _READ, dir_fd=dir_fd)
+    try:
+        fd = _opened(name, _READ, dir_fd)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise _not_regular(name, dir_fd) from error  # a socket
+        raise
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise RefusedError(f"{path_of(name, dir_fd=dir_fd)}: not a regular file. Remove it, and run ckptd again")
+            raise _not_regular(name, dir_fd)
         yield fd
     finally:
         os.close(fd)
@@ -172,9 +177,27 @@ def exists(name: str, *, dir_fd: int) -> bool:
     """Whether anything bears `name`, a dangling symlink included."""
     try:
         os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+            raise
         return False
     return True
+
+
+def _opened(name: str, flags: int, dir_fd: int | None) -> int:
+    """A descriptor. What no name can be is missing: it was read in a file that somebody may have damaged."""
+    try:
+        return os.open(name, flags, dir_fd=dir_fd)
+    except ValueError as error:  # a NUL, or half of a character
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), ascii(name)) from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG and dir_fd is not None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from error
+        raise
+
+
+def _not_regular(name: str, dir_fd: int) -> RefusedError:
+    return RefusedError(f"{path_of(name, dir_fd=dir_fd)}: not a regular file. Remove it, and run ckptd again")
 
 
 def _fsync(fd: int) -> None:

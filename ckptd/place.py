@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 
 from .core.layouts import ASIDE
-from .disk import OWN_DIR, exists, opened_own_dir
+from .disk import OWN_DIR, exists, opened_dir, opened_own_dir, path_of
 from .errors import RefusedError, why
 
 
@@ -55,8 +55,13 @@ def opened_own(dir_fd: int) -> Iterator[int]:
 
 
 def make_own(dir_fd: int) -> None:
-    """Make ckptd's directory if there is none, with the work dir's owner and mode. Raises OSError."""
+    """Make ckptd's directory if there is none, with the work dir's owner and mode.
+
+    Raises OSError, and RefusedError where nothing could be renamed into it.
+    """
     own = own_dir(dir_fd)
+    if is_aside(own):
+        _check_same_mount(dir_fd)
     try:
         os.mkdir(own, dir_fd=dir_fd)
     except FileExistsError:
@@ -84,6 +89,26 @@ def path_of_own(dir_fd: int) -> str:
         return os.path.normpath(os.path.join(os.readlink(f"/proc/self/fd/{dir_fd}"), own))
     except OSError:
         return own
+
+
+def _check_same_mount(dir_fd: int) -> None:
+    """Raise RefusedError if the work dir is mounted by itself: then no rename leads out of it."""
+    with opened_dir("..", dir_fd=dir_fd) as parent_fd:
+        same = os.fstat(parent_fd).st_dev == os.fstat(dir_fd).st_dev and _mount(parent_fd) == _mount(dir_fd)
+    if not same:
+        path = os.path.normpath(path_of(".", dir_fd=dir_fd))
+        raise RefusedError(
+            f"{path}: is a mount point, and Accelerate wants nothing but its own inside, so there is no place for what "
+            f"ckptd keeps. Mount its parent instead; or make {path}/{OWN_DIR}, if the job names what it loads"
+        )
+
+
+def _mount(fd: int) -> str:
+    try:
+        with open(f"/proc/self/fdinfo/{fd}") as info:
+            return next((line for line in info if line.startswith("mnt_id:")), "")
+    except OSError:
+        return ""
 
 
 def _holds_what_trips(dir_fd: int) -> bool:

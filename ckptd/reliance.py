@@ -21,6 +21,7 @@ from .units import human_bytes
 
 _READ_BACK_EVERY_S = 60.0
 _WORTH_A_LINE_BYTES = 10**9
+_STALE_S, _MOST_LOOKS = 0.1, 5
 _LAG = "reading lags behind the saves: the pointer and the pruning wait for it"
 
 
@@ -57,14 +58,16 @@ class Reliance:
         """Read and fsync what the plan relies on, and plan anew without what does not stand that.
 
         What is still being read in the background is planned without too: nothing is deleted on its strength, and
-        the pointer does not name it yet. Raises OSError if the work dir cannot be read.
+        the pointer does not name it yet. Where that has taken long it looks again, so that whoever has pinned, named
+        or opened something meanwhile is seen. Raises OSError if the work dir cannot be read.
         """
         self._troubled = False
         if self._read_back(survey):
             survey = self._survey()
         waits: set[str] = set()
-        strict = False
+        strict, looks = False, 0
         while True:
+            began_s, looks = time.monotonic(), looks + 1
             names, spoiled = set[str](), False
             for checkpoint in _relied_on(survey):
                 fault = self._content(checkpoint, survey)
@@ -75,7 +78,8 @@ class Reliance:
                 else:
                     names.add(checkpoint.name)
             failed = self._sync([c for c in _relied_on(survey) if c.name in names], survey)
-            if not (spoiled or failed) and (strict or not waits):
+            stale = time.monotonic() - began_s > _STALE_S and looks < _MOST_LOOKS
+            if not (spoiled or failed or stale) and (strict or not waits):
                 break
             strict = strict or bool(waits)
             survey = self._survey(strict=strict)

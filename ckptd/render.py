@@ -161,16 +161,18 @@ def _rule_text(series: SeriesPlan, *, has_budget: bool = False) -> str:
 
 def policy_text(policy: Policy) -> str:
     """The policy in force, what was not asked for included, as one line."""
-    keeps = [f"the {policy.max_keep} newest of each series"] if policy.max_keep else ["as many as a run declares"]
+    none = "as many as fit" if policy.max_bytes else "as many as a run declares"
+    keeps = [f"the {policy.max_keep} newest of each series"] if policy.max_keep else [none]
     keeps += [str(keeper) for keeper in policy.keepers]
     budget = f"at most {human_bytes(policy.max_bytes)}" if policy.max_bytes else ""
     interval = f"interval {policy.interval}" if policy.interval else "interval as declared or inferred"
     names = f"names {' '.join(policy.templates)}" if policy.templates else ""
+    layouts = f"layouts {' '.join(policy.layouts)}" if policy.layouts else ""
     settle = f"settle {policy.settle_s:g}s" if policy.settle_s is not None else ""
     trash = "trash freed at once, an hour after a large prune"
     if policy.trash_ttl_s is not None:
         trash = f"trash kept {policy.trash_ttl_s:g}s"
-    parts = [f"keep {', '.join(keeps)}", budget, f"rule {policy.rule}", interval, names, settle,
+    parts = [f"keep {', '.join(keeps)}", budget, f"rule {policy.rule}", interval, names, layouts, settle,
              f"verify {policy.verify}", trash, f"pointer {policy.pointer}"]  # fmt: skip
     return "policy: " + "; ".join(part for part in parts if part)
 

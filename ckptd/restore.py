@@ -47,8 +47,9 @@ def restore(work_dir: str, names: Sequence[str], *, everything: bool = False) ->
                 failed[name] = f"not in the trash; `ckptd restore {work_dir}` lists what is"
                 continue
             with opened_own_dir(delete.NAME, dir_fd=own_fd) as trash_fd:
-                made = _pin(work, name)
+                made = False
                 try:
+                    made = _pin(work, name)
                     delete.restore(there[name], name, work_fd=work.fd, trash_fd=trash_fd)
                 except OSError as error:
                     failed[name] = why(error)

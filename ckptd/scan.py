@@ -31,7 +31,8 @@ class Entry:
 
     mtime_ns: of the file, or of a directory's marker, or else of its newest part, or file. size_bytes: of all files.
     allocated_bytes: what deleting it frees: each inode once, and none that has a name elsewhere. device, inode: of
-    the entry itself. marker_bytes: of a directory's marker, or of its parts.
+    the entry itself. marker_bytes: of a directory's marker, or of its parts. touched_ns: when the last file in it was
+    written, whatever that is.
     """
 
     series: str
@@ -46,6 +47,7 @@ class Entry:
     is_dir: bool
     marker_bytes: int | None = None
     forbidden: bool = False
+    touched_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,14 +143,14 @@ def _is_marked(name: str, dir_fd: int, known: Known) -> bool:
 
 
 def _entry(series: str, name: str, step: int, dir_fd: int, info: os.stat_result) -> Entry:
-    size_bytes, mtime_ns = info.st_size, info.st_mtime_ns
+    size_bytes, mtime_ns, touched_ns = info.st_size, info.st_mtime_ns, info.st_mtime_ns
     allocated_bytes = info.st_blocks * 512 if info.st_nlink == 1 else 0
     is_dir = stat.S_ISDIR(info.st_mode)
     marker_bytes, forbidden = None, False
     if is_dir:
         # One that may not be read is still there; that it cannot be judged is said when it is judged.
         try:
-            size_bytes, allocated_bytes, mtime_ns, marker_bytes = _measure(name, dir_fd, info)
+            size_bytes, allocated_bytes, mtime_ns, marker_bytes, touched_ns = _measure(name, dir_fd, info)
         except PermissionError:
             forbidden = True
     return Entry(
@@ -164,12 +166,13 @@ def _entry(series: str, name: str, step: int, dir_fd: int, info: os.stat_result)
         is_dir,
         marker_bytes,
         forbidden,
+        touched_ns,
     )
 
 
-def _measure(name: str, dir_fd: int, info: os.stat_result) -> tuple[int, int, int, int | None]:
-    """Apparent bytes, allocated bytes, time of writing and size of the marker of a directory: evaluators drop files
-    into directories, so its marker's time counts where it has one, or else that of its parts."""
+def _measure(name: str, dir_fd: int, info: os.stat_result) -> tuple[int, int, int, int | None, int]:
+    """Apparent bytes, allocated bytes, time of writing and size of the marker of a directory, and when it was touched:
+    evaluators drop files into directories, so its marker's time counts where it has one, or else that of its parts."""
     inodes: dict[tuple[int, int], os.stat_result] = {}
     names_of: Counter[tuple[int, int]] = Counter()
     markers: list[os.stat_result] = []
@@ -195,7 +198,8 @@ def _measure(name: str, dir_fd: int, info: os.stat_result) -> tuple[int, int, in
     times = [each.st_mtime_ns for each in telling or inodes.values()] or [info.st_mtime_ns]
     sizes = sum(each.st_size for each in inodes.values())
     blocks = sum(each.st_blocks for inode, each in inodes.items() if each.st_nlink <= names_of[inode])
-    return sizes, blocks * 512, max(times), sum(each.st_size for each in telling) if telling else None
+    touched_ns = max((each.st_mtime_ns for each in inodes.values()), default=max(times))
+    return sizes, blocks * 512, max(times), sum(each.st_size for each in telling) if telling else None, touched_ns
 
 
 def _note_link(found: Found, work_dir: str, dir_fd: int, link: str) -> None:

@@ -10,7 +10,7 @@ import errno
 import fcntl
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .core.checkpoint import State
 from .directories import structure_of_directory
@@ -106,6 +106,9 @@ def _directory(entry: Entry, dir_fd: int, settling: Settling, now_ns: int, wante
     with opened_dir(entry.name, dir_fd=dir_fd) as fd:
         writer = _has_writer_inside(fd) if settling.local else None
         found = structure_of_directory(fd, wanted)
+    if entry.touched_ns > entry.mtime_ns and not (found.state.whole and found.marked):
+        # Written over in place: its marker is that of an earlier save, and neither marks nor dates this one.
+        found, entry = replace(found, marked=False), replace(entry, mtime_ns=entry.touched_ns)
     return _judge(entry, found, writer, settling, now_ns)
 
 

@@ -74,7 +74,7 @@ def test_the_trash_is_named_in_linear_time(with_checkpoints: Builder, monkeypatc
 
     def counting(name: str, *, dir_fd: int) -> bool:
         nonlocal asked
-        asked += 1
+        asked += not name.endswith((".keep", ".metrics.json"))
         return False
 
     monkeypatch.setattr(delete, "exists", counting)

@@ -403,6 +403,7 @@ def test_a_simulated_run_leaves_what_the_real_one_leaves(with_checkpoints: Build
     pytest.param(["--simulate", "epoch_{}.pth:3..1"], "saves nothing", id="backwards"),
     pytest.param(["--simulate", "epoch_{}.pth:1..3:0"], "saves nothing", id="no step between two"),
     pytest.param(["--simulate", "epoch_{}.pth:1..999999999999"], "steps between them larger", id="without end"),
+    pytest.param(["--simulate", "epoch_{}.pth:1..9000"], "too many to simulate", id="all of a long run"),
     pytest.param(["--simulate", "epoch_{}.pth:1..3", "."], "no WORK_DIR", id="a work dir too"),
     pytest.param(["--simulate", "epoch_{}.pth:1..3", "--keep-best", "mAP:max"], "--keep-best", id="unknown scores"),
     pytest.param(["--simulate", "epoch_{}.pth:1..3", "--max-bytes", "1GB"], "--max-bytes", id="unknown sizes"),
@@ -424,3 +425,10 @@ def test_a_shell_completes_commands_and_options() -> None:
     assert done.stdout == "plain,--keep-best\n"
     source = subprocess.run(run, env=environment(_CKPTD_COMPLETE="bash_source"), capture_output=True, text=True)
     assert "complete -o nosort -F _ckptd_completion ckptd" in source.stdout
+
+
+def test_the_policy_in_force_names_what_is_looked_for(with_checkpoints: Builder, ckptd: Ckptd) -> None:
+    work_dir = with_checkpoints("epoch_1.pth")
+    done = ckptd("plan", "-v", work_dir, "--max-bytes", "1GB", "--layout", "olmo", "--layout", "verl")
+    assert "keep as many as fit; at most 1.0 GB" in done.stdout
+    assert "layouts olmo verl;" in done.stdout

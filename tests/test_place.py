@@ -136,3 +136,26 @@ def test_what_another_user_has_put_beside_the_work_dir_is_refused(project: Path)
     with pytest.raises(CkptdError, match="a symlink"):
         a_pass(project / "checkpoints", **KEEP_TWO)
     assert len(names(project / "checkpoints")) == 5
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount")
+@pytest.mark.parametrize("how", ["tmpfs", "bind"])
+def test_a_work_dir_that_is_a_mount_point_is_refused_with_a_way_out_and_nothing_is_made(
+    project: Path, how: str, ckptd: Ckptd
+) -> None:
+    place = project / "checkpoints"
+    arguments = ["-t", "tmpfs", "tmpfs"] if how == "tmpfs" else ["--bind", place]
+    if subprocess.run(["mount", *arguments, place], capture_output=True).returncode != 0:
+        pytest.skip("may not mount")
+    try:
+        if how == "tmpfs":
+            save(project, *range(3))
+        there = names(place)
+        done = ckptd("prune", place, "--max-keep", 1, "--settle", 0)
+        assert (done.returncode, names(place), names(project)) == (4, there, ["checkpoints"])
+        (place / ".ckptd").mkdir()
+        assert f"make {place}/.ckptd" in done.stderr
+        assert ckptd("prune", place, "--max-keep", 1, "--settle", 0).returncode == 0
+        assert [name for name in names(place) if name.startswith("checkpoint_")] == [there[-1]]
+    finally:
+        subprocess.run(["umount", place], check=True)

@@ -17,10 +17,13 @@ from typing import Any
 
 import pytest
 
-from ckptd import CkptdError
+from ckptd import CkptdError, delete
 from ckptd.background import Background
 from ckptd.core.policy import Policy
+from ckptd.disk import opened_dir
+from ckptd.reading import Reader
 from ckptd.reconcile import Reconciler
+from ckptd.scan import entry_of
 from ckptd.workdir import WorkDir
 
 from .conftest import (
@@ -510,3 +513,46 @@ def test_a_second_process_is_told_who_owns_the_work_dir(with_checkpoints: Builde
         process.reconcile()
         with pytest.raises(CkptdError, match="owns this work dir"):
             a_pass(work_dir, max_keep=1, interval=1)
+
+
+class SlowReader(Reader):
+    """Reads from a slow disk; meanwhile somebody does something."""
+
+    def __init__(self, background: Background, meanwhile: Callable[[], None]) -> None:
+        super().__init__(background, wait=True)
+        self._meanwhile = meanwhile
+
+    def ask(self, *args: Any, **more: Any) -> Any:
+        time.sleep(0.15)  # the disk
+        self._meanwhile()
+        return super().ask(*args, **more)
+
+
+@pytest.mark.parametrize("what", ["a pin", "a link", "the framework's pointer"])
+def test_what_somebody_protects_while_the_newest_is_read_stays(with_checkpoints: Builder, what: str) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+
+    def protect() -> None:
+        if what == "a pin":
+            (work_dir / "epoch_1.pth.keep").touch()
+        elif what == "a link" and not (work_dir / "best.pth").is_symlink():
+            (work_dir / "best.pth").symlink_to("epoch_1.pth")
+        elif what == "the framework's pointer":
+            (work_dir / "last_checkpoint").write_text("epoch_1.pth")
+
+    background = Background()
+    with WorkDir(work_dir) as work:
+        reader = SlowReader(background, protect)
+        report = Reconciler(work, Policy(max_keep=1, interval=1), background, reader=reader).reconcile()
+        background.close()
+    assert [d.checkpoint.name for d in report.pruned] == epochs(2)
+
+
+def test_a_pin_made_just_before_the_rename_counts(with_checkpoints: Builder) -> None:
+    with_checkpoints("epoch_1.pth")
+    (with_checkpoints.work_dir / "trash").mkdir()
+    with opened_dir(str(with_checkpoints.work_dir)) as fd, opened_dir("trash", dir_fd=fd) as trash_fd:
+        entry = entry_of("epoch_1.pth", dir_fd=fd)
+        (with_checkpoints.work_dir / "epoch_1.pth.keep").touch()
+        with pytest.raises(delete.ChangedError, match="pinned"):
+            delete.put(entry, work_fd=fd, trash_fd=trash_fd, now_ms=1)

@@ -30,11 +30,13 @@ def over_budget(
 ) -> tuple[Budget, frozenset[str]]:
     """The names that go so that `staying` takes no more than the limit: of `spare`, the oldest first by writing.
 
+    Those from which nothing can be resumed go before all others.
+
     The trash is not in it: emptied first, it takes nothing.
     """
     kept_bytes = sum(c.allocated_bytes for c in staying)
     gone = set()
-    for c in sorted(spare, key=lambda c: (seen[c.name].rank, c.name)):
+    for c in sorted(spare, key=lambda c: (c.state.whole, seen[c.name].rank, c.name)):
         if kept_bytes <= limit_bytes:
             break
         kept_bytes -= c.allocated_bytes

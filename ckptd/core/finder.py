@@ -15,6 +15,7 @@ from .layouts import FREE, GROUPS, KEYED, LAYOUTS, Form, Layout, takes_directori
 from .naming import Names, Template
 
 _DIGIT = re.compile("[0-9]")
+_DIGITS = frozenset("0123456789")
 _GROUP_ENDINGS = (".pt", ".gz", ".zst", ".lz4", ".bz2", ".xz", ".index", ".meta", ".json", *"0123456789")
 _GROUP = re.compile("|".join(f"(?P<g{index}>{pattern})" for index, (_, pattern) in enumerate(GROUPS)))
 

@@ -20,6 +20,7 @@ _NEXT = r"[-_][^\W\d_](?:-?[\w.@ ])*"  # the others may have some: `val-loss` is
 
 _NAME = re.compile(rf"({_FRONT}){_KEY}={_VALUE}(?:{_NEXT}={_VALUE})*{_END}")
 _TEXT = re.compile(rf"{_FRONT}{_KEY}=\{{\}}(?:{_NEXT}=\{{\}})*\.ckpt")
+_AT_END = re.compile(f"{_END}$")
 _EACH_VALUE = re.compile(f"={_VALUE}")
 _WHOLE = re.compile("[0-9]+")
 
@@ -34,16 +35,12 @@ class Keyed:
 
     text: str
     _keys: tuple[str, ...] = field(init=False, repr=False, compare=False)
-    _pattern: re.Pattern[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        body = self.text[: -len(".ckpt")]
         keys = _keys_of(self.text)
         if _TEXT.fullmatch(self.text) is None or not {"epoch", "step"} & set(keys) or len(set(keys)) < len(keys):
             raise UsageError(f"{self.text!r}: not a name with keys, such as 'epoch={{}}-step={{}}.ckpt'")
-        literals = map(re.escape, body.split("{}")[:-1])
         object.__setattr__(self, "_keys", keys)
-        object.__setattr__(self, "_pattern", re.compile(f"({_VALUE})".join([*literals, ""]) + _END))
 
     @property
     def unit(self) -> str:
@@ -66,8 +63,10 @@ class Keyed:
         return {key: float(text) for key, text in self._values(name).items() if key not in ("epoch", "step")}
 
     def _values(self, name: str) -> dict[str, str]:
-        match = self._pattern.fullmatch(name) if len(name) <= LONGEST_NAME_BYTES else None
-        return dict(zip(self._keys, match.groups())) if match else {}
+        # Without a pattern of its own: a work dir can hold thousands of such series.
+        if keyed_text(name, front=True) != self.text:
+            return {}
+        return dict(zip(self._keys, (value[1:] for value in _EACH_VALUE.findall(name))))
 
 
 @dataclass(frozen=True)
@@ -116,8 +115,7 @@ def keyed_text(name: str, *, front: bool = False) -> str | None:
     match = _NAME.fullmatch(name) if len(name) <= LONGEST_NAME_BYTES and name.isprintable() else None
     if match is None or (match[1] and not front):
         return None
-    body = re.sub(f"{_END}$", "", name)
-    return _EACH_VALUE.sub("={}", body) + ".ckpt"
+    return _EACH_VALUE.sub("={}", _AT_END.sub("", name)) + ".ckpt"
 
 
 def names_from(text: str) -> Names:

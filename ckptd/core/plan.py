@@ -39,7 +39,7 @@ class SeriesPlan:
     relied_on: tuple[Checkpoint, ...]  # the K newest complete ones, oldest first: what a deletion stands on
     best: tuple[Checkpoint, ...]  # what a keeper holds as the best, and others go because of
     beyond: tuple[Checkpoint, ...]  # whole ones that nothing names and the rule leaves, though K others would do
-    spare: tuple[Checkpoint, ...]  # what a budget may take: complete, older than the newest, and kept by nothing
+    spare: tuple[Checkpoint, ...]  # what a budget may take: older than the newest, and kept by nothing
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,8 @@ def _within_budget(
     budget, gone = over_budget(limit_bytes, staying, [c for s in series for c in s.spare], seen)
 
     def decide(d: Decision) -> Decision:
-        reason = "over --max-bytes: the oldest that nothing else keeps"
+        whole = d.checkpoint.state.whole
+        reason = "over --max-bytes: " + ("the oldest that nothing else keeps" if whole else "nothing to resume from")
         return replace(d, decision=PRUNE, reasons=(reason,)) if d.checkpoint.name in gone else d
 
     def without(s: SeriesPlan) -> SeriesPlan:
@@ -220,12 +221,14 @@ class _Judge:
         return None
 
     def is_spare(self, checkpoint: Checkpoint) -> bool:
-        """Whether a budget may take it: never what is in doubt, brought back, or ahead of a resumed run."""
+        """Whether a budget may take it: never what is in doubt, brought back, or ahead of a resumed run. A broken one
+        goes before any whole one has to."""
         known = self.seen.get(checkpoint.name)
-        if known is None or self.grid.waits or not checkpoint.relied_on:
+        broken = checkpoint.state is State.INCOMPLETE
+        if known is None or self.grid.waits or not (checkpoint.relied_on or broken):
             return False
         older = BROUGHT_BACK < known.order < self.newest_good
-        return older and not self._above_newest(checkpoint)
+        return older if broken else older and not self._above_newest(checkpoint)
 
     def why_it_stays(self, checkpoint: Checkpoint) -> str:
         rule, known = self.grid.rule, self.seen.get(checkpoint.name)

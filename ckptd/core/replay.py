@@ -64,7 +64,10 @@ def replay(
     order = _Order(seen.values(), memory.next_order)
     arrivals: list[Seen] = []
     first_met = {c.series for c in found} - set(memory.series)
-    doubtful = {series for series in first_met if _in_doubt(c for c in unseen if c.series == series)}
+    new: dict[str, list[Checkpoint]] = {series: [] for series in first_met}
+    for checkpoint in unseen:
+        new.get(checkpoint.series, []).append(checkpoint)
+    doubtful = {series for series, those in new.items() if _in_doubt(those)}
     for checkpoint in sorted(unseen, key=lambda c: _when(c, now_ns, last=trusted if c.series in doubtful else None)):
         arrival = order.place(checkpoint, now_ns, is_save=checkpoint.series in doubtful)
         seen[arrival.name] = arrival
@@ -170,7 +173,7 @@ class _Order:
 
 def _since(schedule: Schedule, template: Names, recent: Sequence[int], seen: Mapping[str, Seen]) -> list[int]:
     """The steps of the last saves, less those known to be older than the schedule: no word of it was about them."""
-    if schedule.declared_ns is None:
+    if schedule.declared_ns is None or not template.has_grid:
         return list(recent)
 
     def is_older(step: int) -> bool:

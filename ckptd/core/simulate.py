@@ -17,6 +17,7 @@ from .plan import Plan, SeriesPlan, plan
 from .policy import Policy
 
 _MOST_SAVES = 1_000_000
+_MOST_DECISIONS = 500_000  # some seconds
 _RUN = re.compile(
     r"(?P<template>.+):(?P<first>[0-9]{1,15})\.\.(?P<last>[0-9]{1,15})(?::(?P<gap>[0-9]{1,15}))?", re.ASCII
 )
@@ -73,11 +74,17 @@ def simulate(run: Run, policy: Policy) -> Simulation:
             raise UsageError(f"{option} cannot be simulated: scores, times and sizes are not known before the run")
     found: list[Checkpoint] = []
     memory, decided = Memory(), None
-    peak = peak_step = saves = 0
+    peak = peak_step = saves = decisions = 0
     for saves, step in enumerate(run.steps, 1):
         found.append(Checkpoint(run.template.text, run.template.name_of(step), step, 1, saves))
         if len(found) > peak:
             peak, peak_step = len(found), step
+        decisions += len(found)
+        if decisions > _MOST_DECISIONS:
+            raise UsageError(
+                f"after {saves} saves this policy leaves {len(found)} files, too many to simulate further: "
+                "make the steps between the saves larger, or keep fewer"
+            )
         decided = _pass(found, policy, memory, run.template, saves)
         gone = {d.checkpoint.name for d in decided.prune}
         found = [c for c in found if c.name not in gone]

@@ -232,3 +232,12 @@ def test_a_keeper_that_can_never_be_meant_is_refused_by_name(wrong: dict[str, An
 def test_a_metric_may_hold_colons_itself() -> None:
     assert KeepBest.from_text("eval:acc:max:3") == KeepBest("eval:acc", "max", 3)
     assert KeepBest.from_text("eval:acc:min") == KeepBest("eval:acc", "min")
+
+
+def test_a_budget_takes_what_nothing_can_be_resumed_from_before_anything_whole() -> None:
+    broken = {2, 3, 6}
+    found = [
+        replace(c, state=State.INCOMPLETE if c.step in broken else State.COMPLETE) for c in epochs(1, 2, 3, 4, 5, 6)
+    ]
+    for limit, gone in ((60, set()), (50, {2}), (40, {2, 3}), (30, {1, 2, 3}), (1, {1, 2, 3, 4})):
+        assert steps_of(decide(found, Policy(max_bytes=limit)), PRUNE) == gone
