@@ -167,4 +167,4 @@ def test_a_name_too_long_for_a_pin_or_scores_is_pruned_and_says_why_it_cannot_be
 def test_a_name_of_kohyas_with_more_zeros_takes_no_other_out_of_its_series(with_checkpoints: Builder) -> None:
     names = [f"lora-{number:06d}.safetensors" for number in (1, 2, 3)]
     work_dir = with_checkpoints(*names, "lora-00000004.safetensors", content=safetensors())
-    assert ckptd.plan(work_dir, Policy(max_keep=1, layouts=("kohya",))).prune == tuple(names[:2])
+    assert ckptd.plan(work_dir, Policy(max_keep=1, layouts=("kohya", "orbax"))).prune == tuple(names[:2])
