@@ -137,6 +137,7 @@ class Reconciler:
         pruned, failed = self._pruner.prune(survey, prunes)
         gone = {d.checkpoint.name for d in pruned}
         if gone:
+            self.surveyor.findings.forget(gone.__contains__)
             memory = replace(memory, seen={name: s for name, s in memory.seen.items() if name not in gone})
             self._remember(memory)
         self.surveyor.memory = memory

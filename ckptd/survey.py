@@ -5,7 +5,7 @@ What the disk and the plan have said; nothing is read or decided here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from .core.budget import Budget
@@ -29,6 +29,12 @@ class Findings:
     content: dict[Identity, str] = field(default_factory=dict)
     synced: set[Identity] = field(default_factory=set)
     unsynced: set[Identity] = field(default_factory=set)
+
+    def forget(self, gone: Callable[[str], bool]) -> None:
+        """Know nothing any more of those names that are `gone`: what comes back under one may get the same inode."""
+        self.content = {each: fault for each, fault in self.content.items() if not gone(each[0])}
+        self.synced = {each for each in self.synced if not gone(each[0])}
+        self.unsynced = {each for each in self.unsynced if not gone(each[0])}
 
     def written_into(self, memory: Memory) -> Memory:
         """The memory with all of this in it."""

@@ -93,6 +93,7 @@ class Surveyor:
         asked_for = named | set(self.policy.templates)
         judged = self._judge(found, remembered, asked_for, now_ns, strict=strict)
         entries = {entry.name: entry for entry in found.entries}
+        self.findings.forget(lambda name: name not in entries)
         protected = self._protections(found, judged)
         trusted = None if remembered else self._trusted({c.name for c in judged.checkpoints if c.state.whole})
         while True:

@@ -330,11 +330,10 @@ class World:
         if self._writer and self._writer[1] == name:
             self.writer_dies()
         self.stop_reading(name)
-        path = self.work_dir / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        # Moved away: an inode that is free would go to the next file, and nobody could tell that one from this.
+        graves = self.work_dir.parent / "deleted"
+        graves.mkdir(exist_ok=True)
+        (self.work_dir / name).rename(graves / str(self.events))
         self.copies.append((name, self.files.pop(name)))
         self._since = [each for each in self._since if each != name]
         self._touched.add(name)

@@ -231,7 +231,7 @@ def calls_of(lines: Iterable[str], work_dir: Path) -> list[Call]:
         if match:
             name = match[1]
             counts[name] = counts.get(name, 0) + 1
-            if str(work_dir) in line and "/proc/self/" not in line and f"../.ckptd." not in line:
+            if str(work_dir) in line and "/proc/self/" not in line and "../.ckptd." not in line:
                 found.append(Call(name, counts[name], line[match.start(1) :].replace(str(work_dir), "")))
     return found
 
