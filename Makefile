@@ -42,8 +42,8 @@ soak: .venv/.test  ## hours of it: EXAMPLES of the world, then SAVES beside a `w
 real: .venv/.real  ## the tests against real training frameworks
 	$(BIN)/python -m pytest tests/real $(ARGS)
 
-bench: .venv/.real  ## how long saves stop a job, and what buffers take, each against a named peer
-	@$(BIN)/python -m tests.bench.run $(ROUNDS)
+bench: .venv/.real  ## how fast, small and asleep ckptd is, each against a named peer; ARGS="latency --short"
+	@$(BIN)/python -m tests.bench.run $(ARGS)
 
 root: check-root .venv/.test  ## the tests that need root: systemd, mounts, power cuts
 	@missing=$$(for package in $(ROOT_PACKAGES); do \
