@@ -22,7 +22,7 @@ from typing import Any
 from ckptd.disk import opened_dir
 from ckptd.filesystem import is_local
 
-from . import buffers_lines, latency, saves_lines
+from . import buffers_lines, idle, latency, neighbour, saves_lines, scaling, startup
 from .lines import HEAD, Line
 from .plot import svg
 
@@ -42,6 +42,22 @@ class Part:
 def parts(*, short: bool, large: bool) -> dict[str, Part]:
     return {
         "latency": Part("From a save to the pruned name gone", 20 if short else 100, latency.lines),
+        "idle": Part(
+            "Asleep, and beside a writer",
+            2 if short else 3,
+            lambda place, rounds: idle.lines(place, 0.1 if short else 1.0, rounds, 4.0 if large else 1.0),
+        ),
+        "startup": Part("From start to end of a command", 5 if short else 40, startup.lines),
+        "scaling": Part(
+            "With many checkpoints",
+            3 if short else 7,
+            lambda place, rounds: scaling.lines(place, rounds, 10**5 if short else 10**6),
+        ),
+        "neighbour": Part(
+            "A neighbour on the same disk",
+            2 if short else 5,
+            lambda place, rounds: neighbour.lines(place, rounds, 8.0 if large else 2.0),
+        ),
         "saves": Part("What a save takes from the job", 5 if short else 15, saves_lines.lines),
         "buffers": Part("Buffers over ranks", 50 if short else 300, buffers_lines.lines),
     }
