@@ -61,9 +61,8 @@ def switches(pid: int) -> int:
 
 
 def cpu_s(pid: int) -> float:
-    """What its threads have used, to the nanosecond."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+    """What all its threads have used, those that have ended too."""
+    return time.clock_gettime((~pid << 3) | 2)  # as clock_getcpuclockid makes it of a process
 
 
 def resident_mb(pid: int) -> float:

@@ -30,11 +30,13 @@ def lines(place: Path, minutes: float, rounds: int, written_gb: float) -> list[L
 
 def peers(run: Path) -> dict[str, list[str | Path]]:
     """Commands that watch `run`; each of them once."""
-    inotifywait: dict[str, list[str | Path]] = {"inotifywait -m": ["inotifywait", "-m", "-q", run]}
+    inotifywait: dict[str, list[str | Path]] = {
+        "inotifywait -m -e close_write": ["inotifywait", "-m", "-q", "-e", "close_write", run]
+    }
     return {
         "ckptd": [*CKPTD, "watch", run, "--max-keep", "3"],
         **(inotifywait if has_inotifywait() else {}),
-        "watchmedo": [*WATCHMEDO, "shell-command", "-c", ":", run],
+        "watchmedo": [*WATCHMEDO, "shell-command", "-p", "**/*.done", "-c", ":", run],  # of these writes none
         LIBRARIES: [sys.executable, "-c", _ALONE, run],
     }
 
@@ -98,7 +100,8 @@ def writing(place: Path, rounds: int, size: int) -> list[Line]:
         for index, name in enumerate(peers(place)):
             run = with_checkpoints(place / f"run{number}_{index}")
             with running(peers(run)[name], watches=2 if name == "ckptd" else 1) as pid:
-                settled(pid)
+                if name == "ckptd":  # the others do nothing on start, and watchmedo wakes up each second
+                    settled(pid)
                 before = cpu_s(pid)
                 spent_s = write(run / "epoch_4.pth", size)
                 shares.setdefault(name, []).append(100 * (cpu_s(pid) - before) / spent_s)
