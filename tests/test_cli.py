@@ -424,3 +424,10 @@ def test_a_shell_completes_commands_and_options() -> None:
     assert done.stdout == "plain,--keep-best\n"
     source = subprocess.run(run, env=environment(_CKPTD_COMPLETE="bash_source"), capture_output=True, text=True)
     assert "complete -o nosort -F _ckptd_completion ckptd" in source.stdout
+
+
+def test_a_command_ends_without_a_search_for_cycles_in_all_that_it_imported() -> None:
+    say = "import atexit, gc, sys; atexit.register(lambda: print('left alone:', gc.get_freeze_count() > 10_000))"
+    code = f"{say}\nsys.argv = ['ckptd', '--version']\nfrom ckptd.__main__ import main\nmain()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    assert done.stdout.splitlines()[-1] == "left alone: True"
