@@ -58,7 +58,11 @@ def parts(*, short: bool, large: bool) -> dict[str, Part]:
             2 if short else 5,
             lambda place, rounds: neighbour.lines(place, rounds, 8.0 if large else 2.0),
         ),
-        "saves": Part("What a save takes from the job", 5 if short else 15, saves_lines.lines),
+        "saves": Part(
+            "What a save takes from the job",
+            5 if short else 15,
+            lambda place, rounds: saves_lines.lines(place, rounds, large=large),
+        ),
         "buffers": Part("Buffers over ranks", 50 if short else 300, buffers_lines.lines),
     }
 
