@@ -14,15 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmcv.runner import CheckpointHook as MmcvHook
-from mmcv.runner import EpochBasedRunner
-from mmengine.runner import save_checkpoint
-from safetensors.torch import save_file
-from torch import nn
 
-from ckptd.shim import CheckpointHook
+# First, and without the torchvision that stands in for mmcv's: torchmetrics would take it for the real one.
+_STUBS = [path for path in sys.path if path.endswith("stubs")]
+sys.path[:] = [path for path in sys.path if path not in _STUBS]
+from lightning.fabric.plugins.io import TorchCheckpointIO  # noqa: E402
 
-from .paired import time_each
+sys.path += _STUBS
+from mmcv.runner import CheckpointHook as MmcvHook  # noqa: E402
+from mmcv.runner import EpochBasedRunner  # noqa: E402
+from mmengine.runner import save_checkpoint  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from torch import nn  # noqa: E402
+
+from ckptd.shim import CheckpointHook  # noqa: E402
+
+from .paired import time_each  # noqa: E402
 
 WIDTH = 1024
 KEEP = 2
@@ -123,14 +130,8 @@ class Mmengine(TorchSave):
 class Lightning(TorchSave):
     """What its Trainer calls."""
 
-    def __init__(self, place: Path, state: Any) -> None:
-        super().__init__(place, state)
-        from lightning.fabric.plugins.io import TorchCheckpointIO  # slow to import, and others take from here
-
-        self._io = TorchCheckpointIO()
-
     def save(self, epoch: int) -> None:
-        self._io.save_checkpoint(self.state, self.place / f"epoch_{epoch + 1}.pth")
+        TorchCheckpointIO().save_checkpoint(self.state, self.place / f"epoch_{epoch + 1}.pth")
 
 
 class Transformers(TorchSave):

@@ -62,7 +62,7 @@ def of_plans(rounds: int, largest: int) -> list[Line]:
                 ),
                 "peer": lambda c=checkpoints: sorted(c, key=lambda each: (each.mtime_ns, each.step)),
             }
-            taken[count] = timed(calls, rounds if count < 10**6 else min(rounds, 3))
+            taken[count] = timed(calls, rounds if count < 10**6 else 2)
         found += grown(
             f"a plan of {{}} checkpoints, rule {name}", SORTED, taken, rounds, 3.0 if largest >= 10**6 else None
         )
