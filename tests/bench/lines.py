@@ -46,9 +46,9 @@ def compared(
     what: str, peer: str, ours: list[float], theirs: list[float], unit: str = "s", *, at_most: float | None = None
 ) -> Line:
     """at_most: the budget for ours as a multiple of the peer's."""
-    ratio = Ratio.of(ours, theirs)
-    budget = "" if at_most is None else f"{at_most:g}x"
-    kept = None if at_most is None else ratio.median <= at_most
+    ratio = Ratio.of(ours, theirs) if all(theirs) else None  # one that only sleeps uses nothing
+    budget = "" if at_most is None else f"{at_most:.3g}x"
+    kept = None if at_most is None or ratio is None else ratio.median <= at_most
     return Line(what, told(ours, unit), peer, told(theirs, unit), ratio, budget, kept, len(ours), at_most)
 
 

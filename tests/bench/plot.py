@@ -8,7 +8,7 @@ import math
 from .lines import Line
 
 ROW, TEXT, WIDTH, RIGHT = 30, 520, 420, 110
-DECADES = (1e-4, 1e1)
+DECADES = (1e-3, 1e2)
 KEPT, OVER, PLAIN = "#2a7f62", "#c0392b", "#5b7fa6"
 
 
@@ -20,7 +20,12 @@ def svg(lines: list[Line]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {TEXT + WIDTH + RIGHT} {height}" '
         'font-family="sans-serif" font-size="11">',
         f'<rect width="100%" height="{height}" fill="white"/>',
-        _text(TEXT + WIDTH / 2, 14, "time of ckptd by time of the peer; the thick line is the peer", "middle"),
+        _text(
+            TEXT + WIDTH / 2,
+            14,
+            "ckptd by its peer, less is better; the thick line is the peer, a red mark the budget",
+            "middle",
+        ),
     ]
     for power in range(round(math.log10(DECADES[0])), round(math.log10(DECADES[1])) + 1):
         x = _x(10.0**power)

@@ -106,13 +106,15 @@ def keep(name: str, title: str, where: str, lines: list[Line]) -> None:
     file = RESULTS / "results.json"
     known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     known[name] = {"title": title, "machine": where, "lines": [line.as_json() for line in lines]}
+    known = {key: known[key] for key in parts(short=False, large=False) if key in known}
     file.write_text(json.dumps(known, indent=1) + "\n")
     said = {key: [Line.from_json(line) for line in part["lines"]] for key, part in known.items()}
     text = ["# Measured", "", "By `make bench`. A ratio is ckptd's by the peer's, taken within each round.", ""]
     for key, part in known.items():
         text += [f"## {part['title']}", "", f"{part['machine']}.", "", HEAD, *map(str, said[key]), ""]
     (RESULTS / "results.md").write_text("\n".join(text))
-    (RESULTS / "plot.svg").write_text(svg([line for lines in said.values() for line in lines]))
+    # Of growth the table says more than a bar for each size.
+    (RESULTS / "plot.svg").write_text(svg([line for key, lines in said.items() if key != "scaling" for line in lines]))
 
 
 if __name__ == "__main__":
