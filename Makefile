@@ -42,8 +42,8 @@ soak: .venv/.test  ## hours of it: EXAMPLES of the world, then SAVES beside a `w
 real: .venv/.real  ## the tests against real training frameworks
 	$(BIN)/python -m pytest tests/real $(ARGS)
 
-bench: .venv/.real  ## how long saves stop a job, and what buffers take, each against a named peer
-	@$(BIN)/python -m tests.bench.run $(ROUNDS)
+bench: .venv/.real  ## how fast, small and asleep ckptd is, each against a named peer; ARGS="latency --short"
+	@$(BIN)/python -m tests.bench.run $(ARGS)
 
 many: .venv/.test  ## ten thousand work dirs below one root: memory, processor, and how fast a save is seen
 	@$(BIN)/python -m tests.bench.many $(WORK_DIRS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import NoReturn
 
@@ -26,6 +27,8 @@ def main() -> None:
             raise
         _fail(f"the command ckptd needs {missing}, which is not installed here: `{sys.executable} -m pip install "
               f"{' '.join(_DEPENDENCIES)}`, or install ckptd apart; ckptd.shim works without")  # fmt: skip
+    finally:
+        gc.freeze()  # else Python looks for cycles in all of this before it ends, a tenth of a short command's time
 
 
 def _fail(text: str) -> NoReturn:

@@ -432,3 +432,10 @@ def test_the_policy_in_force_names_what_is_looked_for(with_checkpoints: Builder,
     done = ckptd("plan", "-v", work_dir, "--max-bytes", "1GB", "--layout", "olmo", "--layout", "verl")
     assert "keep as many as fit; at most 1.0 GB" in done.stdout
     assert "layouts olmo verl;" in done.stdout
+
+
+def test_a_command_ends_without_a_search_for_cycles_in_all_that_it_imported() -> None:
+    say = "import atexit, gc, sys; atexit.register(lambda: print('left alone:', gc.get_freeze_count() > 10_000))"
+    code = f"{say}\nsys.argv = ['ckptd', '--version']\nfrom ckptd.__main__ import main\nmain()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    assert done.stdout.splitlines()[-1] == "left alone: True"

@@ -20,7 +20,7 @@ class State(str, Enum):
     @property
     def whole(self) -> bool:
         """Whether a training run may be resumed from it, as far as its bytes tell."""
-        return self in (State.COMPLETE, State.UNVERIFIABLE)
+        return self is State.COMPLETE or self is State.UNVERIFIABLE
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def replay(
         grid, present = grids[arrival.series], there.setdefault(arrival.series, set())
         present.add(arrival.step)
         # An earlier save may have walked over what stood under this name before.
-        seen[arrival.name] = replace(seen[arrival.name], owed=False)
+        seen[arrival.name] = arrival
         is_save = arrival.whole and arrival.order != BROUGHT_BACK and arrival.series not in doubtful
         if is_save and isinstance(grid.rule, Stepped):
             for step in grid.rule.walk(arrival.step, present.__contains__):

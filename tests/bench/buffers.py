@@ -1,4 +1,4 @@
-"""Buffers on two ranks: ours, of all of a ResNet-50's, against mmcv's `allreduce_params`, of its floats alone.
+"""Buffers on several ranks: ours, of all of a ResNet-50's, against mmcv's `allreduce_params`, of its floats alone.
 
 mmcv's raises on the integers of a BatchNorm, so that it is never measured with them. Run on each rank, with RANK and
 WORLD_SIZE set, as `python -m tests.bench.buffers PLACE ROUNDS`.
@@ -52,9 +52,10 @@ def rank(place: Path, rounds: int) -> None:
     """One of the ranks: writes how long each round of each took, in seconds, to PLACE/RANK.json."""
     torch.set_num_threads(1)
     # By a file, so that no port has to be free.
-    store = dist.FileStore(str(place / "store"), int(os.environ["WORLD_SIZE"]))
+    world = int(os.environ["WORLD_SIZE"])
+    store = dist.FileStore(str(place / "store"), world)
     number = int(os.environ["RANK"])
-    dist.init_process_group("gloo", store=store, rank=number, world_size=2, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", store=store, rank=number, world_size=world, timeout=timedelta(seconds=60))
     ours, theirs = resnet_50(), resnet_50()
 
     def floats() -> list[torch.Tensor]:

@@ -1,104 +1,120 @@
-"""Run the measurements, and print them as a Markdown table: each as a ratio to a peer that ran beside it.
+"""Run the measurements, and write them into results/: a Markdown table and a plot, each line beside a named peer.
 
-Run as `python -m tests.bench.run [ROUNDS]`, in an environment with mmcv. Where files are written is TMPDIR's disk.
+Run as `python -m tests.bench.run [PART...] [--rounds N] [--short] [--large]`, in an environment with mmcv. Files are
+written to TMPDIR's disk. What was not measured this time stays in the table as it was.
 """
 
 from __future__ import annotations
 
+import argparse
+import datetime
+import importlib.metadata
 import json
 import os
 import platform
 import subprocess
-import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from ckptd.disk import opened_dir
 from ckptd.filesystem import is_local
 
-from .paired import Ratio, Seconds
+from . import buffers_lines, idle, latency, neighbour, saves_lines, scaling, startup
+from .lines import HEAD, Line
+from .plot import svg
 
-REPOSITORY = Path(__file__).parents[2]
-SAVES, BUFFERS = 15, 300
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "mmcv", "mmengine", "lightning", "transformers", "watchdog", "click")
 
 
 @dataclass(frozen=True)
-class Line:
-    """One comparison. at_most: the budget for ours as a multiple of the peer's time."""
+class Part:
+    """rounds: how many, unless the command line says; title: its heading in the table."""
 
-    what: str
-    peer: str
-    ratio: Ratio
-    at_most: float
-    count: int
+    title: str
+    rounds: int
+    lines: Callable[[Path, int], list[Line]]
 
-    def __str__(self) -> str:
-        verdict = "kept" if self.ratio.median <= self.at_most else "OVER"
-        return f"| {self.what} | {self.peer} | {self.ratio} | {self.at_most:g}x | {verdict} | {self.count} |"
+
+def parts(*, short: bool, large: bool) -> dict[str, Part]:
+    return {
+        "latency": Part("From a save to the pruned name gone", 20 if short else 100, latency.lines),
+        "idle": Part(
+            "Asleep, and beside a writer",
+            2 if short else 3,
+            lambda place, rounds: idle.lines(place, 0.1 if short else 1.0, rounds, 4.0 if large else 1.0),
+        ),
+        "startup": Part("From start to end of a command", 5 if short else 40, startup.lines),
+        "scaling": Part(
+            "With many checkpoints",
+            3 if short else 7,
+            lambda place, rounds: scaling.lines(place, rounds, 10**5 if short else 10**6),
+        ),
+        "neighbour": Part(
+            "A neighbour on the same disk",
+            2 if short else 5,
+            lambda place, rounds: neighbour.lines(place, rounds, 8.0 if large else 2.0),
+        ),
+        "saves": Part(
+            "What a save takes from the job",
+            5 if short else 15,
+            lambda place, rounds: saves_lines.lines(place, rounds, large=large),
+        ),
+        "buffers": Part("Buffers over ranks", 50 if short else 300, buffers_lines.lines),
+    }
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else SAVES
-    with tempfile.TemporaryDirectory(prefix="ckptd-bench-") as name:
-        place = Path(name)
-        tell(machine(place))
-        tell("| what | against | median ratio (quartiles) | budget | | rounds |\n|---|---|---|---|---|---|")
-        for line in (*of_saves(place, rounds), *of_buffers(place, BUFFERS)):
-            tell(str(line))
-
-
-def tell(text: str) -> None:
-    print(text, flush=True)
+    parser = argparse.ArgumentParser(prog="make bench")
+    parser.add_argument("part", nargs="*", help="which parts; default: all")
+    parser.add_argument("--rounds", type=int, help="instead of each part's own number")
+    parser.add_argument("--short", action="store_true", help="few rounds, short waits")
+    parser.add_argument("--large", action="store_true", help="also what needs many GB and minutes")
+    asked = parser.parse_args()
+    known = parts(short=asked.short, large=asked.large)
+    for name in asked.part:
+        if name not in known:
+            parser.error(f"{name} is none of {', '.join(known)}")
+    for name in asked.part or known:
+        part = known[name]
+        with tempfile.TemporaryDirectory(prefix="ckptd-bench-") as place:
+            print(f"\n{part.title}: {machine(Path(place))}\n\n{HEAD}", flush=True)
+            lines = part.lines(Path(place), asked.rounds or part.rounds)
+            print(*lines, sep="\n", flush=True)
+            keep(name, part.title, machine(Path(place)), lines)
 
 
 def machine(place: Path) -> str:
     with opened_dir(str(place)) as fd:
-        local = "a local" if is_local(fd) else "a network"
-    kinds = subprocess.run(["stat", "-f", "-c", "%T", place], capture_output=True, text=True, check=True).stdout.strip()
-    python = f"Python {platform.python_version()}, torch {torch.__version__}"
-    return f"{os.cpu_count()} cores, Linux {platform.release()}, {local} file system ({kinds}), {python}\n"
+        local = "local" if is_local(fd) else "network"
+    kind = subprocess.run(["stat", "-f", "-c", "%T", place], capture_output=True, text=True, check=True).stdout.strip()
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    load = os.getloadavg()[0]
+    return (
+        f"{today}, {os.cpu_count()} cores (load {load:.1f}), Linux {platform.release()}, {kind} ({local}), "
+        f"Python {platform.python_version()}, {versions}"
+    )
 
 
-def of_saves(place: Path, rounds: int) -> list[Line]:
-    run("saves", place, str(rounds))
-    taken: Seconds = json.loads((place / "saves.json").read_text())
-
-    def line(what: str, ours: str, peer: str, theirs: str, at_most: float) -> Line:
-        return Line(what, peer, Ratio.of(taken[ours], taken[theirs]), at_most, rounds)
-
-    stall = "a step's wait for a save of 504 MB in the background"
-    return [
-        line(stall, "background", "a copy of the state into tensors kept for it", "copy", 1.3),
-        line(stall, "background", "mmcv's CheckpointHook", "mmcv", 1 / 20),
-        line("a save of 504 MB at once", "at once", "torch.save and fsync", "torch.save, fsync", 1.0),
-    ]
-
-
-def of_buffers(place: Path, rounds: int) -> list[Line]:
-    two = [start("buffers", place, str(rounds), RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
-    codes = [rank.wait() for rank in two]
-    if codes != [0, 0]:
-        sys.exit("bench: buffers failed")
-    taken = [json.loads((place / f"{rank}.json").read_text()) for rank in range(2)]
-    # A collective is done when its last rank is.
-    slower = {name: [max(pair) for pair in zip(taken[0][name], taken[1][name], strict=True)] for name in taken[0]}
-    what, peer = "average_buffers, all 159 of a ResNet-50, 2 ranks", "mmcv's allreduce_params, its 106 floats alone"
-    return [Line(what, peer, Ratio.of(slower["ckptd"], slower["mmcv"]), 1.0, rounds)]
-
-
-def run(module: str, *args: str | Path) -> None:
-    if start(module, *args).wait():
-        sys.exit(f"bench: {module} failed")
-
-
-def start(module: str, *args: str | Path, **more: str) -> subprocess.Popen[bytes]:
-    # mmcv imports torchvision, and does not use it.
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY / "tests/real/stubs"), "GLOO_SOCKET_IFNAME": "lo", **more}
-    command = [sys.executable, "-W", "ignore", "-m", f"tests.bench.{module}", *map(str, args)]
-    return subprocess.Popen(command, cwd=REPOSITORY, env=env)
+def keep(name: str, title: str, where: str, lines: list[Line]) -> None:
+    """Put this part into the results, in the place of what it said before."""
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / "results.json"
+    known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    known[name] = {"title": title, "machine": where, "lines": [line.as_json() for line in lines]}
+    known = {key: known[key] for key in parts(short=False, large=False) if key in known}
+    file.write_text(json.dumps(known, indent=1) + "\n")
+    said = {key: [Line.from_json(line) for line in part["lines"]] for key, part in known.items()}
+    text = ["# Measured", "", "By `make bench`. A ratio is ckptd's by the peer's, taken within each round.", ""]
+    for key, part in known.items():
+        text += [f"## {part['title']}", "", f"{part['machine']}.", "", HEAD, *map(str, said[key]), ""]
+    (RESULTS / "results.md").write_text("\n".join(text))
+    # Of growth the table says more than a bar for each size.
+    (RESULTS / "plot.svg").write_text(svg([line for key, lines in said.items() if key != "scaling" for line in lines]))
 
 
 if __name__ == "__main__":

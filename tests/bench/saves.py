@@ -1,6 +1,6 @@
-"""How long saving stops a job: the hook, at once and in the background, against mmcv's, `torch.save` and a plain copy.
+"""How long saving stops a job: the hook, at once and in the background, against what frameworks save with, and a copy.
 
-Run as `python -m tests.bench.saves PLACE ROUNDS`: writes to PLACE/saves.json what each call took, in seconds.
+Run as `python -m tests.bench.saves PLACE ROUNDS LAYERS`: writes to PLACE/saves.json what each call took, in seconds.
 """
 
 from __future__ import annotations
@@ -14,41 +14,61 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmcv.runner import CheckpointHook as MmcvHook
-from mmcv.runner import EpochBasedRunner
-from torch import nn
 
-from ckptd.shim import CheckpointHook
+# First, and without the torchvision that stands in for mmcv's: torchmetrics would take it for the real one.
+_STUBS = [path for path in sys.path if path.endswith("stubs")]
+sys.path[:] = [path for path in sys.path if path not in _STUBS]
+from lightning.fabric.plugins.io import TorchCheckpointIO  # noqa: E402
 
-from .paired import time_each
+sys.path += _STUBS
+from mmcv.runner import CheckpointHook as MmcvHook  # noqa: E402
+from mmcv.runner import EpochBasedRunner  # noqa: E402
+from mmengine.runner import save_checkpoint  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from torch import nn  # noqa: E402
 
-LAYERS, WIDTH = 40, 1024  # with Adam's two moments: 504 MB
+from ckptd.shim import CheckpointHook  # noqa: E402
+
+from .paired import time_each  # noqa: E402
+
+WIDTH = 1024
 KEEP = 2
 
 
-def main(place: Path, rounds: int) -> None:
+def trained(layers: int) -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)))
+    model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(layers)))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.0)
     model(torch.randn(2, WIDTH)).sum().backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    return model, optimizer
+
+
+def main(place: Path, rounds: int, layers: int) -> None:
+    model, optimizer = trained(layers)
     state = {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}
 
     background = ours(place / "background", model, optimizer, background=True)
     at_once = ours(place / "at_once", model, optimizer, background=False)
     plain = TorchSave(place / "torch", state)
+    mmengine = Mmengine(place / "mmengine", state)
+    lightning = Lightning(place / "lightning", state)
+    transformers = Transformers(place / "transformers", state)
     calls = {
         "background": background,
         "at once": at_once,
         "copy": copy(state),
         "mmcv": mmcv(place / "mmcv", model, optimizer),
         "torch.save, fsync": plain,
+        "mmengine": mmengine,
+        "lightning": lightning,
+        "transformers": transformers,
     }
 
     def before() -> None:
         background.hook.wait()
-        for each in (background, at_once, plain):
+        for each in (background, at_once, plain, mmengine, lightning, transformers):
             each.prune()
         os.sync()  # nobody pays for what another has left in memory
 
@@ -100,6 +120,32 @@ class TorchSave(Saves):
             os.fsync(file.fileno())
 
 
+class Mmengine(TorchSave):
+    """What its runner calls, once it has copied the state."""
+
+    def save(self, epoch: int) -> None:
+        save_checkpoint(self.state, str(self.place / f"epoch_{epoch + 1}.pth"))
+
+
+class Lightning(TorchSave):
+    """What its Trainer calls."""
+
+    def save(self, epoch: int) -> None:
+        TorchCheckpointIO().save_checkpoint(self.state, self.place / f"epoch_{epoch + 1}.pth")
+
+
+class Transformers(TorchSave):
+    """What its Trainer calls: the weights as safetensors, the optimizer by torch.save."""
+
+    def save(self, epoch: int) -> None:
+        save_file(self.state["state_dict"], self.place / f"epoch_{epoch + 1}.pth", metadata={"format": "pt"})
+        torch.save(self.state["optimizer"], self.place / f"epoch_{epoch + 1}.pth.optimizer")
+
+    def prune(self) -> None:
+        super().prune()
+        (self.place / f"epoch_{self.epoch - KEEP}.pth.optimizer").unlink(missing_ok=True)
+
+
 def ours(place: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, background: bool) -> Ours:
     hook = CheckpointHook(place, interval=1, background=background)
     hook.before_run(model=model, optimizer=optimizer)
@@ -135,4 +181,4 @@ def copy(state: Any) -> Callable[[], None]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
