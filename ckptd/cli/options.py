@@ -91,7 +91,7 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that make a Policy; each also an environment variable, the same for every command."""
     options = [
         click.option("--max-keep", type=click.IntRange(min=1), metavar="N", envvar="CKPTD_MAX_KEEP",
-                     help="Keep N of each series; without it, and undeclared, nothing is pruned."),
+                     help="Keep N of each series; without it, undeclared, and without --max-bytes, nothing is pruned."),
         click.option("--interval", type=click.IntRange(min=1), metavar="N", envvar="CKPTD_INTERVAL",
                      help="Steps between two saves, for the stepped rule. Default: as declared, else inferred."),
         click.option("--rule", type=click.Choice(RULES), default="auto", show_default=True, envvar="CKPTD_RULE",
