@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from .core import kinds
@@ -180,10 +181,13 @@ class Surveyor:
                 try:
                     wanted = found.known[entry.series].kinds
                     verdict = judge(entry, dir_fd=self.work.fd, settling=settling, now_ns=now_ns, wanted=wanted)
-                    if verdict.settles_s is not None and _was_whole(entry, seen.get(entry.name)):
-                        # Only its age speaks against it, and an earlier pass has waited for that already.
-                        settled = replace(settling, settle_s=0.0)
-                        verdict = judge(entry, dir_fd=self.work.fd, settling=settled, now_ns=now_ns, wanted=wanted)
+                    if self.as_remembered and verdict.settles_s is not None and _was_whole(entry, seen):
+                        # For a reader: only its age speaks against it, and an earlier pass has waited for that already.
+                        settled = judge(
+                            entry, dir_fd=self.work.fd, settling=Settling(settling.local, 0.0), now_ns=now_ns,
+                            wanted=wanted,
+                        )  # fmt: skip
+                        verdict = settled if settled.state.whole else verdict
                 except (FileNotFoundError, RefusedError):
                     continue  # gone, or something else by now: the next look tells
                 except OSError as error:
@@ -312,12 +316,16 @@ def _once(said: set[str], message: str) -> None:
         log.warning(message)
 
 
-def _was_whole(entry: Entry, known: Seen | None) -> bool:
-    """Whether an earlier pass has judged these bytes complete."""
+def _was_whole(entry: Entry, seen: Mapping[str, Seen]) -> bool:
+    """Whether an earlier pass has judged these bytes complete, and nothing in them is younger."""
+    known = seen.get(entry.name)
     size_bytes = entry.size_bytes if entry.marker_bytes is None else entry.marker_bytes
-    return known is not None and known.whole and known.bytes_on_disk == (
-        entry.name, size_bytes, entry.mtime_ns, entry.inode,
-    )  # fmt: skip
+    return (
+        known is not None
+        and known.whole
+        and known.bytes_on_disk == (entry.name, size_bytes, entry.mtime_ns, entry.inode)
+        and entry.touched_ns <= entry.mtime_ns
+    )
 
 
 def _other_kind(verdict: Verdict, known: Known) -> str:

@@ -30,7 +30,7 @@ def lists(what: str) -> Callable[[str], dict[str, bytes]]:
     """What names the parts of a directory, and names one that no file can be."""
     return {
         "step-1": lambda name: {".metadata": dcp_metadata({name: 1}), "__0_0.distcp": b"s"},
-        "checkpoint-1": lambda name: {
+        "epoch_1": lambda name: {
             "a.safetensors.index.json": json.dumps({"weight_map": {"w": name}}).encode(), "config.json": b"{}",
         },
         "1": lambda name: {
@@ -49,7 +49,7 @@ def put(builder: Builder, name: str, files: Mapping[str, bytes]) -> Path:
 
 
 @pytest.mark.parametrize("name", NO_NAMES)
-@pytest.mark.parametrize("what", ["step-1", "checkpoint-1", "1"])
+@pytest.mark.parametrize("what", ["step-1", "epoch_1", "1"])
 def test_a_part_with_a_name_that_no_file_can_have_is_missing(what: str, name: str, with_checkpoints: Builder) -> None:
     place = put(with_checkpoints, what, lists(what)(name))
     (place / "loop").symlink_to("loop")
