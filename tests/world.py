@@ -158,6 +158,7 @@ class World:
         self.work_dir.mkdir()
         outside = self.root / "outside"
         outside.mkdir()
+        (self.root / "deleted").mkdir()
         (outside / "epoch_1.pth").write_bytes(torch_zip())
         (outside / "last_ckpt").write_text("nothing of yours\n")
         self.outside = picture(outside)
@@ -331,9 +332,7 @@ class World:
             self.writer_dies()
         self.stop_reading(name)
         # Moved away: an inode that is free would go to the next file, and nobody could tell that one from this.
-        graves = self.work_dir.parent / "deleted"
-        graves.mkdir(exist_ok=True)
-        (self.work_dir / name).rename(graves / str(self.events))
+        (self.work_dir / name).rename(self.root / "deleted" / str(len(self.copies)))
         self.copies.append((name, self.files.pop(name)))
         self._since = [each for each in self._since if each != name]
         self._touched.add(name)
@@ -460,7 +459,7 @@ class World:
             place = self.work_dir / name
             assert os.path.basename(os.readlink(place) if place.is_symlink() else place.read_text().strip()) == target
         assert picture(self.root / "outside") == self.outside
-        assert sorted(os.listdir(self.root)) == ["outside", "run"]
+        assert sorted(os.listdir(self.root)) == ["deleted", "outside", "run"]
 
     # --- looking on ---------------------------------------------------------------------------------------------
 
