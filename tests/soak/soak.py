@@ -208,7 +208,6 @@ def soak(root: Path, *, saves: int, seed: int, work_dirs: int = 3, kills: int | 
     moments = job.random.sample(range(1, saves // 2), saves // 100 if kills is None else kills)
     to_kill = sorted(moments, reverse=True)
     sizes: list[tuple[int, int]] = []
-    met: set[Path] = set()  # by the process that runs now: before it has opened all, its size says nothing
     log = root / "ckptd.log"
     watch = Watch(places, log)
     try:
@@ -220,15 +219,13 @@ def soak(root: Path, *, saves: int, seed: int, work_dirs: int = 3, kills: int | 
                 if to_kill and job.result.saves >= to_kill[-1]:
                     to_kill.pop()
                     watch.kill()
-                    met.clear()
                     job.result.kills += 1
             job.check(run)
             if job.random.random() < 0.3:
                 job.resume(run)
             if job.random.random() < 0.5:
                 _eventually(lambda run=run: job.lag(run) == 0, f"the pointer of {run.place} to catch up", log)
-                met.add(run.place)
-                if not to_kill and len(met) == len(places):
+                if not to_kill:
                     sizes.append(watch.sizes())
         for run in job.runs:
             _eventually(lambda run=run: job.lag(run) == 0, f"the pointer of {run.place} to catch up", log)
