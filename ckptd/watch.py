@@ -86,6 +86,7 @@ class Watcher:
                 self._said_full = True
                 log.warning("could not watch %s: %s; scanning instead (see fs.inotify.max_user_watches)", place, error)
             if not any(self._watches.values()):
+                self._observer.stop()  # it has an inotify instance and a thread from the moment it was made
                 self._observer = None
             return False
         self._watches[path][place] = handler, scheduled

@@ -330,6 +330,7 @@ def test_without_watches_left_it_scans_and_says_so_once(
     for place in places:
         place.mkdir()
         save(place, 1)
+    open_before = len(os.listdir("/proc/self/fd"))
     inbox: queue.SimpleQueue[Word] = queue.SimpleQueue()
     policy = Policy(max_keep=1, interval=1, trash_ttl_s=0)
     codes: list[int] = []
@@ -346,6 +347,7 @@ def test_without_watches_left_it_scans_and_says_so_once(
         thread.join()
     assert codes == [0]
     assert caplog.text.count("scanning instead") == 1
+    assert len(os.listdir("/proc/self/fd")) <= open_before  # not one more at every try
 
 
 def test_an_event_of_our_own_files_is_no_hint_and_one_of_a_checkpoint_is(work_dir: Path) -> None:
