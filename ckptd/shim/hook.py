@@ -24,6 +24,7 @@ from torch import nn
 from ..core.naming import Template
 from ..disk import NO_ROOM, opened_dir, replace_file
 from ..errors import CkptdError, UsageError, why
+from ..scan import SIDECAR_ENDING
 from . import state as states_of
 from .attendance import warn_if_unattended
 from .buffers import average_buffers
@@ -284,7 +285,7 @@ class CheckpointHook:
             if finish is not None:
                 finish()
             with opened_dir(str(self.out_dir)) as fd:
-                beside = f"{path.name}.metrics.json"
+                beside = path.name + SIDECAR_ENDING
                 publish(path.name, self.template, write, dir_fd=fd, outdated=beside)
                 if scores is not None:
                     replace_file(beside, scores, dir_fd=fd)
