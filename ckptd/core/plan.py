@@ -113,13 +113,15 @@ def _plan_series(
     protected: Mapping[str, Sequence[str]],
 ) -> SeriesPlan:
     found = sorted(found, key=lambda c: (c.step, c.name))
-    good = sorted((c for c in found if c.relied_on), key=lambda c: seen[c.name].rank)
+    whole = sorted((c for c in found if c.state.whole), key=lambda c: seen[c.name].rank)
+    fit = [c for c in whole if c.durable]  # as far as is known: some may still be to be read
+    good = [c for c in fit if c.relied_on]
     # A budget may take what no max_keep asks for, but never the newest.
     at_least = grid.max_keep or (0 if policy.max_bytes is None else 1)
     relied_on = tuple(good[-at_least:]) if at_least else ()
-    judge = _Judge(grid, seen, found, good, has_budget=policy.max_bytes is not None)
-    newest_names = {c.name for c in relied_on}
-    whole = sorted((c for c in found if c.state.whole), key=lambda c: seen[c.name].rank)
+    # Until it was read, one of the newest takes nobody's place, and nobody takes its own.
+    newest_names = {c.name for c in (*relied_on, *fit[-at_least:])} if at_least else set()
+    judge = _Judge(grid, seen, found, fit, good, has_budget=policy.max_bytes is not None)
     kept = _kept(policy.keepers, whole, seen)
     decisions: list[Decision] = []
     beyond: list[Checkpoint] = []
@@ -190,13 +192,13 @@ class _Judge:
         grid: Grid,
         seen: Mapping[str, Seen],
         found: list[Checkpoint],
+        fit: list[Checkpoint],
         good: list[Checkpoint],
         *,
         has_budget: bool,
     ) -> None:
         self.has_budget = has_budget
         self.grid, self.seen, self.steps = grid, seen, {c.step for c in found}
-        fit = sorted((c for c in found if c.state.whole and c.durable), key=lambda c: seen[c.name].rank)
         self.newest = fit[-1] if fit else None
         keep = grid.max_keep or 0
         self.kept = {c.name for c in fit[-keep:]} if keep else set()

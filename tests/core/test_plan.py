@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -52,6 +53,17 @@ def test_keep_and_prune_are_disjoint_and_cover_and_the_newest_survive(policy: Po
         assert policy.max_keep is not None
         assert not set(run[-policy.max_keep :]) & steps_of(decided, PRUNE)
         assert all(d.reasons for d in decided.decisions)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_the_newest_survive_though_some_of_them_are_still_to_be_read(policy: Policy) -> None:
+    assert policy.max_keep is not None
+    for run in RUNS[::2]:
+        newest = run[-policy.max_keep :]
+        for unread in itertools.chain.from_iterable(itertools.combinations(newest, n) for n in range(len(newest) + 1)):
+            decided = decide([replace(c, pending=c.step in unread) for c in epochs(*run)], policy)
+            assert not {*newest} & steps_of(decided, PRUNE), (run, unread)
+            assert not {*unread} & {c.step for c in decided.relied_on}
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
