@@ -135,8 +135,10 @@ def _in_doubt(unseen: Iterable[Checkpoint]) -> bool:
     return steps != sorted(steps)
 
 
-def _when(checkpoint: Checkpoint, now_ns: int, last: str | None) -> tuple[bool, int, int, str]:
-    return checkpoint.name == last, min(checkpoint.mtime_ns, now_ns), checkpoint.step, checkpoint.name
+def _when(checkpoint: Checkpoint, now_ns: int, last: str | None) -> tuple[bool, int, int, int, str]:
+    # A time in the future counts as now; among several, the times still tell the order: saves go on while one looks.
+    mtime_ns = checkpoint.mtime_ns
+    return checkpoint.name == last, min(mtime_ns, now_ns), mtime_ns, checkpoint.step, checkpoint.name
 
 
 class _Order:
@@ -156,8 +158,8 @@ class _Order:
         newest = self._newest.get(checkpoint.series)
         whole = checkpoint.state.whole
         order = self.next
-        new = is_save or not whole or newest is None
-        if not new and newest and written_ns <= newest.written_ns and checkpoint.step <= newest.step:
+        new = is_save or not whole or newest is None or checkpoint.step > newest.step
+        if not new and newest and (written_ns, checkpoint.mtime_ns) <= (newest.written_ns, newest.mtime_ns):
             order = BROUGHT_BACK  # neither written later nor further on than the newest: somebody put it there
         else:
             self.next += 1

@@ -169,6 +169,22 @@ def test_a_future_time_of_writing_counts_as_now_and_the_next_save_is_still_newer
     assert later.newest.step == 3
 
 
+def test_what_was_written_after_the_clock_was_read_has_the_order_of_its_writing() -> None:
+    before = decide([*epochs(1, 2), *epochs(1000, series="iter_{}.pth", start=5)], Policy())
+    while_looking = [*epochs(2000, series="iter_{}.pth", start=NOW), *epochs(3, start=NOW + 1)]
+    found = [*epochs(1, 2), *epochs(1000, series="iter_{}.pth", start=5), *while_looking]
+    decided = decide(found, Policy(), before.memory)
+    assert decided.newest is not None
+    assert decided.newest.name == "epoch_3.pth"
+
+
+def test_a_save_of_a_resumed_run_is_no_file_brought_back_though_both_were_written_after_the_clock_was_read() -> None:
+    before = decide(epochs(1, 2), Policy())
+    decided = decide([*epochs(1, 2), *epochs(9, 3, start=NOW)], Policy(), before.memory)
+    assert decided.newest is not None
+    assert decided.newest.step == 3
+
+
 @pytest.mark.parametrize("state", [State.INCOMPLETE, State.IN_FLIGHT])
 def test_what_is_not_whole_never_counts_and_never_is_the_newest(state: State) -> None:
     found = [*epochs(1, 2, 3), *epochs(4, state=state, start=5)]
