@@ -21,6 +21,7 @@ from ckptd import CkptdError, delete
 from ckptd.background import Background
 from ckptd.core.policy import Policy
 from ckptd.disk import opened_dir
+from ckptd.pointer import replace_pointer
 from ckptd.reading import Reader
 from ckptd.reconcile import Reconciler
 from ckptd.scan import entry_of
@@ -124,17 +125,20 @@ def test_what_is_relied_on_is_durable_before_the_pointer_and_the_pointer_before_
     assert [os.path.basename(call[1]) for call in put] == epochs(1, 2, 3)
     assert len(freed) == 3
     pointer = ("rename", f"{work_dir}/.last_ckpt.ckptd-tmp", f"{work_dir}/last_ckpt")
+    state = ("rename", f"{own}/.state.json.ckptd-tmp", f"{own}/state.json")
     at = {call: calls.index(call) for call in calls}  # the first of each
     last = {call: len(calls) - 1 - calls[::-1].index(call) for call in calls}
     relied_on = [("fsync", f"{work_dir}/{name}") for name in epochs(4, 5)]
     whole_order = [
         max(at[call] for call in relied_on),
         at["fsync", str(work_dir)],
+        at[state],  # at first contact, that a pointer of ours is known as ours
+        calls.index(("fsync", own), at[state]),
         at["fsync", f"{work_dir}/.last_ckpt.ckptd-tmp"],
         at[pointer],
         calls.index(("fsync", str(work_dir)), at[pointer]),
-        at["rename", f"{own}/.state.json.ckptd-tmp", f"{own}/state.json"],
-        calls.index(("fsync", own), at["rename", f"{own}/.state.json.ckptd-tmp", f"{own}/state.json"]),
+        calls.index(state, at[pointer]),
+        calls.index(("fsync", own), calls.index(state, at[pointer])),
         at[put[0]],
         at[put[-1]],
         at["fsync", f"{own}/trash"],
@@ -349,6 +353,26 @@ def test_first_contact_in_doubt_believes_a_pointer_that_names_a_complete_one(
     else:
         (work_dir / pointer).write_text("/somewhere/else/epoch_2.pth")
     a_pass(work_dir, max_keep=1)
+    assert pointed(work_dir) == "epoch_2.pth"
+
+
+def test_a_pointer_of_our_own_is_no_word_against_the_order_of_writing_after_a_crash(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+
+    def dies(name: str, target: str, *, dir_fd: int) -> None:
+        replace_pointer(name, target, dir_fd=dir_fd)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ckptd.reconcile.replace_pointer", dies)
+    with pytest.raises(KeyboardInterrupt):
+        a_pass(work_dir, max_keep=2, interval=1)
+    monkeypatch.undo()
+    assert pointed(work_dir) == "epoch_3.pth"
+    (work_dir / "epoch_2.pth").write_bytes(torch_zip(b"resumed from the first" * 9))
+    with_checkpoints.tick(work_dir / "epoch_2.pth")
+    a_pass(work_dir, max_keep=2, interval=1)
     assert pointed(work_dir) == "epoch_2.pth"
 
 
