@@ -7,6 +7,7 @@ half one process lives on, and has to be as small at the end as at the beginning
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -62,7 +63,8 @@ class Run:
     place: Path
     saved: dict[str, tuple[int, bytes | None]] = field(default_factory=dict)  # the bytes of whole ones only
     step: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SERIES, 0))
-    gone: set[str] = field(default_factory=set)
+    spoiled: set[str] = field(default_factory=set)  # whole once, then written over by the job with less than all
+    excused: set[str] = field(default_factory=set)  # rightly pruned for what the job has spoiled after that
     pointed_once: bool = False
 
     def whole(self, series: str) -> list[str]:
@@ -89,8 +91,6 @@ class Job:
         content = torch_zip(f"{name} save {self.result.saves} ".encode() * self.random.randint(5, 60))
         how = self.random.random()
         whole = how > 0.05
-        # Before it is there: a look that comes between must not miss it. What is written over is gone for good.
-        run.gone.discard(name)
         path, aside = run.place / name, run.place / f".{name}.tmp"
         in_place = how > 0.8 and not path.exists()
         with open(path if in_place else aside, "wb") as file:
@@ -101,6 +101,13 @@ class Job:
             os.replace(aside, path)
         self.result.saves += 1
         self.result.broken_saves += not whole
+        if name in run.whole(series) and not whole:
+            # ckptd may have gone by the old one until now: in its pointer, and in what it pruned.
+            run.spoiled.add(name)
+            run.excused.update(run.whole(series)[:-KEEP])
+        elif whole:
+            run.spoiled.discard(name)
+            run.excused.discard(name)
         run.saved[name] = self.result.saves, content if whole else None
 
     def lag(self, run: Run) -> int:
@@ -128,6 +135,8 @@ class Job:
                 if self.pointed(run) == name:
                     raise BrokenPromise(f"{run.place}: last_ckpt names {name}, which is not there") from None
                 continue  # it has moved on between the two looks
+            if name in run.spoiled:
+                break  # it has not been seen yet that the job has taken it back
             if content != run.saved[name][1]:
                 raise BrokenPromise(f"{run.place}: last_ckpt names {name}, which is not what was saved")
             break
@@ -143,6 +152,8 @@ class Job:
         there = set(os.listdir(run.place))
         for series in SERIES:
             for name in run.whole(series)[-KEEP:]:
+                if name not in there and name in run.excused:
+                    continue
                 if name not in there:
                     raise BrokenPromise(f"{run.place}/{name} is gone, and one of the {KEEP} newest")
                 if (run.place / name).read_bytes() != run.saved[name][1]:
@@ -183,6 +194,14 @@ class Watch:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         rss = next(line for line in status.splitlines() if line.startswith("VmRSS"))
         return int(rss.split()[1]), len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def has_opened(self, runs: list[Run]) -> bool:
+        """Whether it has locked all in which something was saved: before that, its size says nothing."""
+        self._lives()
+        wanted = {str(run.place / ".ckptd/lock") for run in runs if run.saved}
+        with contextlib.suppress(FileNotFoundError):  # closed while we look
+            return wanted <= {os.readlink(fd) for fd in Path(f"/proc/{self.process.pid}/fd").iterdir()}
+        return False
 
     def stop(self) -> None:
         self.process.terminate()
@@ -226,6 +245,8 @@ def soak(root: Path, *, saves: int, seed: int, work_dirs: int = 3, kills: int | 
             if job.random.random() < 0.5:
                 _eventually(lambda run=run: job.lag(run) == 0, f"the pointer of {run.place} to catch up", log)
                 if not to_kill:
+                    if not sizes:
+                        _eventually(lambda: watch.has_opened(job.runs), "all work dirs to be opened", log)
                     sizes.append(watch.sizes())
         for run in job.runs:
             _eventually(lambda run=run: job.lag(run) == 0, f"the pointer of {run.place} to catch up", log)
@@ -246,7 +267,8 @@ def soak(root: Path, *, saves: int, seed: int, work_dirs: int = 3, kills: int | 
 def _is_done(place: Path) -> bool:
     """Whether nothing is left to prune, and what was pruned is freed."""
     survey = api.plan(place, _POLICY)
-    return not survey.prune and survey.settles_s is None and not os.listdir(place / ".ckptd" / "trash")
+    trash = place / ".ckptd" / "trash"  # not before something was saved
+    return not survey.prune and survey.settles_s is None and not (trash.exists() and os.listdir(trash))
 
 
 def _compare(result: Result, sizes: list[tuple[int, int]]) -> None:
