@@ -17,7 +17,7 @@ PY39 := $(addprefix ckptd/,__init__.py __main__.py python.py errors.py disk.py s
 # whose power is cut, the others run a systemd of our own.
 ROOT_PACKAGES := strace xfsprogs systemd dbus e2fsprogs util-linux procps
 
-.PHONY: all test lint format soak real bench many root smoke smoke-39 demo install uninstall clean help check-python check-root
+.PHONY: all test lint format soak real bench root smoke smoke-39 demo install uninstall clean help check-python check-root
 all: lint test
 
 test: .venv/.test  ## the tests that need neither root nor other frameworks
@@ -44,9 +44,6 @@ real: .venv/.real  ## the tests against real training frameworks
 
 bench: .venv/.real  ## how fast, small and asleep ckptd is, each against a named peer; ARGS="latency --short"
 	@$(BIN)/python -m tests.bench.run $(ARGS)
-
-many: .venv/.test  ## ten thousand work dirs below one root: memory, processor, and how fast a save is seen
-	@$(BIN)/python -m tests.bench.many $(WORK_DIRS)
 
 root: check-root .venv/.test  ## the tests that need root: systemd, mounts, power cuts
 	@missing=$$(for package in $(ROOT_PACKAGES); do \

@@ -13,6 +13,7 @@ from pathlib import Path
 PATIENCE_S = 30.0
 CKPTD = [sys.executable, "-m", "ckptd"]
 WATCHMEDO = [sys.executable, "-m", "watchdog.watchmedo"]
+WATCHFILES = [sys.executable, "-m", "watchfiles"]
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Buffers on several ranks: ours, of all of a ResNet-50's, against mmcv's `allreduce_params`, of its floats alone.
+"""Buffers on several ranks: ours, of all of a ResNet-50's, against mmengine's, of all, and mmcv's, of its floats alone.
 
 mmcv's raises on the integers of a BatchNorm, so that it is never measured with them. Run on each rank, with RANK and
 WORLD_SIZE set, as `python -m tests.bench.buffers PLACE ROUNDS`.
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from mmcv.runner.dist_utils import allreduce_params
+from mmengine.dist import all_reduce_params
 from torch import nn
 
 from ckptd.shim import average_buffers
@@ -56,13 +57,17 @@ def rank(place: Path, rounds: int) -> None:
     store = dist.FileStore(str(place / "store"), world)
     number = int(os.environ["RANK"])
     dist.init_process_group("gloo", store=store, rank=number, world_size=world, timeout=timedelta(seconds=60))
-    ours, theirs = resnet_50(), resnet_50()
+    ours, theirs, others = resnet_50(), resnet_50(), resnet_50()
 
     def floats() -> list[torch.Tensor]:
         return [buffer for buffer in theirs.buffers() if buffer.is_floating_point()]
 
     assert (len(list(ours.buffers())), len(floats())) == (159, 106)
-    calls = {"ckptd": lambda: average_buffers(ours), "mmcv": lambda: allreduce_params(floats())}
+    calls = {
+        "ckptd": lambda: average_buffers(ours),
+        "mmcv": lambda: allreduce_params(floats()),
+        "mmengine": lambda: all_reduce_params(others.buffers(), op="mean"),
+    }
     taken = time_each(calls, rounds, before=dist.barrier, warm_up=5)
     (place / f"{number}.json").write_text(json.dumps(taken))
     dist.barrier()

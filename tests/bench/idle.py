@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from .beside import CKPTD, WATCHMEDO, cpu_s, has_inotifywait, resident_mb, running, switches, until
+from .beside import CKPTD, WATCHFILES, WATCHMEDO, cpu_s, has_inotifywait, resident_mb, running, switches, until
 from .latency import torch_zip
 from .lines import Line, compared, within
 
@@ -37,6 +37,7 @@ def peers(run: Path) -> dict[str, list[str | Path]]:
         "ckptd": [*CKPTD, "watch", run, "--max-keep", "3"],
         **(inotifywait if has_inotifywait() else {}),
         "watchmedo": [*WATCHMEDO, "shell-command", "-p", "**/*.done", "-c", ":", run],  # of these writes none
+        "watchfiles": [*WATCHFILES, "--verbosity", "warning", "true", run],  # it runs at each change, and at the start
         LIBRARIES: [sys.executable, "-c", _ALONE, run],
     }
 

@@ -57,6 +57,11 @@ def within(what: str, value: float, at_most: float, unit: str, count: int, note:
     return Line(what, amount(value, unit), note, "", None, f"at most {amount(at_most, unit)}", value <= at_most, count)
 
 
+def said(what: str, figure: str) -> Line:
+    """A figure that has neither a peer nor a budget."""
+    return Line(what, figure, "", "", None, "", None, 1)
+
+
 def told(values: list[float], unit: str) -> str:
     median = amount(statistics.median(values), unit)
     if len(values) == 1:

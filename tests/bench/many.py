@@ -1,153 +1,115 @@
-"""Ten thousand work dirs and one `ckptd watch --recursive`: found, pruned, asleep, and a save in one of them.
-
-`python -m tests.bench.many [WORK_DIRS [CHECKPOINTS [PLACE]]]` makes them in a temporary directory, and prints a table.
-"""
+"""Ten thousand work dirs and one `ckptd watch --recursive`: found, pruned, asleep, and a save in one of them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from ckptd.core.policy import Policy
 from ckptd.tree import Tree, name_test
-from tests.conftest import environment, torch_zip
 
-_IDLE_S = 60
-_SAVES = 40
+from .beside import CKPTD, cpu_s, resident_mb, switches
+from .idle import settled
+from .latency import pointed, renamed, torch_zip
+from .lines import Line, amount, compared, said, within
 
-
-def main() -> None:
-    """Measure, and print each figure as soon as it is known."""
-    words = sys.argv[1:]
-    count, each = (int(word) for word in (*words[:2], "10000", "20")[:2]) if len(words) != 1 else (int(words[0]), 20)
-    with tempfile.TemporaryDirectory(prefix="ckptd-many-", dir=words[2] if len(words) > 2 else None) as place:
-        root = Path(place)
-        row(f"made {count} work dirs of {each} checkpoints", f"{timed(lambda: make(root, count, each)):.1f} s")
-        tree = Tree(str(root), name_test(Policy()))
-        row("find them", f"{timed(lambda: list(tree.look(str(root)))):.2f} s")
-        later = Tree(str(root), name_test(Policy()), clock=lambda: time.time_ns() + 10**10)
-        list(later.look(str(root)))
-        row("ask each for its time of change", f"{1000 * timed(lambda: list(later.look_again())):.0f} ms")
-        with (root / "log").open("w") as log:
-            watch = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "ckptd",
-                    "watch",
-                    "--recursive",
-                    str(root),
-                    "--max-keep",
-                    "3",
-                    "--interval",
-                    "1",
-                ],
-                stderr=log,
-                env=environment(),
-            )
-            try:
-                watched(watch, root, count)
-            finally:
-                watch.terminate()
-                row("end by SIGTERM", f"{timed(watch.wait):.1f} s")
+EACH = 20  # checkpoints in a work dir
+SAVES = 40
+GAP_S = 0.1
+PATIENCE_S = 1200.0
 
 
-def watched(watch: subprocess.Popen[bytes], root: Path, count: int) -> None:
-    """What the daemon takes for all of them, at work and at rest."""
+def lines(place: Path, count: int, idle_s: float) -> list[Line]:
+    """`count` work dirs, watched by one process; `idle_s`: for how long it is looked at while nothing happens."""
+    dirs = f"{count:,} work dirs of {EACH} checkpoints"
+    make(place / "root", count)
+    found = of_looks(place / "root", dirs)
+    with watching(place / "root", place / "log", count) as (pid, took_s):
+        each = f"{amount(took_s, 's')}, {amount(took_s / count, 's')} each"
+        found.append(said(f"first passes over {dirs}, until every pointer is there", each))
+        settled(pid)
+        found.append(within(f"resident, {dirs}, after the first passes", resident_mb(pid), 100, "MB", 1))
+        time.sleep(60)  # after them one scan of each is due
+        settled(pid)
+        before = switches(pid), cpu_s(pid)
+        time.sleep(idle_s)
+        woken, used_s = switches(pid) - before[0], cpu_s(pid) - before[1]
+        found.append(said(f"{idle_s:g} s idle, {dirs}", f"{woken} wake-ups, {amount(used_s, 's')} of CPU"))
+        found.append(within(f"resident, {dirs}, at rest", resident_mb(pid), 100, "MB", 1))
+        found += of_saves(place / "root", count)
+    return found
+
+
+def of_looks(root: Path, dirs: str) -> list[Line]:
+    """A look at all, against `os.walk`; and one more, which asks each directory for its time of change alone."""
+    tree = Tree(str(root), name_test(Policy()), clock=lambda: time.time_ns() + 10**10)
+    walk_s = timed(lambda: [len(files) for _, _, files in os.walk(root)])
+    return [
+        compared(f"to find {dirs}", "os.walk", [timed(lambda: list(tree.look(str(root))))], [walk_s]),
+        compared(f"to ask {dirs} if they have changed", "os.walk", [timed(lambda: list(tree.look_again()))], [walk_s]),
+    ]
+
+
+def of_saves(root: Path, count: int) -> list[Line]:
+    """Each of the first in a work dir that has slept until then; the others one after another in the same."""
+    content = torch_zip()
+    asleep = [saved(place_of(root, number), content) for number in range(min(SAVES, count))]
+    awake = [saved(place_of(root, 0), content) for _ in range(SAVES)]
+    what = "a save in one of them, until its pointer is there"
+    return [compared(f"{what}: {count:,} work dirs, this one asleep", "the same, awake", asleep, awake[: len(asleep)])]
+
+
+@contextlib.contextmanager
+def watching(root: Path, log: Path, count: int) -> Iterator[tuple[int, float]]:
+    """The process that watches all, once each has a pointer, and how many seconds that took."""
+    command = [*CKPTD, "watch", "--recursive", str(root), "--max-keep", "3", "--interval", "1"]
     began_s = time.monotonic()
-    last = root / "group0" / "run0"
-    while (root / "log").read_text().count(": pointed last_ckpt") < count:
-        time.sleep(1.0)
-        if watch.poll() is not None:
-            sys.exit((root / "log").read_text()[-2000:])
-    wall_s = time.monotonic() - began_s
-    row("first passes, until every pointer is there", f"{wall_s:.1f} s ({1000 * wall_s / count:.1f} ms each)")
-    settle(watch)
-    row("memory after them", memory(watch))
-    before_s = cpu_s(watch)
-    time.sleep(_IDLE_S)
-    row(f"processor in the {_IDLE_S} s after", f"{1000 * (cpu_s(watch) - before_s):.0f} ms")
-    settle(watch)
-    before_s = cpu_s(watch)
-    time.sleep(_IDLE_S)
-    row(f"processor in {_IDLE_S} s at rest", f"{1000 * (cpu_s(watch) - before_s):.0f} ms")
-    row("memory at rest", memory(watch))
-    row("open files, threads", f"{len(os.listdir(f'/proc/{watch.pid}/fd'))}, {status(watch, 'Threads')}")
-    for what, place in (("asleep", None), ("awake", last)):
-        took_ms = []
-        for number in range(_SAVES):
-            work_dir = place or root / f"group{number % 100}" / f"run{number % 100 + 100 * (1 + number)}"
-            took_ms.append(1000 * saved(work_dir if work_dir.exists() else last, 1000 + number))
-        p50, p99 = statistics.median(took_ms), sorted(took_ms)[-1]
-        row(
-            f"a save in one that was {what}, until its pointer is there",
-            f"p50 {p50:.1f} ms, worst of {_SAVES} {p99:.1f} ms",
-        )
+    with log.open("w") as to:
+        watch = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=to)
+    try:
+        while log.read_text().count(": pointed last_ckpt") < count:
+            time.sleep(0.5)
+            if watch.poll() is not None or time.monotonic() - began_s > PATIENCE_S:
+                sys.exit(f"bench: {command} has not done all first passes:\n{log.read_text()[-2000:]}")
+        yield watch.pid, time.monotonic() - began_s
+    finally:
+        watch.terminate()
+        watch.wait()
 
 
-def make(root: Path, count: int, each: int) -> None:
+def make(root: Path, count: int) -> None:
     content = torch_zip()
     for number in range(count):
-        place = root / f"group{number % 100}" / f"run{number}"
-        place.mkdir(parents=True)
-        for step in range(1, each + 1):
-            (place / f"epoch_{step}.pth").write_bytes(content)
-            at_ns = 1_700_000_000_000_000_000 + step * 10**9
-            os.utime(place / f"epoch_{step}.pth", ns=(at_ns, at_ns))
+        place_of(root, number).mkdir(parents=True)
+        for epoch in range(1, EACH + 1):
+            path = place_of(root, number) / f"epoch_{epoch}.pth"
+            path.write_bytes(content)
+            at_ns = 1_700_000_000_000_000_000 + epoch * 10**9
+            os.utime(path, ns=(at_ns, at_ns))
 
 
-def saved(work_dir: Path, step: int) -> float:
+def place_of(root: Path, number: int) -> Path:
+    return root / f"group{number % 100}" / f"run{number}"
+
+
+def saved(run: Path, content: bytes) -> float:
     """Seconds from a save by rename to the pointer that names it."""
-    aside = work_dir / ".aside"
-    aside.write_bytes(torch_zip())
-    final, pointer = work_dir / f"epoch_{step}.pth", work_dir / "last_ckpt"
+    new = run / f"epoch_{int(pointed(run).rpartition('_')[2][:-4]) + 1}.pth"
+    renamed(new, content)
     began_s = time.perf_counter()
-    aside.rename(final)
-    while pointer.read_text() != f"{final}\n":
+    while pointed(run) != str(new):
         time.sleep(0.0002)
     took_s = time.perf_counter() - began_s
-    time.sleep(0.1)
+    time.sleep(GAP_S)
     return took_s
-
-
-def settle(watch: subprocess.Popen[bytes]) -> None:
-    """Wait until it has used next to no processor for three seconds."""
-    quiet = 0
-    while quiet < 3:
-        before_s = cpu_s(watch)
-        time.sleep(1)
-        quiet = quiet + 1 if cpu_s(watch) - before_s < 0.02 else 0
 
 
 def timed(call: object) -> float:
     began_s = time.perf_counter()
     call()  # type: ignore[operator]
     return time.perf_counter() - began_s
-
-
-def cpu_s(watch: subprocess.Popen[bytes]) -> float:
-    fields = Path(f"/proc/{watch.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def status(watch: subprocess.Popen[bytes], name: str) -> str:
-    lines = Path(f"/proc/{watch.pid}/status").read_text().splitlines()
-    return next(line.split(None, 1)[1] for line in lines if line.startswith(f"{name}:"))
-
-
-def memory(watch: subprocess.Popen[bytes]) -> str:
-    now, most = (int(status(watch, name).split()[0]) / 1000 for name in ("VmRSS", "VmHWM"))
-    return f"{now:.0f} MB (at most {most:.0f} MB)"
-
-
-def row(what: str, figure: str) -> None:
-    print(f"| {what} | {figure} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -39,8 +39,12 @@ class Ratio:
     @classmethod
     def of(cls, ours: list[float], theirs: list[float]) -> Ratio:
         ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-        low, median, high = statistics.quantiles(ratios, n=4)
+        if len(ratios) == 1:
+            return cls(*ratios * 3)
+        low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
         return cls(median, low, high)
 
     def __str__(self) -> str:
+        if self.low == self.high:
+            return f"{self.median:.3g}x"
         return f"{self.median:.3g}x ({self.low:.3g} to {self.high:.3g})"

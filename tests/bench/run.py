@@ -22,12 +22,12 @@ from typing import Any
 from ckptd.disk import opened_dir
 from ckptd.filesystem import is_local
 
-from . import buffers_lines, idle, latency, neighbour, saves_lines, scaling, startup
+from . import buffers_lines, idle, latency, many, neighbour, saves_lines, scaling, startup
 from .lines import HEAD, Line
 from .plot import svg
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "mmcv", "mmengine", "lightning", "transformers", "watchdog", "click")
+PACKAGES = ("torch", "mmcv", "mmengine", "lightning", "transformers", "watchdog", "watchfiles", "click")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ def parts(*, short: bool, large: bool) -> dict[str, Part]:
             "With many checkpoints",
             3 if short else 7,
             lambda place, rounds: scaling.lines(place, rounds, 10**5 if short else 10**6),
+        ),
+        "many": Part(
+            "With many work dirs",
+            1,
+            lambda place, _: many.lines(place, 100 if short else 10_000, 6.0 if short else 60.0),
         ),
         "neighbour": Part(
             "A neighbour on the same disk",
@@ -90,7 +95,8 @@ def main() -> None:
 def machine(place: Path) -> str:
     with opened_dir(str(place)) as fd:
         local = "local" if is_local(fd) else "network"
-    kind = subprocess.run(["stat", "-f", "-c", "%T", place], capture_output=True, text=True, check=True).stdout.strip()
+    named = subprocess.run(["df", "--output=fstype", place], capture_output=True, text=True, check=True).stdout
+    kind = named.split()[-1]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     load = os.getloadavg()[0]

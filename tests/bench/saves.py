@@ -1,4 +1,4 @@
-"""How long saving stops a job: the hook, at once and in the background, against what frameworks save with, and a copy.
+"""How long saving stops a job: the hook, at once and in the background, against what trainers do, and a copy.
 
 Run as `python -m tests.bench.saves PLACE ROUNDS LAYERS`: writes to PLACE/saves.json what each call took, in seconds.
 """
@@ -6,7 +6,6 @@ Run as `python -m tests.bench.saves PLACE ROUNDS LAYERS`: writes to PLACE/saves.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -14,22 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-# First, and without the torchvision that stands in for mmcv's: torchmetrics would take it for the real one.
-_STUBS = [path for path in sys.path if path.endswith("stubs")]
-sys.path[:] = [path for path in sys.path if path not in _STUBS]
-from lightning.fabric.plugins.io import TorchCheckpointIO  # noqa: E402
+from ckptd.shim import CheckpointHook
 
-sys.path += _STUBS
-from mmcv.runner import CheckpointHook as MmcvHook  # noqa: E402
-from mmcv.runner import EpochBasedRunner  # noqa: E402
-from mmengine.runner import save_checkpoint  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-from torch import nn  # noqa: E402
-
-from ckptd.shim import CheckpointHook  # noqa: E402
-
-from .paired import time_each  # noqa: E402
+from .paired import time_each
+from .trainers import TRAINERS
 
 WIDTH = 1024
 KEEP = 2
@@ -52,23 +41,19 @@ def main(place: Path, rounds: int, layers: int) -> None:
     background = ours(place / "background", model, optimizer, background=True)
     at_once = ours(place / "at_once", model, optimizer, background=False)
     plain = TorchSave(place / "torch", state)
-    mmengine = Mmengine(place / "mmengine", state)
-    lightning = Lightning(place / "lightning", state)
-    transformers = Transformers(place / "transformers", state)
     calls = {
         "background": background,
         "at once": at_once,
         "copy": copy(state),
-        "mmcv": mmcv(place / "mmcv", model, optimizer),
         "torch.save, fsync": plain,
-        "mmengine": mmengine,
-        "lightning": lightning,
-        "transformers": transformers,
     }
+    for name, made in TRAINERS.items():
+        (place / name).mkdir()
+        calls[name] = made(place / name, model, optimizer, KEEP)
 
     def before() -> None:
         background.hook.wait()
-        for each in (background, at_once, plain, mmengine, lightning, transformers):
+        for each in (background, at_once, plain):
             each.prune()
         os.sync()  # nobody pays for what another has left in memory
 
@@ -120,51 +105,10 @@ class TorchSave(Saves):
             os.fsync(file.fileno())
 
 
-class Mmengine(TorchSave):
-    """What its runner calls, once it has copied the state."""
-
-    def save(self, epoch: int) -> None:
-        save_checkpoint(self.state, str(self.place / f"epoch_{epoch + 1}.pth"))
-
-
-class Lightning(TorchSave):
-    """What its Trainer calls."""
-
-    def save(self, epoch: int) -> None:
-        TorchCheckpointIO().save_checkpoint(self.state, self.place / f"epoch_{epoch + 1}.pth")
-
-
-class Transformers(TorchSave):
-    """What its Trainer calls: the weights as safetensors, the optimizer by torch.save."""
-
-    def save(self, epoch: int) -> None:
-        save_file(self.state["state_dict"], self.place / f"epoch_{epoch + 1}.pth", metadata={"format": "pt"})
-        torch.save(self.state["optimizer"], self.place / f"epoch_{epoch + 1}.pth.optimizer")
-
-    def prune(self) -> None:
-        super().prune()
-        (self.place / f"epoch_{self.epoch - KEEP}.pth.optimizer").unlink(missing_ok=True)
-
-
 def ours(place: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, background: bool) -> Ours:
     hook = CheckpointHook(place, interval=1, background=background)
     hook.before_run(model=model, optimizer=optimizer)
     return Ours(place, hook)
-
-
-def mmcv(place: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """mmcv's own hook in mmcv's own runner, which deletes what is too old as well."""
-    model.train_step = lambda *_: None  # which the runner asks for
-    limits: dict[str, Any] = {"max_epochs": 1 << 30, "logger": logging.getLogger("mmcv"), "meta": {}}
-    runner = EpochBasedRunner(model, optimizer=optimizer, work_dir=str(place), **limits)
-    hook = MmcvHook(interval=1, max_keep_ckpts=KEEP)
-    hook.before_run(runner)
-
-    def save() -> None:
-        hook.after_train_epoch(runner)
-        runner._epoch += 1
-
-    return save
 
 
 def copy(state: Any) -> Callable[[], None]:

@@ -14,9 +14,9 @@ SMALL, MIDDLE, LARGE = 1, 40, 160
 PEERS = {
     "copy": "a copy of the state into tensors kept for it",
     "mmcv": "mmcv's CheckpointHook",
-    "mmengine": "mmengine's save_checkpoint",
-    "lightning": "Lightning's TorchCheckpointIO",
-    "transformers": "what Transformers' Trainer calls: save_file, torch.save",
+    "mmengine": "mmengine's CheckpointHook",
+    "lightning": "Lightning's Trainer",
+    "transformers": "Transformers' Trainer",
     "torch.save, fsync": "torch.save and fsync",
 }
 
