@@ -55,7 +55,7 @@ _DEFAULTS = {f.name: f.default for f in fields(Seen)}
 
 
 def _plain(known: Seen) -> dict[str, Any]:
-    return {key: value for key, value in asdict(known).items() if key != "name" and value != _DEFAULTS[key]}
+    return {key: value for key, value in vars(known).items() if key != "name" and value != _DEFAULTS[key]}
 
 
 def _seen(

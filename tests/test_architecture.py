@@ -14,7 +14,19 @@ PACKAGE = Path(__file__).parent.parent / "ckptd"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What core may use of the standard library: nothing that could reach a disk, a clock, a log or a process.
-PURE = {"__future__", "collections", "dataclasses", "enum", "itertools", "json", "math", "re", "string", "typing"}
+PURE = {
+    "__future__",
+    "collections",
+    "dataclasses",
+    "enum",
+    "functools",
+    "itertools",
+    "json",
+    "math",
+    "re",
+    "string",
+    "typing",
+}
 
 # What a training job may import: no click, no watchdog, and Python 3.9's syntax (checked in lint).
 SHARED_WITH_JOBS = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from ..errors import UsageError
 from .naming import LONGEST_NAME_BYTES, Names, Template
@@ -118,6 +119,7 @@ def keyed_text(name: str, *, front: bool = False) -> str | None:
     return _EACH_VALUE.sub("={}", _AT_END.sub("", name)) + ".ckpt"
 
 
+@lru_cache(maxsize=256)  # every pass asks for the few that it remembers
 def names_from(text: str) -> Names:
     """The names of the series that is called `text`. Raises UsageError if none can be."""
     if _TEXT.fullmatch(text) and {"epoch", "step"} & set(_keys_of(text)):
