@@ -95,8 +95,15 @@ def items(trash_fd: int) -> list[Item]:
         for entry in entries:
             match = _ITEM.fullmatch(entry.name)
             if match:
-                found.append((int(match[1]), int(match[2]), Item(entry.name, int(match[1]), match[3] is not None)))
-    return [item for _, _, item in sorted(found, key=lambda each: each[:2])]
+                found.append(Item(entry.name, int(match[1]), match[3] is not None))
+    return sorted(found, key=lambda item: age(item.name))
+
+
+def age(item: str) -> tuple[int, int]:
+    """By this the items of a trash are sorted, the oldest first: when it was put there (ms since 1970), a number."""
+    match = _ITEM.fullmatch(item)
+    assert match is not None, item
+    return int(match[1]), int(match[2])
 
 
 def claim(item: str, *, trash_fd: int) -> str:

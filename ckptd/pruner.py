@@ -193,7 +193,7 @@ class Pruner:
 
     def _over(self, budget: Budget, due: set[str]) -> list[str]:
         """What the trash holds beyond the budget, and is not due anyway; the oldest first."""
-        staying = [item for item in sorted(self._expires_ms, key=_age) if item not in due]
+        staying = [item for item in sorted(self._expires_ms, key=delete.age) if item not in due]
         total_bytes = budget.kept_bytes + sum(self._bytes.get(item, 0) for item in staying)
         over = []
         for item in staying:
@@ -280,11 +280,6 @@ class Pruner:
         if self._said.get(name) != reason:
             self._said[name] = reason
             self._log.warning("could not prune %s/%s: %s; will try again", self._work.path, name, reason)
-
-
-def _age(item: str) -> tuple[int, int]:
-    at_ms, _, number = item.removesuffix(".gone").partition("-")
-    return int(at_ms), int(number)
 
 
 def _line(c: Checkpoint | Seen, reason: str, item: str, at_ms: int, until_ms: int) -> dict[str, Any]:
