@@ -38,12 +38,12 @@ def running(command: Sequence[str | Path], *, watches: int = 0, then: str = "") 
             second.wait()
 
 
-def until(is_so: Callable[[], bool], what: str) -> None:
+def until(is_so: Callable[[], bool], what: str, *, patience_s: float = PATIENCE_S) -> None:
     """Look again and again, some 0.2 ms apart."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not is_so():
         if time.monotonic() > deadline:
-            sys.exit(f"bench: {what} did not come within {PATIENCE_S:g} s")
+            sys.exit(f"bench: {what} did not come within {patience_s:g} s")
         time.sleep(0.0001)
 
 

@@ -10,7 +10,18 @@ import sys
 import time
 from pathlib import Path
 
-from .beside import CKPTD, WATCHFILES, WATCHMEDO, cpu_s, has_inotifywait, resident_mb, running, switches, until
+from .beside import (
+    CKPTD,
+    PATIENCE_S,
+    WATCHFILES,
+    WATCHMEDO,
+    cpu_s,
+    has_inotifywait,
+    resident_mb,
+    running,
+    switches,
+    until,
+)
 from .latency import torch_zip
 from .lines import Line, compared, within
 
@@ -74,7 +85,7 @@ def asleep(place: Path, seconds: float) -> list[Line]:
     return found
 
 
-def settled(pid: int) -> None:
+def settled(pid: int, *, patience_s: float = PATIENCE_S) -> None:
     """Wait until it has slept for two seconds on end."""
     last = [0.0, time.monotonic()]
 
@@ -84,7 +95,7 @@ def settled(pid: int) -> None:
             last[:] = now, time.monotonic()
         return time.monotonic() - last[1] > 2
 
-    until(is_so, "the first pass's end")
+    until(is_so, "the first pass's end", patience_s=patience_s)
 
 
 def with_checkpoints(run: Path) -> Path:

@@ -32,10 +32,10 @@ def lines(place: Path, count: int, idle_s: float) -> list[Line]:
     with watching(place / "root", place / "log", count) as (pid, took_s):
         each = f"{amount(took_s, 's')}, {amount(took_s / count, 's')} each"
         found.append(said(f"first passes over {dirs}, until every pointer is there", each))
-        settled(pid)
+        settled(pid, patience_s=PATIENCE_S)
         found.append(within(f"resident, {dirs}, after the first passes", resident_mb(pid), 100, "MB", 1))
         time.sleep(60)  # after them one scan of each is due
-        settled(pid)
+        settled(pid, patience_s=PATIENCE_S)
         before = switches(pid), cpu_s(pid)
         time.sleep(idle_s)
         woken, used_s = switches(pid) - before[0], cpu_s(pid) - before[1]
