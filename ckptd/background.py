@@ -1,6 +1,7 @@
 """A few threads, at idle I/O priority for what no pass may wait for: reading contents, and freeing the trash.
 
-First come, first served, but never two jobs of one work dir at a time, so that a slow one does not delay the others.
+First come, first served, but never two jobs of one work dir at a time, and of one disk only a few: one that is slow, or
+does not answer at all, holds up no other.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ import ctypes
 import logging
 import platform
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 log = logging.getLogger("ckptd")
 
-_WORKERS = 2
+_WORKERS, _MOST = 2, 16
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}.get(platform.machine())
 _THIS_THREAD, _IDLE_CLASS = 1, 3 << 13
 
@@ -22,23 +23,26 @@ _THIS_THREAD, _IDLE_CLASS = 1, 3 << 13
 class Background:
     """Runs jobs. A job deals with its own failures; `stopping` is set when it had better come to an end.
 
-    idle: whether everybody else's reading and writing goes first.
+    workers: how many at once of one disk; most: of all. idle: whether everybody else's reading and writing goes first.
     """
 
-    def __init__(self, workers: int = _WORKERS, *, idle: bool = True) -> None:
+    def __init__(self, workers: int = _WORKERS, *, most: int = _MOST, idle: bool = True) -> None:
         self.stopping = threading.Event()
-        self._wanted, self._idle = workers, idle
+        self._of_each, self._most, self._idle = workers, most, idle
         self._threads: list[threading.Thread] = []
-        self._jobs: deque[tuple[str, Callable[[], None]]] = deque()
-        self._busy: set[str] = set()
+        self._jobs: deque[tuple[str, int, Callable[[], None]]] = deque()
+        self._unfinished: Counter[int] = Counter()  # by device, those under way too
+        self._busy: dict[str, int] = {}
         self._changed = threading.Condition()
         self._closed = False
 
-    def submit(self, key: str, job: Callable[[], None]) -> None:
-        """Run `job` soon, after all earlier ones of the same `key`."""
+    def submit(self, key: str, job: Callable[[], None], *, device: int) -> None:
+        """Run `job` soon, after all earlier ones of the same `key`. device: of the disk it has to do with."""
         with self._changed:
-            self._jobs.append((key, job))
-            if len(self._threads) < self._wanted and len(self._threads) < len(self._jobs) + len(self._busy):
+            self._jobs.append((key, device, job))
+            self._unfinished[device] += 1
+            fewer = len(self._threads) < self._most  # a sum over all disks is only asked for while it is short
+            if fewer and len(self._threads) < sum(min(n, self._of_each) for n in self._unfinished.values()):
                 thread = threading.Thread(target=self._work, name="ckptd-background", daemon=True)
                 self._threads.append(thread)
                 thread.start()
@@ -74,9 +78,9 @@ class Background:
                 at = self._next()
                 if at is None:
                     return
-                key, job = self._jobs[at]
+                key, device, job = self._jobs[at]
                 del self._jobs[at]
-                self._busy.add(key)
+                self._busy[key] = device
             try:
                 job()
             except Exception:  # the next job is not to blame
@@ -87,11 +91,17 @@ class Background:
                 raise
             finally:
                 with self._changed:
-                    self._busy.discard(key)
+                    del self._busy[key]
+                    self._unfinished[device] -= 1
+                    if not self._unfinished[device]:
+                        del self._unfinished[device]
                     self._changed.notify_all()
 
     def _next(self) -> int | None:
-        return next((at for at, (key, _) in enumerate(self._jobs) if key not in self._busy), None)
+        full = {device for device, count in Counter(self._busy.values()).items() if count >= self._of_each}
+        return next(
+            (at for at, (key, device, _) in enumerate(self._jobs) if device not in full and key not in self._busy), None
+        )
 
 
 def _be_idle() -> None:

@@ -1,7 +1,7 @@
 """The keepers of all work dirs below some roots, and the threads that make their passes.
 
-First come, first served; of one work dir one pass at a time, and a slow one holds up no other, as long as not all of
-the few threads have met one.
+First come, first served; of one work dir one pass at a time, and of one disk only a few, so that one that hangs holds
+up no other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .lookout import Lookout
 from .reading import Reader
 from .workdir import others_text
 
-_AT_ONCE = 4  # passes
+_AT_ONCE = 4  # passes on one disk
 _MOST_AWAKE = 64  # work dirs of which all is kept in memory: those in which something happened last
 _SPARE_DESCRIPTORS = 512
 
@@ -76,7 +76,7 @@ class Crew:
     def look(self, path: str) -> None:
         """Make a pass over a work dir, soon."""
         if path not in self._keepers:
-            root = max((r for r in self._lookouts if _is_below(path, r)), key=len)
+            root = self._root_of(path)
             self._keepers[path] = FoundKeeper(
                 path, self._policy, root=root, leave_alone=self._leave_alone, watcher=self._lookouts[root],
                 background=self._background, reader=self._reader, stopping=self._stopping, dry_run=self._dry_run,
@@ -85,7 +85,7 @@ class Crew:
         if path not in self._queued:
             self._queued.add(path)
             self._under_way[path] = self._under_way.get(path, 0) + 1
-            self._pool.submit(path, functools.partial(self._pass, path, self._keepers[path]))
+            self._submit(path, functools.partial(self._pass, path, self._keepers[path]))
 
     def looked(self, path: str) -> None:
         """A pass is over: know when the next is due, and let those rest in which nothing has happened for longest."""
@@ -118,7 +118,7 @@ class Crew:
         self._awake.pop(path, None)
         if keeper is not None:
             log.info("%s is gone; let go of it", path)
-            self._pool.submit(path, keeper.close)
+            self._submit(path, keeper.close)
 
     def close(self, patience_s: float) -> None:
         """End the passes under way; what is left of the rest is taken up by the next start."""
@@ -126,6 +126,12 @@ class Crew:
             for keeper in self._keepers.values():
                 keeper.close()
         self._background.close(patience_s)
+
+    def _submit(self, path: str, job: Callable[[], None]) -> None:
+        self._pool.submit(path, job, device=self._lookouts[self._root_of(path)].device_of(path))
+
+    def _root_of(self, path: str) -> str:
+        return max((root for root in self._lookouts if _is_below(path, root)), key=len)
 
     def _pass(self, path: str, keeper: FoundKeeper) -> None:
         self._queued.discard(path)  # from here on a hint asks for another
@@ -154,7 +160,7 @@ class Crew:
     def _leave_alone(self, path: str, owner: str) -> None:
         if owner not in self._others:
             self._others.add(owner)
-            log.warning("%s", others_text(path, owner, next(r for r in self._lookouts if _is_below(path, r))))
+            log.warning("%s", others_text(path, owner, self._root_of(path)))
 
 
 def _is_below(path: str, root: str) -> bool:

@@ -72,6 +72,10 @@ class Lookout:
         """How many directories were listed so far."""
         return self._tree.listed
 
+    def device_of(self, path: str) -> int:
+        """The number of the disk that a work dir is on, as far as is known: nothing is asked."""
+        return self._tree.device_of(path)
+
     def start(self) -> None:
         """Begin to look."""
         self._put("look", self.root)

@@ -53,7 +53,9 @@ class Reader:
             self._read(key, fd, done, from_disk=from_disk)
             with self._lock:
                 return self._answers.pop(key, None)
-        self._background.submit(f"read {work_dir}", lambda: self._read(key, fd, done, from_disk=from_disk))
+        self._background.submit(
+            f"read {work_dir}", lambda: self._read(key, fd, done, from_disk=from_disk), device=entry.device
+        )
         if not self._wait:
             return None
         done.wait()

@@ -34,7 +34,8 @@ class Remover:
         with opened_own_dir(delete.NAME, dir_fd=own_fd) as fd:
             trash_fd = os.dup(fd)  # outlives the pass, and the work dir if that is replaced
         self._left += 1
-        self._background.submit(f"free {work_dir}", lambda: self._free(items, trash_fd))
+        device = os.fstat(trash_fd).st_dev
+        self._background.submit(f"free {work_dir}", lambda: self._free(items, trash_fd), device=device)
 
     def _free(self, items: list[str], trash_fd: int) -> None:
         try:

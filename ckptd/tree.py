@@ -23,7 +23,7 @@ from .disk import OWN_DIR, opened_dir
 _SAME_TIME_NS = 2 * 10**9
 
 NameTest = Callable[[str, bool], bool]
-Stamp = tuple[int, int, int]
+Stamp = tuple[int, int, int, int]
 
 
 def name_test(policy: Policy) -> NameTest:
@@ -44,6 +44,7 @@ def name_test(policy: Policy) -> NameTest:
 class _Node:
     """A directory as it was listed. stamp: None if it may have changed since without a new time of change."""
 
+    device: int = 0
     stamp: Stamp | None = None
     children: set[str] = field(default_factory=set)
     holds: bool = False
@@ -81,6 +82,11 @@ class Tree:
 
     def __len__(self) -> int:
         return len(self._nodes)
+
+    def device_of(self, path: str) -> int:
+        """The number of the disk that a directory was on when it was listed; 0 if it was not."""
+        node = self._nodes.get(path)
+        return node.device if node else 0
 
     def look(self, path: str) -> Iterator[str]:
         """List `path` and what below it is new; yields each work dir among them, as it is found."""
@@ -143,7 +149,8 @@ class Tree:
                 self.forget(path)
                 return None
             self.listed += 1
-            if self._clock() - max(stamp[1:]) > _SAME_TIME_NS:
+            node.device = stamp[0]
+            if self._clock() - max(stamp[2:]) > _SAME_TIME_NS:
                 node.stamp = stamp
             with os.scandir(path) as entries:
                 for entry in entries:
@@ -198,4 +205,4 @@ def _is_one(path: str, names: set[str]) -> bool:
 def _stamp(path: str, *, follow: bool) -> Stamp | None:
     """What changes with the content of a directory; None for what is no directory. Raises OSError."""
     info = os.stat(path, follow_symlinks=follow)
-    return (info.st_ino, info.st_mtime_ns, info.st_ctime_ns) if stat.S_ISDIR(info.st_mode) else None
+    return (info.st_dev, info.st_ino, info.st_mtime_ns, info.st_ctime_ns) if stat.S_ISDIR(info.st_mode) else None

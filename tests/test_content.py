@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,14 +133,15 @@ class Held(Background):
 
     def __init__(self) -> None:
         super().__init__()
-        self.held: list[tuple[str, object]] = []
+        self.held: list[tuple[str, Callable[[], None], int]] = []
 
-    def submit(self, key: str, job) -> None:  # type: ignore[no-untyped-def]
-        self.held.append((key, job))
+    def submit(self, key: str, job, *, device: int) -> None:  # type: ignore[no-untyped-def]
+        self.held.append((key, job, device))
 
     def go(self) -> None:
         while self.held:
-            super().submit(*self.held.pop(0))  # type: ignore[arg-type]
+            key, job, device = self.held.pop(0)
+            super().submit(key, job, device=device)
         self.wait()
 
 

@@ -71,7 +71,7 @@ class Saved:
 class Now(Background):
     """Does at once what ckptd would do soon, so that a crash can come in the middle of that too."""
 
-    def submit(self, key: str, job: Callable[[], None]) -> None:
+    def submit(self, key: str, job: Callable[[], None], *, device: int) -> None:
         job()
 
 

@@ -48,7 +48,7 @@ def child(order):
         # Jobs run where they are handed over: then every call has one number. What other processes have open, looked
         # for all through /proc, would change the numbers from run to run.
         assert Background.submit
-        Background.submit = lambda self, key, job: job()
+        Background.submit = lambda self, key, job, device: job()
         listdir = os.listdir
         os.listdir = lambda path=".": [] if path == "/proc" else listdir(path)
     sys.argv = ["ckptd", *order["args"]]
