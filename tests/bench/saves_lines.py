@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ckptd.units import human_bytes
+
 from .lines import Line, compared
 from .paired import Seconds
 from .processes import run
@@ -32,7 +34,7 @@ def of_saves(place: Path, rounds: int, layers: int) -> list[Line]:
     place.mkdir()
     run("saves", place, str(rounds), str(layers))
     taken: Seconds = json.loads((place / "saves.json").read_text())
-    size = f"{layers * LAYER_MB:.3g} MB"
+    size = human_bytes(round(layers * LAYER_MB * 1e6))
     # The budgets are of a save of 500 MB.
     budgets = {"copy": 1.3, "mmcv": 1 / 20} if layers == MIDDLE else {}
     stall = f"a step's wait for a save of {size} in the background"
@@ -52,7 +54,7 @@ def of_training(place: Path, rounds: int) -> list[Line]:
     place.mkdir()
     run("training", place, str(rounds), str(MIDDLE))
     taken: Seconds = json.loads((place / "training.json").read_text())
-    what = f"training beside a background save of {MIDDLE * LAYER_MB:.3g} MB"
+    what = f"training beside a background save of {human_bytes(round(MIDDLE * LAYER_MB * 1e6))}"
     return [
         compared(what, "the same steps alone", taken["hook"], taken["alone"]),
         compared(what, "the same steps beside torch.save and fsync in a thread", taken["hook"], taken["thread"]),
