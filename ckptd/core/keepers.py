@@ -81,22 +81,26 @@ class KeepBest:
             for name, score in scores.items()
             if score is None and seen[name].order > newest_scored
         }
-        for c in (*self._best(whole, scores), *self.best(whole)):
+        relied_on = 0
+        for c in self._ranked(whole, scores):
             reasons[c.name] = f"{self.metric} {scores[c.name]:.6g} is among the best for {self}"
+            relied_on += c.relied_on
+            if relied_on == self.count:
+                break  # whoever stands above these may yet turn out broken, and the next above the last be needed
         return reasons
 
     def best(self, whole: Sequence[Checkpoint]) -> list[Checkpoint]:
         """The best of those that can be relied on, the best first: others go on their strength."""
         scores = {c.name: dict(c.metrics).get(self.metric) for c in whole}
-        return self._best([c for c in whole if c.relied_on], scores)
+        return self._ranked([c for c in whole if c.relied_on], scores)[: self.count]
 
-    def _best(self, among: Sequence[Checkpoint], scores: Mapping[str, float | None]) -> list[Checkpoint]:
+    def _ranked(self, among: Sequence[Checkpoint], scores: Mapping[str, float | None]) -> list[Checkpoint]:
         def badness(c: Checkpoint) -> tuple[bool, float]:
             score = scores[c.name]
             assert score is not None  # filtered below
             return math.isnan(score), 0.0 if math.isnan(score) else score if self.mode == "min" else -score
 
-        return sorted((c for c in among if scores[c.name] is not None), key=badness)[: self.count]
+        return sorted((c for c in among if scores[c.name] is not None), key=badness)
 
     def __str__(self) -> str:
         return f"{self.option} {self.metric}:{self.mode}" + (f":{self.count}" if self.count > 1 else "")

@@ -200,6 +200,8 @@ class _Judge:
         self.has_budget = has_budget
         self.grid, self.seen, self.steps = grid, seen, {c.step for c in found}
         self.newest = fit[-1] if fit else None
+        # Where that is still to be read, what the run has reached for certain is the last that was.
+        self.reached = min((c.step for c in (*fit[-1:], *good[-1:])), default=None)
         keep = grid.max_keep or 0
         self.kept = {c.name for c in fit[-keep:]} if keep else set()
         self.enough_since = seen[good[-keep].name].order if 0 < keep <= len(good) else None
@@ -248,7 +250,7 @@ class _Judge:
         return self._why_no_walk_reached(checkpoint.step)
 
     def _above_newest(self, checkpoint: Checkpoint) -> bool:
-        return self.newest is not None and checkpoint.step > self.newest.step
+        return self.reached is not None and checkpoint.step > self.reached
 
     def _why_no_walk_reached(self, step: int) -> str:
         if not isinstance(self.grid.rule, Stepped) or self.newest is None:

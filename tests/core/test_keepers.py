@@ -85,6 +85,15 @@ def test_a_keeper_keeps_what_it_says(keeper: dict[str, Any], steps: list[int], e
     assert expected == sorted(steps_of(decide(epochs(*steps), Policy(max_keep=1, rule="newest", **keeper)), KEEP))
 
 
+@pytest.mark.parametrize("unread", [{2}, {1, 2}])
+def test_until_the_best_was_read_what_would_be_the_best_without_it_stays(unread: set[int]) -> None:
+    policy = Policy(max_keep=1, rule="newest", keep_best=("mAP:max",))
+    found = epochs(1, 2, 3, scores={1: 0.8, 2: 0.9, 3: 0.1})
+    decided = decide([replace(c, pending=c.step in unread) for c in found], policy)
+    assert not steps_of(decided, PRUNE)
+    assert steps_of(decide(found, policy), PRUNE) == {1}
+
+
 def test_each_keeper_names_itself_and_its_score_in_the_reason() -> None:
     policy = Policy(max_keep=1, rule="newest", keep_every=2, keep_best=("mAP:max",), keep_within_s=6.0)
     reasons = {d.checkpoint.step: d.reasons for d in decide(epochs(1, 2, 5, 6), policy).decisions}

@@ -142,6 +142,15 @@ def test_a_run_resumed_from_an_older_checkpoint_keeps_what_lies_above_until_it_i
         assert 8 not in steps_of(decided, PRUNE), policy
 
 
+def test_what_lies_above_is_not_reached_by_a_save_that_is_still_to_be_read() -> None:
+    policy = Policy(max_keep=1, rule="newest")
+    before = decide([*epochs(5), *epochs(1, start=10)], Policy())
+    unread = replace(epochs(7, start=20)[0], pending=True)
+    for newest, gone in ((unread, set()), (replace(unread, pending=False), {1, 5})):
+        decided = decide([*epochs(5), *epochs(1, start=10), newest], policy, before.memory)
+        assert steps_of(decided, PRUNE) == gone
+
+
 def test_newest_is_by_writing_not_by_number() -> None:
     before = decide(epochs(7, 8, 9), Policy())
     decided = decide([*epochs(7, 8, 9), *epochs(2, start=10)], Policy(max_keep=1, interval=1), before.memory)
