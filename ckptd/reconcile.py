@@ -133,7 +133,8 @@ class Reconciler:
         if self._on_disk is None:
             # Whoever starts after a crash would take a pointer without a state for somebody else's, and believe it
             # against the order of writing. What is durable comes after the pointer: until then it is synced again.
-            self._remember(survey.plan.memory)
+            findings = replace(self.surveyor.findings, synced=set())
+            self._remember(findings.written_into(survey.plan.memory))
         moved, prunes, room = self._point(survey, synced)
         self._say_unreadable(survey)
         memory = self.surveyor.findings.written_into(survey.plan.memory)

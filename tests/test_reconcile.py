@@ -376,6 +376,28 @@ def test_a_pointer_of_our_own_is_no_word_against_the_order_of_writing_after_a_cr
     assert pointed(work_dir) == "epoch_2.pth"
 
 
+def test_what_was_found_damaged_before_a_crash_in_the_first_pass_goes_in_its_turn_all_the_same(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3, 4, 5))
+    damaged, times = work_dir / "epoch_4.pth", os.stat(work_dir / "epoch_4.pth")
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:100] + bytes(60) + whole[160:])
+    os.utime(damaged, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    def dies(name: str, target: str, *, dir_fd: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ckptd.reconcile.replace_pointer", dies)
+    with pytest.raises(KeyboardInterrupt):
+        a_pass(work_dir, max_keep=3, rule="newest")
+    monkeypatch.undo()
+    for epoch in (6, 7, 8):
+        with_checkpoints(f"epoch_{epoch}.pth")
+        a_pass(work_dir, max_keep=3, rule="newest")
+    assert left(work_dir) == epochs(6, 7, 8)
+
+
 def test_a_large_prune_at_first_contact_can_be_taken_back_for_an_hour(
     with_checkpoints: Builder, caplog: pytest.LogCaptureFixture
 ) -> None:

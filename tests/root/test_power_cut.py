@@ -94,17 +94,21 @@ def test_what_a_pass_relies_on_is_synced_before_what_relies_on_it(strace: Strace
 
     into_trash = at('renameat(<>, "epoch_1.pth", </.ckptd/trash>')
     pointer = at('renameat(<>, ".last_ckpt.ckptd-tmp", <>, "last_ckpt"')
-    state = at('renameat(</.ckptd>, ".state.json.ckptd-tmp"')
+    met = at('renameat(</.ckptd>, ".state.json.ckptd-tmp"')  # so that the pointer is known as ours
+    state = at('renameat(</.ckptd>, ".state.json.ckptd-tmp"', after=pointer)
     checkpoints = [at(f"fsync(</{name}>") for name in world.kept]
     own_dir = at('mkdirat(</.ckptd>, "trash"')
     assert (
         [own_dir]
         < checkpoints
         < [at("fsync(<>", after=max(checkpoints))]
+        < [at("fsync(</.ckptd/.state.json.ckptd-tmp>")]
+        < [met]
+        < [at("fsync(</.ckptd>", after=met)]
         < [at("fsync(</.last_ckpt.ckptd-tmp>")]
         < [pointer]
         < [at("fsync(<>", after=pointer)]
-        < [at("fsync(</.ckptd/.state.json.ckptd-tmp>")]
+        < [at("fsync(</.ckptd/.state.json.ckptd-tmp>", after=pointer)]
         < [state]
         < [at("fsync(</.ckptd>", after=state)]
         < [into_trash]
