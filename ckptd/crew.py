@@ -78,14 +78,15 @@ class Crew:
         if path not in self._keepers:
             root = self._root_of(path)
             self._keepers[path] = FoundKeeper(
-                path, self._policy, root=root, leave_alone=self._leave_alone, watcher=self._lookouts[root],
-                background=self._background, reader=self._reader, stopping=self._stopping, dry_run=self._dry_run,
-                on_met=self._on_met,
+                path, self._policy, root=root, device=self._lookouts[root].device_of(path),
+                leave_alone=self._leave_alone, watcher=self._lookouts[root], background=self._background,
+                reader=self._reader, stopping=self._stopping, dry_run=self._dry_run, on_met=self._on_met,
             )  # fmt: skip
         if path not in self._queued:
             self._queued.add(path)
             self._under_way[path] = self._under_way.get(path, 0) + 1
-            self._submit(path, functools.partial(self._pass, path, self._keepers[path]))
+            keeper = self._keepers[path]
+            self._pool.submit(path, functools.partial(self._pass, path, keeper), device=keeper.device)
 
     def looked(self, path: str) -> None:
         """A pass is over: know when the next is due, and let those rest in which nothing has happened for longest."""
@@ -116,9 +117,10 @@ class Crew:
         """A work dir is gone: so is its keeper."""
         keeper = self._keepers.pop(path, None)
         self._awake.pop(path, None)
+        self._queued.discard(path)  # that pass would be the old keeper's: one that comes again needs its own
         if keeper is not None:
             log.info("%s is gone; let go of it", path)
-            self._submit(path, keeper.close)
+            self._pool.submit(path, keeper.close, device=keeper.device)
 
     def close(self, patience_s: float) -> None:
         """End the passes under way; what is left of the rest is taken up by the next start."""
@@ -126,9 +128,6 @@ class Crew:
             for keeper in self._keepers.values():
                 keeper.close()
         self._background.close(patience_s)
-
-    def _submit(self, path: str, job: Callable[[], None]) -> None:
-        self._pool.submit(path, job, device=self._lookouts[self._root_of(path)].device_of(path))
 
     def _root_of(self, path: str) -> str:
         return max((root for root in self._lookouts if _is_below(path, root)), key=len)

@@ -23,13 +23,15 @@ class FoundKeeper(Keeper):
     """A keeper of a work dir below `root`, no symlink between the two followed.
 
     due_s: infinite while nothing is due: who has found it tells when something may have changed.
-    leave_alone: told of the work dir and its owner, where that is another user.
+    leave_alone: told of the work dir and its owner, where that is another user. device: the number of the disk that
+    it was found on.
     """
 
     def __init__(
-        self, path: str, policy: Policy, *, root: str, leave_alone: Callable[[str, str], None], **more: Any
+        self, path: str, policy: Policy, *, root: str, device: int, leave_alone: Callable[[str, str], None], **more: Any
     ) -> None:
         super().__init__(path, policy, label=path, **more)
+        self.device = device
         self._root, self._leave_alone = root, leave_alone
         self._resting: WorkDir | None = None
         self._interval_s = math.inf

@@ -6,6 +6,8 @@ import threading
 
 from ckptd.background import Background
 
+from .conftest import eventually
+
 
 def test_a_disk_that_hangs_holds_up_no_other() -> None:
     background, answers, done = Background(2, most=5), threading.Event(), threading.Event()
@@ -27,6 +29,30 @@ def test_there_are_never_more_threads_than_the_most_however_many_disks() -> None
     assert threading.active_count() == before + 5
     answers.set()
     assert background.close(10)
+
+
+def test_a_key_whose_disk_has_changed_keeps_the_order_of_its_jobs() -> None:
+    background, answers, ran = Background(2), threading.Event(), list[str]()
+    for number in range(2):
+        background.submit(f"slow {number}", lambda: answers.wait() and None, device=1)
+    background.submit("key", lambda: ran.append("first"), device=1)
+    background.submit("key", lambda: ran.append("second"), device=0)
+    background.submit("other", lambda: ran.append("other"), device=0)
+    eventually(lambda: ran == ["other"])
+    answers.set()
+    assert background.close(10)
+    assert ran == ["other", "first", "second"]
+
+
+def test_what_hangs_at_the_end_is_waited_for_together() -> None:
+    background, answers = Background(2, most=16), threading.Event()
+    for number in range(16):
+        background.submit(f"slow {number}", lambda: answers.wait() and None, device=number)
+    began = threading.Thread(target=background.close, args=(0.01,))
+    began.start()
+    began.join(8)  # of sixteen seconds, one for each
+    assert not began.is_alive()
+    answers.set()
 
 
 def test_jobs_of_one_key_run_one_after_another_in_their_order() -> None:
