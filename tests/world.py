@@ -527,7 +527,8 @@ class World:
         assert name != self.pointed(), f"{name} would go, and last_ckpt names it"
         assert name not in self.pins, f"{name} would go, and is pinned"
         assert name not in self.names.values(), f"{name} would go, and is named by another"
-        young = self._is_in_flight(name, self._latest_ns)
+        # Of what lies ahead of a clock that has stepped back the inode's own time tells, which here is long ago.
+        young = self._is_in_flight(name) and self._is_in_flight(name, self._latest_ns)
         assert not young, f"{name} would go, and is being written"
         assert name != self.read_in, f"{name} would go, and somebody reads in it"
         assert self._read(name) == saved.content
@@ -584,6 +585,7 @@ class World:
             target = os.path.basename(os.readlink(link))
             link.unlink()
             link.symlink_to(target)
+        _renumber(place, self.work_dir)
         try:
             with WorkDir(place) as work, mock.patch.object(os, "fsync"):
                 self._new(work, self.policy).reconcile()
@@ -674,6 +676,20 @@ class World:
             info = path.lstat()
             marks[str(path)] = (*_mark(info), info.st_ctime_ns, info.st_mode)
         return marks
+
+
+def _renumber(copy: Path, original: Path) -> None:
+    """Let what is remembered of the inodes of `original` be about those of its copy."""
+    state = copy / ".ckptd" / "state.json"
+    try:
+        raw = json.loads(state.read_text())
+    except (FileNotFoundError, ValueError):
+        return  # gone, or spoiled
+    for name, known in raw["seen"].items():
+        with contextlib.suppress(FileNotFoundError):
+            if known.get("inode") == os.lstat(original / name).st_ino:
+                known["inode"] = os.lstat(copy / name).st_ino
+    state.write_text(json.dumps(raw))
 
 
 def _mark(info: os.stat_result) -> tuple[int, int, int]:
