@@ -5,6 +5,7 @@ Knows when its next pass is due; the loop that calls it is service's.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
@@ -20,7 +21,6 @@ from .filesystem import is_local, is_read_only
 from .reading import Reader
 from .reconcile import Reconciler, Report
 from .render import summary, will_happen
-from .scan import SIDECAR_ENDING
 from .survey import Survey, ignored_text
 from .watch import Watcher
 from .workdir import WorkDir, become_owner, check_library_use
@@ -135,8 +135,6 @@ class Keeper:
                 return 0.0 if self._watch_inside(survey) else survey.settles_s
         self.report = self._reconciler.reconcile()
         self._warn_of_ignored(self.report.survey)
-        gone = [d.checkpoint.name for d in self.report.pruned]
-        self._watcher.expect_gone(self.path, {*gone, *(name + SIDECAR_ENDING for name in gone)})
         return 0.0 if self._watch_inside(self.report.survey) else self.report.look_again_s
 
     def _summary(self, survey: Survey) -> list[str]:
@@ -182,7 +180,7 @@ class Keeper:
     def _made(self, work: WorkDir) -> Reconciler:
         return Reconciler(
             work, self._policy, self._background, reader=self._reader, stopping=self._stopping, label=self.label,
-            beyond=self._beyond,
+            beyond=self._beyond, expecting=functools.partial(self._watcher.expect_gone, self.path),
         )  # fmt: skip
 
     def _say(self, level: int, text: str) -> None:

@@ -58,6 +58,7 @@ class Lookout:
         )
         self._known: set[str] = set()
         self._filling: dict[str, set[str]] = {}
+        self._ours_gone: dict[str, set[str]] = {}
         self._said: set[str] = set()
         self._events_lost = False
         self._at = 0
@@ -124,7 +125,12 @@ class Lookout:
         self.watch(path)
 
     def expect_gone(self, path: str, names: set[str]) -> None:
-        """Our own doing gives a hint too, and the pass it leads to finds nothing to do."""
+        """Give no hint, once, for the disappearance of each of `names`: it is our own doing."""
+        expected = {name for name in names if self._is_checkpoint(name, False)}
+        if expected:
+            self._ours_gone[path] = expected
+        else:
+            self._ours_gone.pop(path, None)
 
     # --- in the thread ------------------------------------------------------------------------------------------
 
@@ -199,6 +205,7 @@ class Lookout:
     def _on_gone(self, path: str) -> None:
         if path not in self._filling.get(os.path.dirname(path), ()):
             self._watch.remove(path)
+        self._ours_gone.pop(path, None)
         if path in self._known:
             self._known.discard(path)
             self._gone(path)
@@ -222,6 +229,8 @@ class Lookout:
             if name == OWN_DIR and not gone and place not in self._known:
                 self._put("look", place)
             return
+        if gone and not is_dir and self._is_expected(place, name):
+            return
         if is_dir:
             self._put("gone" if gone else "look", os.path.join(place, name))
         if place in self._known:
@@ -234,6 +243,15 @@ class Lookout:
             self._look(parent)
             if place in self._tree:
                 self._put("look", place)  # it may by now be known as a checkpoint, and needs no more looking into
+
+    def _is_expected(self, place: str, name: str) -> bool:
+        expected = self._ours_gone.get(place)
+        if not expected or name not in expected:
+            return False
+        expected.discard(name)
+        if not expected:
+            self._ours_gone.pop(place, None)  # of ten thousand work dirs
+        return True
 
     def _lost(self) -> None:
         """Look at what has changed at once, and at everything when it is time: a storm may go on and on."""

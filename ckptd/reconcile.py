@@ -25,6 +25,7 @@ from .pointer import named_by, replace_pointer
 from .pruner import Pruner
 from .reading import Reader
 from .reliance import Reliance
+from .scan import SIDECAR_ENDING
 from .state import write_state
 from .survey import Survey, beyond_text, short_text
 from .surveyor import Surveyor
@@ -86,7 +87,9 @@ class Reconciler:
         stopping: Callable[[], bool] = lambda: False,
         label: str = "",
         beyond: dict[str, int] | None = None,
+        expecting: Callable[[set[str]], None] = lambda names: None,
     ) -> None:
+        """expecting: told in each pass, before anything goes, of all that may."""
         self.work, self.policy, self._clock = work, policy, clock
         self._log = Labelled(log, {"label": label})  # several work dirs share one log
         self.surveyor = Surveyor(work, policy)
@@ -97,6 +100,7 @@ class Reconciler:
         self._unreadable: dict[str, str] = {}
         self._beyond: dict[str, int] = {} if beyond is None else beyond
         self._short_bytes = 0
+        self._expecting = expecting
         self._pruner = Pruner(work, policy.trash_ttl_s, background, clock, self._log, stopping)
         self._reliance = Reliance(self.surveyor, reader or Reader(background, wait=True), clock, self._log)
 
@@ -139,6 +143,7 @@ class Reconciler:
         self._say_unreadable(survey)
         memory = self.surveyor.findings.written_into(survey.plan.memory)
         self._remember(memory)
+        self._expecting({name for d in prunes for name in (d.checkpoint.name, d.checkpoint.name + SIDECAR_ENDING)})
         pruned, failed = self._pruner.prune(survey, prunes)
         gone = {d.checkpoint.name for d in pruned}
         if gone:

@@ -227,6 +227,22 @@ def test_an_event_in_a_work_dir_lists_nothing_and_concerns_that_one_only(looking
     assert (set(looking.looks), looking.lookout.listed) == ({str(tmp_path / "run")}, before)
 
 
+def test_what_we_remove_ourselves_gives_no_hint_and_what_somebody_else_removes_does(
+    looking: Looking, tmp_path: Path
+) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    save(run, 2)
+    save(other, 1)  # heard of after all of the former
+    eventually(lambda: str(other) in looking.looks)
+    del looking.looks[:]
+    looking.lookout.expect_gone(str(run), {"epoch_1.pth", "epoch_1.pth.metrics.json"})
+    (run / "epoch_1.pth").rename(tmp_path / "samples" / "away")
+    (run / "epoch_2.pth").unlink()
+    (other / "epoch_1.pth").unlink()
+    eventually(lambda: looking.looks[-1:] == [str(other)] and str(run) in looking.looks)
+    assert looking.looks.count(str(run)) == 1
+
+
 def test_loops_of_symlinks_end_and_what_they_lead_to_is_not_looked_after(tmp_path: Path, watching: Watch) -> None:
     root = tmp_path / "root"
     save(root / "a", 1)
