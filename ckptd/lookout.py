@@ -125,10 +125,9 @@ class Lookout:
         self.watch(path)
 
     def expect_gone(self, path: str, names: set[str]) -> None:
-        """Give no hint, once, for the disappearance of each of `names`: it is our own doing."""
-        expected = {name for name in names if self._is_checkpoint(name, False)}
-        if expected:
-            self._ours_gone[path] = expected
+        """Give no hint, once, for the disappearance of each of the checkpoints `names`: it is our own doing."""
+        if names:
+            self._ours_gone[path] = names
         else:
             self._ours_gone.pop(path, None)
 
@@ -229,12 +228,11 @@ class Lookout:
             if name == OWN_DIR and not gone and place not in self._known:
                 self._put("look", place)
             return
-        if gone and not is_dir and self._is_expected(place, name):
-            return
+        ours = gone and self._is_expected(place, name)
         if is_dir:
             self._put("gone" if gone else "look", os.path.join(place, name))
         if place in self._known:
-            if not is_dir or self._is_checkpoint(name, True):
+            if not ours and (not is_dir or self._is_checkpoint(name, True)):
                 self._look(place)
         elif not gone and self._is_checkpoint(name, is_dir):
             self._put("look", place)

@@ -25,7 +25,6 @@ from .pointer import named_by, replace_pointer
 from .pruner import Pruner
 from .reading import Reader
 from .reliance import Reliance
-from .scan import SIDECAR_ENDING
 from .state import write_state
 from .survey import Survey, beyond_text, short_text
 from .surveyor import Surveyor
@@ -89,7 +88,7 @@ class Reconciler:
         beyond: dict[str, int] | None = None,
         expecting: Callable[[set[str]], None] = lambda names: None,
     ) -> None:
-        """expecting: told in each pass, before anything goes, of all that may."""
+        """expecting: told in each pass, before anything goes, of all checkpoints that may."""
         self.work, self.policy, self._clock = work, policy, clock
         self._log = Labelled(log, {"label": label})  # several work dirs share one log
         self.surveyor = Surveyor(work, policy)
@@ -143,7 +142,7 @@ class Reconciler:
         self._say_unreadable(survey)
         memory = self.surveyor.findings.written_into(survey.plan.memory)
         self._remember(memory)
-        self._expecting({name for d in prunes for name in (d.checkpoint.name, d.checkpoint.name + SIDECAR_ENDING)})
+        self._expecting({d.checkpoint.name for d in prunes})
         pruned, failed = self._pruner.prune(survey, prunes)
         gone = {d.checkpoint.name for d in pruned}
         if gone:

@@ -6,7 +6,7 @@ A lost or broken file costs nothing but memory: the next pass meets the work dir
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from .core.keyed import names_from
@@ -46,7 +46,7 @@ def read_state(own_fd: int) -> Memory | None:
 def write_state(memory: Memory, own_fd: int) -> None:
     """Replace the state, durably and whole at every moment. Raises OSError."""
     seen = {name: _plain(known) for name, known in memory.seen.items()}
-    series = {text: asdict(known) for text, known in memory.series.items()}
+    series = {text: vars(known) for text, known in memory.series.items()}
     raw = {"version": VERSION, "next_order": memory.next_order, "series": series, "seen": seen}
     replace_file(NAME, json.dumps(raw, separators=(",", ":")).encode(), dir_fd=own_fd)
 

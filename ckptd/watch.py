@@ -28,6 +28,7 @@ from watchdog.observers.api import BaseObserver, ObservedWatch
 from watchdog.observers.inotify_move_event_grouper import InotifyMoveEventGrouper
 
 from .disk import OWN_DIR, temporary_name
+from .scan import SIDECAR_ENDING
 
 # watchdog holds back what follows a file moved away, our own renames into the trash, for half a second, to pair it with
 # its arrival. A hint needs no pairs.
@@ -109,7 +110,7 @@ class Watcher:
                 log.debug("unwatched %s: %s", place, error)
 
     def expect_gone(self, path: str, names: set[str]) -> None:
-        """Give no hint for the disappearance of `names`: it is our own doing."""
+        """Give no hint for the disappearance of the checkpoints `names` and their scores: it is our own doing."""
         self._gone[path] = names
 
     def is_alive(self) -> bool:
@@ -139,7 +140,7 @@ class Watcher:
         names = [os.path.basename(p) for p in places]
         if only is None and all(name in self._ours for name in names):
             return
-        if event.event_type == "deleted" and names[0] in self._gone.get(path, ()):
+        if event.event_type == "deleted" and names[0].removesuffix(SIDECAR_ENDING) in self._gone.get(path, ()):
             return
         self._hint(path)
 

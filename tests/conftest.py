@@ -157,6 +157,15 @@ def pointed(work_dir: Path) -> str:
     return name
 
 
+def keeps(work_dir: Path, *steps: int) -> Callable[[], bool]:
+    """Whether these epochs are left, oldest first, and the pointer names the last of them."""
+    return lambda: (
+        left(work_dir) == epochs(*steps)
+        and (work_dir / "last_ckpt").exists()
+        and pointed(work_dir) == f"epoch_{steps[-1]}.pth"
+    )
+
+
 def picture(place: Path) -> dict[str, tuple[Any, ...]]:
     """All that can change about the files below `place`: inode, mode, owner, times of change, bytes or target."""
     found = {}

@@ -25,6 +25,7 @@ from .conftest import (
     environment,
     epochs,
     eventually,
+    keeps,
     left,
     pointed,
     torch_zip,
@@ -39,14 +40,6 @@ def save(work_dir: Path, step: int) -> None:
     """Save as a training job does: with open and close, under the final name."""
     work_dir.mkdir(parents=True, exist_ok=True)
     (work_dir / f"epoch_{step}.pth").write_bytes(torch_zip())
-
-
-def keeps(work_dir: Path, *steps: int) -> Callable[[], bool]:
-    return lambda: (
-        left(work_dir) == epochs(*steps)
-        and (work_dir / "last_ckpt").exists()
-        and pointed(work_dir) == f"epoch_{steps[-1]}.pth"
-    )
 
 
 def is_owned(work_dir: Path) -> bool:
@@ -235,7 +228,7 @@ def test_what_we_remove_ourselves_gives_no_hint_and_what_somebody_else_removes_d
     save(other, 1)  # heard of after all of the former
     eventually(lambda: str(other) in looking.looks)
     del looking.looks[:]
-    looking.lookout.expect_gone(str(run), {"epoch_1.pth", "epoch_1.pth.metrics.json"})
+    looking.lookout.expect_gone(str(run), {"epoch_1.pth"})
     (run / "epoch_1.pth").rename(tmp_path / "samples" / "away")
     (run / "epoch_2.pth").unlink()
     (other / "epoch_1.pth").unlink()

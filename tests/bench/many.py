@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ckptd.core.policy import Policy
 from ckptd.tree import Tree, name_test
 
-from .beside import CKPTD, cpu_s, resident_mb, switches
+from .beside import CKPTD, cpu_s, resident_mb, switches, until
 from .idle import settled
 from .latency import pointed, renamed, torch_zip
 from .lines import Line, amount, compared, said, within
@@ -102,14 +102,13 @@ def saved(run: Path, content: bytes) -> float:
     new = run / f"epoch_{int(pointed(run).rpartition('_')[2][:-4]) + 1}.pth"
     renamed(new, content)
     began_s = time.perf_counter()
-    while pointed(run) != str(new):
-        time.sleep(0.0002)
+    until(lambda: pointed(run) == str(new), f"a pointer at {new}")
     took_s = time.perf_counter() - began_s
     time.sleep(GAP_S)
     return took_s
 
 
-def timed(call: object) -> float:
+def timed(call: Callable[[], object]) -> float:
     began_s = time.perf_counter()
-    call()  # type: ignore[operator]
+    call()
     return time.perf_counter() - began_s

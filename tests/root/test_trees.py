@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Watching, environment, epochs, eventually, left, pointed, torch_zip
+from tests.conftest import Watching, epochs, eventually, keeps, left, torch_zip
 from tests.root.disks import Disk, can_mount
 from tests.root.strace import needs
 
 Watch = Callable[..., AbstractContextManager[Watching]]
 OPTIONS = ("--max-keep", "1", "--interval", "1", "--trash-ttl", "0")
-ALL, NEWEST = epochs(1, 2, 3), epochs(3)
+ALL = epochs(1, 2, 3)
 
 
 def saved(work_dir: Path) -> Path:
@@ -24,10 +24,6 @@ def saved(work_dir: Path) -> Path:
     for name in ALL:
         (work_dir / name).write_bytes(torch_zip())
     return work_dir
-
-
-def is_done(work_dir: Path) -> bool:
-    return left(work_dir) == NEWEST and (work_dir / "last_ckpt").exists() and pointed(work_dir) == NEWEST[0]
 
 
 @contextmanager
@@ -51,11 +47,11 @@ def test_a_disk_that_does_not_answer_holds_up_no_other(tmp_path: Path, watching:
         fast = [saved(root / "other" / f"run{number}") for number in range(10)]
         with watching("--recursive", root, *OPTIONS) as watch:
             with frozen(disk.path):
-                eventually(lambda: all(map(is_done, fast)), what="the other disk's passes")
+                eventually(lambda: all(keeps(run, 3)() for run in fast), what="the other disk's passes")
                 (fast[0] / "epoch_4.pth").write_bytes(torch_zip())
                 eventually(lambda: left(fast[0]) == epochs(4), what="a save on the other disk")
                 assert [left(work_dir) for work_dir in slow] == [ALL] * len(slow)
-            eventually(lambda: all(map(is_done, slow)), what="the passes that had to wait")
+            eventually(lambda: all(keeps(run, 3)() for run in slow), what="the passes that had to wait")
             assert watch.stop() == 0
 
 
@@ -68,12 +64,12 @@ def test_where_the_kernel_has_no_more_watches_the_rest_is_scanned(tmp_path: Path
         pytest.skip("no limit of watches can be set here: it takes a user namespace of one's own")
     command = [sys.executable, "-m", "ckptd", "watch", "--recursive", str(tmp_path / "root"), *OPTIONS]
     more = ("--scan-interval", "0.2")
-    with watching(command=[*alone, few, "sh", *command, *more], env=environment()) as watch:
-        eventually(lambda: all(map(is_done, runs)), what="the first passes")
+    with watching(command=[*alone, few, "sh", *command, *more]) as watch:
+        eventually(lambda: all(keeps(run, 3)() for run in runs), what="the first passes")
         for run in runs:
             (run / "epoch_4.pth").write_bytes(torch_zip())
         eventually(lambda: all(left(run) == epochs(4) for run in runs), what="a save that no watch tells of")
         saved(tmp_path / "root" / "later")
-        eventually(lambda: is_done(tmp_path / "root" / "later"), what="a work dir that no watch tells of")
+        eventually(keeps(tmp_path / "root" / "later", 3), what="a work dir that no watch tells of")
         assert watch.stop() == 0
     assert watch.said("fs.inotify.max_user_watches") == 1
