@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from .disk import LOCK, NO_ROOM, open_as_its_directory, opened_dir
+from .disk import LOCK, NO_ROOM, OWN_DIR, open_as_its_directory, opened_dir
 from .errors import CkptdError, NoRoomError, OwnedError, RefusedError, UsageError, why
 from .place import is_aside, make_own, opened_own, own_dir
 
@@ -142,7 +142,8 @@ class WorkDir:
         try:
             make_own(self.fd)
             own_fd = self.open_own()
-            assert own_fd is not None  # made above, and opened without following anything
+            if own_fd is None:  # made above, and removed since by whoever removes the work dir
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), OWN_DIR)
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             fd = os.open(LOCK, flags, 0o666, dir_fd=own_fd)
         except OSError as error:
