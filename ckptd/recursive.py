@@ -20,6 +20,7 @@ from .disk import opened_dir
 from .errors import CkptdError, why
 from .lookout import Lookout
 from .service import ENDING, PATIENCE_S, JobEnded, Look, Service, Signalled, Told, Word, check_command
+from .tree import is_hidden
 from .workdir import become_owner
 
 log = logging.getLogger("ckptd")
@@ -144,15 +145,24 @@ class RecursiveService(Service):
 
 
 def _apart(roots: Sequence[str]) -> list[str]:
-    """The roots, each once, without those that are below another: what they hold would be looked after twice."""
+    """The roots, each once, without those that are below another: what they hold would be looked after twice.
+
+    One in a hidden directory below another stays: there the other does not look.
+    """
     real = {root: os.path.realpath(root) for root in dict.fromkeys(roots)}
     chosen: list[str] = []
     for root, place in real.items():
         others = [other for other in real if other != root]
-        if any(place.startswith(real[o].rstrip("/") + "/") or (place == real[o] and o in chosen) for o in others):
+        if any(_looks_at(place, real[o]) or (place == real[o] and o in chosen) for o in others):
             continue
         chosen.append(root)
     return chosen
+
+
+def _looks_at(place: str, root: str) -> bool:
+    """Whether whoever looks below `root` comes to `place`, which is another directory."""
+    root = root.rstrip("/") + "/"
+    return place.startswith(root) and not any(map(is_hidden, place[len(root) :].split("/")))
 
 
 def _check(root: str) -> None:

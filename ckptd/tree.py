@@ -1,7 +1,8 @@
 """The directories below a root: which of them are work dirs, and what has changed there. Reads, never writes.
 
-No symlink is followed, nothing of ours is looked into, nor what is a checkpoint itself. A directory is listed when it
-is new and when its own time of change says so: what lies in it costs nothing from then on.
+No symlink is followed, and what is hidden (snapshots, backups, caches), ours, or a checkpoint itself is not looked
+into. A directory is listed when it is new and when its own time of change says so: what lies in it costs nothing from
+then on.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class Tree:
 
     def look(self, path: str) -> Iterator[str]:
         """List `path` and what below it is new; yields each work dir among them, as it is found."""
-        if path != self.root and os.path.dirname(path) not in self._nodes:
+        if path != self.root and (os.path.dirname(path) not in self._nodes or is_hidden(os.path.basename(path))):
             return  # its parent is gone, or is a checkpoint
         ahead = [path]
         while ahead:
@@ -160,7 +161,8 @@ class Tree:
                             # A run has declared itself there, or ckptd has been there.
                             node.holds = node.holds or name == OWN_DIR
                             continue
-                        node.children.add(name)
+                        if not is_hidden(name):
+                            node.children.add(name)
                         node.holds = node.holds or self._is_checkpoint(name, True)
                     elif not node.holds and self._is_checkpoint(name, False):
                         node.holds = entry.is_file(follow_symlinks=False)
@@ -189,6 +191,11 @@ class Tree:
         parent = self._nodes.get(os.path.dirname(path))
         if parent is not None and path != self.root:
             parent.children.add(os.path.basename(path))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a directory with this name is none that runs are in."""
+    return name.startswith(".")
 
 
 def is_ours(name: str) -> bool:

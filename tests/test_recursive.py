@@ -70,6 +70,45 @@ def test_a_directory_in_which_a_run_has_declared_itself_is_a_work_dir(tmp_path: 
     assert found(tmp_path) == ["a"]
 
 
+def test_a_hidden_directory_holds_no_runs_unless_it_is_the_root(tmp_path: Path) -> None:
+    run(tmp_path / "a", "epoch_1.pth")
+    for hidden in (".snapshots/1/a", ".backup", "b/.cache/c"):
+        run(tmp_path / hidden, "epoch_1.pth")
+    looked_at: list[str] = []
+    tree = tree_of(tmp_path, on_look=looked_at.append)
+    assert list(tree.look(str(tmp_path))) == [str(tmp_path / "a")]
+    assert list(tree.look(str(tmp_path / ".backup"))) == []  # as after a hint of the kernel
+    assert [os.path.relpath(path, tmp_path) for path in looked_at] == [".", "a", "b"]
+    assert found(tmp_path / ".snapshots") == ["1/a"]
+    assert found(tmp_path / "b" / ".cache") == ["c"]
+
+
+def test_a_directory_that_is_hidden_later_is_forgotten_and_one_that_is_shown_is_found(tmp_path: Path) -> None:
+    for name in ("a", ".b"):
+        run(tmp_path / name, "epoch_1.pth")
+    tree = tree_of(tmp_path)
+    list(tree.look(str(tmp_path)))
+    (tmp_path / "a").rename(tmp_path / ".a")
+    (tmp_path / ".b").rename(tmp_path / "b")
+    list(tree.look_again())
+    assert tree.work_dirs == [str(tmp_path / "b")]
+
+
+def test_a_hidden_checkpoint_that_was_asked_for_makes_a_work_dir(tmp_path: Path) -> None:
+    Builder(tmp_path).shards(".step_1")
+    tree = Tree(str(tmp_path), name_test(Policy(templates=(".step_{}",))))
+    assert list(tree.look(str(tmp_path))) == [str(tmp_path)]
+
+
+def test_prune_leaves_what_is_hidden_alone_and_takes_it_where_it_is_named(tmp_path: Path, ckptd: Command) -> None:
+    hidden = run(tmp_path / ".backup" / "a", *epochs(1, 2))
+    run(tmp_path / "a", *epochs(1, 2))
+    assert ckptd("prune", tmp_path, *ONE).returncode == 0
+    assert (left(tmp_path / "a"), left(hidden)) == (epochs(2), epochs(1, 2))
+    assert ckptd("prune", tmp_path, tmp_path / ".backup", *ONE).returncode == 0
+    assert left(hidden) == epochs(2)
+
+
 def test_what_is_pruned_into_the_trash_is_no_work_dir(tmp_path: Path) -> None:
     run(tmp_path / "a", "epoch_1.pth")
     run(tmp_path / "a" / ".ckptd" / "trash", "epoch_1.pth")

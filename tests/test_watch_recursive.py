@@ -379,6 +379,25 @@ def test_roots_that_overlap_are_one(tmp_path: Path, watching: Watch) -> None:
     assert watch.said("owns this work dir") == 0
 
 
+def test_a_hidden_directory_is_left_alone_also_if_it_comes_later_unless_it_is_named(
+    tmp_path: Path, watching: Watch
+) -> None:
+    hidden, named, shown = (tmp_path / "root" / name for name in (".snapshots/1", ".named/run", "shown"))
+    for step in (1, 2):
+        save(hidden, step)
+        save(named, step)
+    with watching(tmp_path / "root", tmp_path / "root" / ".named", *ONE, *NEVER) as watch:
+        eventually(keeps(named, 2))
+        for step in (1, 2):
+            save(tmp_path / "root" / ".later", step)
+            save(hidden, step + 2)
+        for step in (1, 2):
+            save(shown, step)
+        eventually(keeps(shown, 2))  # heard of after all of these
+        assert watch.stop() == 0
+    assert (left(hidden), left(tmp_path / "root" / ".later")) == (epochs(1, 2, 3, 4), epochs(1, 2))
+
+
 def test_a_work_dir_that_another_ckptd_owns_is_left_to_it(tmp_path: Path, watching: Watch) -> None:
     for name in "ab":
         save(tmp_path / name, 1)
