@@ -203,13 +203,33 @@ def _measure(name: str, dir_fd: int, info: os.stat_result) -> tuple[int, int, in
 
 
 def _note_link(found: Found, work_dir: str, dir_fd: int, link: str) -> None:
-    """Remember what a symlink names inside the work dir: the name it holds, and the one it ends at."""
+    """Remember what a symlink names inside the work dir: the name it holds, and the one it ends at.
+
+    One that leads nowhere here may well lead somewhere in a container, on another host, or before the run was moved:
+    there it names what bears the name here, so all names on its way count. One that leads to another file elsewhere
+    names that one.
+    """
     try:
         target = os.readlink(link, dir_fd=dir_fd)
     except OSError:
         return
     here = os.path.realpath(work_dir)
-    for path in (os.path.normpath(os.path.join(here, target)), os.path.realpath(os.path.join(here, link))):
-        inside = os.path.relpath(path, here).split(os.sep)[0]
-        if inside not in (os.curdir, os.pardir) and inside != link:
-            found.linked[inside] = link
+    paths = os.path.normpath(os.path.join(here, target)), os.path.realpath(os.path.join(here, link))
+    firsts = [os.path.relpath(path, here).split(os.sep)[0] for path in paths]
+    if all(first == os.pardir for first in firsts) and not _leads_elsewhere(link, os.path.basename(paths[1]), dir_fd):
+        firsts = [part for path in paths for part in path.split(os.sep)]
+    for name in firsts:
+        if name not in ("", os.curdir, os.pardir, link):
+            found.linked[name] = link
+
+
+def _leads_elsewhere(link: str, name: str, dir_fd: int) -> bool:
+    """Whether a symlink ends at something that is there, and not what `name` in this directory is by another way."""
+    try:
+        there = os.stat(link, dir_fd=dir_fd)
+    except OSError:
+        return False
+    try:
+        return not os.path.samestat(there, stat_entry(name, dir_fd=dir_fd))
+    except OSError:
+        return True

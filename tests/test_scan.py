@@ -133,6 +133,41 @@ def test_a_symlink_into_a_checkpoints_directory_names_the_checkpoint(with_checkp
     assert look(path.parent).linked == {"iter_1": "best"}
 
 
+@pytest.mark.parametrize("target", [
+    "/workspace/run/epoch_1.pth", "/workspace/run/epoch_1.pth/", "../moved/epoch_1.pth",
+    "/workspace/run/epoch_1.pth/model.safetensors",
+])  # fmt: skip
+def test_a_symlink_that_leads_nowhere_here_names_what_bears_the_name_it_ends_with(
+    target: str, with_checkpoints: Builder
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2))
+    (work_dir / "best").symlink_to(target)
+    assert look(work_dir).linked["epoch_1.pth"] == "best"
+    assert "epoch_2.pth" not in look(work_dir).linked
+
+
+def test_a_symlink_through_another_that_leads_nowhere_here_names_it_too(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2))
+    (work_dir.parent / "hop").symlink_to("/workspace/run/epoch_1.pth")
+    (work_dir / "best").symlink_to("../hop")
+    assert look(work_dir).linked["epoch_1.pth"] == "best"
+
+
+def test_a_symlink_to_something_else_that_is_there_names_that_alone(with_checkpoints: Builder, tmp_path: Path) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2))
+    (tmp_path / "epoch_1.pth").touch()
+    (work_dir / "first").symlink_to(tmp_path / "epoch_1.pth")
+    assert look(work_dir).linked == {}
+
+
+def test_a_symlink_to_the_same_file_by_another_way_names_it(with_checkpoints: Builder, tmp_path: Path) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2))
+    (tmp_path / "mounted").mkdir()  # as a bind mount shows it
+    (tmp_path / "mounted" / "epoch_1.pth").hardlink_to(work_dir / "epoch_1.pth")
+    (work_dir / "best").symlink_to(tmp_path / "mounted" / "epoch_1.pth")
+    assert look(work_dir).linked["epoch_1.pth"] == "best"
+
+
 def test_a_checkpoint_that_vanishes_while_it_is_looked_at_is_not_there(
     with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
