@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from .errors import CkptdError, RefusedError
 
@@ -22,6 +24,10 @@ _DEEPEST = 32  # levels below a checkpoint's directory; real ones have four
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_RENAME_NOREPLACE = 1
+_SYS_RENAMEAT2 = {"x86_64": 316, "aarch64": 276}  # for a libc older than the call
+_NOT_IN_ONE_CALL = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})  # NFS, FUSE, old kernels
+_NO_SECOND_NAME = frozenset({errno.EPERM, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EMLINK})
 _CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP})  # some network file systems, for directories only
 
 
@@ -116,6 +122,49 @@ def replace_file(name: str, content: bytes, *, dir_fd: int) -> None:
     sync_dir(dir_fd)
 
 
+def rename_new(src: str, dst: str, *, src_dir_fd: int, dst_dir_fd: int, ours: bool = False) -> None:
+    """Rename, replacing nothing: raises FileExistsError if the new name is taken, OSError otherwise.
+
+    Where the system cannot do that in one call, a file gets its second name before it loses the first. For a directory,
+    which can have no second, a look just before has to do; and for a new name in a directory of `ours`, since whoever
+    replaces the old name between the two would lose what he put there.
+    """
+    try:
+        _rename_noreplace(src, dst, src_dir_fd, dst_dir_fd)
+        return
+    except OSError as error:
+        if error.errno not in _NOT_IN_ONE_CALL:
+            raise
+    is_dir = stat.S_ISDIR(os.stat(src, dir_fd=src_dir_fd, follow_symlinks=False).st_mode)
+    if not (ours or is_dir):
+        try:
+            os.link(src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_SECOND_NAME:
+                raise
+        else:
+            os.unlink(src, dir_fd=src_dir_fd)
+            return
+    if exists(dst, dir_fd=dst_dir_fd):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), dst)
+    os.rename(src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+
+
+def open_to_owner(name: str, *, dir_fd: int) -> None:
+    """Let its owner do everything in the directory `name`, whatever its mode. What is no directory any more is left as
+    it is, a symlink too; and so is what may not be changed."""
+    try:
+        # Without opening it, which its mode may forbid; by its inode, for by now the name may be somebody else's.
+        fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    except OSError:
+        return
+    try:
+        with contextlib.suppress(OSError):
+            os.chmod(f"/proc/self/fd/{fd}", 0o700)
+    finally:
+        os.close(fd)
+
+
 def temporary_name(name: str) -> str:
     """The one temporary name beside `name`: a stray one is found and replaced by the next write."""
     return f".{name}.ckptd-tmp"
@@ -182,6 +231,35 @@ def exists(name: str, *, dir_fd: int) -> bool:
             raise
         return False
     return True
+
+
+def _rename_noreplace(src: str, dst: str, src_dir_fd: int, dst_dir_fd: int) -> None:
+    names = os.fsencode(src), os.fsencode(dst)
+    if any(b"\0" in each for each in names):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), ascii(src))
+    number = _renameat2()(src_dir_fd, names[0], dst_dir_fd, names[1], _RENAME_NOREPLACE)
+    if number:
+        raise OSError(number, os.strerror(number), src, None, dst)
+
+
+@functools.cache
+def _renameat2() -> Callable[[int, bytes, int, bytes, int], int]:
+    """The call itself; it returns an error's number, or 0."""
+    import ctypes  # here, because who only reads needs it seldom, and it is slow to import
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = _SYS_RENAMEAT2.get(os.uname().machine)
+
+    def call(*args: Any) -> int:
+        if hasattr(libc, "renameat2"):
+            failed = libc.renameat2(*args)
+        elif number is not None:
+            failed = libc.syscall(number, *args)
+        else:
+            return errno.ENOSYS
+        return ctypes.get_errno() if failed else 0
+
+    return call
 
 
 def _opened(name: str, flags: int, dir_fd: int | None) -> int:

@@ -18,7 +18,10 @@ from .errors import CkptdError, RefusedError, why
 
 NAME = "journal.jsonl"
 _LARGEST = 1 << 30
-_KINDS = {"at": str, "did": str, "name": str, "reason": str, "trash": str, "size_bytes": int, "until_ms": int}
+_KINDS = {
+    "at": str, "did": str, "name": str, "series": str, "reason": str, "trash": str,
+    "step": int, "order": int, "size_bytes": int, "until_ms": int, "scores": int,
+}  # fmt: skip
 _YEAR_10000_MS = 253_402_300_800_000
 
 

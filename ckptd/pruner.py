@@ -5,7 +5,8 @@ Decides nothing: which checkpoints go, and that they may, is settled before it i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,26 +14,29 @@ from . import delete, journal
 from .background import Background
 from .core.budget import Budget
 from .core.checkpoint import Checkpoint
-from .core.memory import Memory, Seen
+from .core.memory import BROUGHT_BACK, Memory, Seen
 from .core.plan import Decision, Plan
 from .disk import NO_ROOM, SyncError, exists
-from .errors import why
+from .errors import RefusedError, why
 from .filesystem import free_bytes
 from .labelled import Labelled
+from .last_look import Holders, reasons_to_stay
 from .remover import Remover
-from .scan import SIDECAR_ENDING, entry_of
+from .scan import SIDECAR_ENDING, Entry, entry_of
 from .survey import Survey
 from .units import human_bytes
 from .workdir import WorkDir
 
 LARGE_PRUNE_TTL_S = 3600.0
 _UNNAMED_TTL_MS = 3_600_000
+_GAVE_BACK = "gave back"
 
 
 class Pruner:
     """Deletes from one work dir, and knows what waits in its trash and until when.
 
-    trash_ttl_s: how long, or None for DESIGN section 3's default. stopping: asked before each rename.
+    trash_ttl_s: how long, or None for DESIGN section 3's default. stopping: asked before each rename. named_now: tells
+    what is pinned, or named by a pointer or a link, by now, and why.
     """
 
     def __init__(
@@ -43,8 +47,10 @@ class Pruner:
         clock: Callable[[], int],
         log: Labelled,
         stopping: Callable[[], bool],
+        named_now: Callable[[], Mapping[str, Sequence[str]]],
     ) -> None:
         self._stopping = stopping
+        self._named_now = named_now
         self._work, self._trash_ttl_s, self._clock, self._log = work, trash_ttl_s, clock, log
         self._remover = Remover(background, log)
         self._tries: dict[str, int] = {}
@@ -52,6 +58,7 @@ class Pruner:
         self._expires_ms: dict[str, int] = {}
         self._bytes: dict[str, int] = {}  # what each of these takes on the disk
         self._said: dict[str, str] = {}
+        self._left: dict[str, str] = {}  # what the last pass was to prune and has left alone, and why
         self._said_full = False
         self._unsynced = False
 
@@ -73,7 +80,10 @@ class Pruner:
                     line = self._name_again(item, seen, trash_fd)
                     unnamed += line is None
                 if line is not None and not exists(line["name"], dir_fd=self._work.fd):
-                    self._put_beside(line["name"], item.name, trash_fd)
+                    with self._leaving_scores(line["name"]):
+                        delete.put_left_beside(
+                            line["name"], item.name, inode=line.get("scores"), work_fd=self._work.fd, trash_fd=trash_fd
+                        )
                 until_ms = line.get("until_ms") if line else item.at_ms + _UNNAMED_TTL_MS
                 if self._trash_ttl_s is not None:
                     until_ms = item.at_ms + int(self._trash_ttl_s * 1000)
@@ -93,10 +103,13 @@ class Pruner:
         """
         pruned: list[Decision] = []
         failed: dict[str, str] = {}
+        said_before, self._left = self._left, {}
         if not prunes:
             return pruned, failed
         now_ms = self._clock() // 1_000_000
         until_ms = now_ms + int(self._ttl_s(survey.plan, prunes) * 1000)
+        stays = reasons_to_stay(survey, prunes, self._named_now(), work_fd=self._work.fd)
+        holders = Holders()
         binned: list[tuple[Decision, str]] = []
         with delete.opened_trash(self._own_fd) as trash_fd:
             for decision in prunes:
@@ -104,44 +117,58 @@ class Pruner:
                     break  # what is left is owed, and goes after the next start
                 name = decision.checkpoint.name
                 try:
+                    if name in stays:
+                        raise delete.ChangedError(stays[name])
+                    scores = delete.scores_of(name, dir_fd=self._work.fd)
                     item = delete.put(
-                        survey.entries[name], work_fd=self._work.fd, trash_fd=trash_fd, now_ms=now_ms, first=len(binned)
-                    )
+                        survey.entries[name], work_fd=self._work.fd, trash_fd=trash_fd, now_ms=now_ms,
+                        first=len(binned), who=holders.of,
+                    )  # fmt: skip
                 except FileNotFoundError:
                     pruned.append(decision)  # somebody else was faster
                 except delete.ChangedError as error:
-                    self._log.warning("left %s alone: %s", name, error)
+                    self._left[name] = str(error)  # said once, not at every pass in which somebody has it open
+                    if said_before.get(name) != str(error):
+                        self._log.warning("left %s alone: %s", name, error)
                 except OSError as error:
                     failed[name] = why(error)
                     self._refused(name, why(error))
                 else:
-                    self._put_beside(name, item, trash_fd)
+                    with self._leaving_scores(name):
+                        delete.put_beside(name, item, scores=scores, work_fd=self._work.fd, trash_fd=trash_fd)
                     binned.append((decision, item))
-                    self._write_down(_line(decision.checkpoint, "; ".join(decision.reasons), item, now_ms, until_ms))
-                    self._say_pruned(decision)
-            pruned += [decision for decision, _ in binned]
+                    self._write_down(
+                        _line(decision.checkpoint, decision.order, "; ".join(decision.reasons), item, until_ms, scores)
+                    )
             if not binned:
                 return pruned, failed
             try:
+                binned = self._still_unwanted(survey, binned, trash_fd)
                 delete.sync(work_fd=self._work.fd, trash_fd=trash_fd)
-            except SyncError as error:
-                # A rename that a power cut may undo: what it moved stays whole in the trash until the next start.
+            except OSError as error:
+                # A rename that a power cut may undo, or somebody may have named what could not be seen: what it moved
+                # stays whole in the trash until the next start.
                 failed |= {decision.checkpoint.name: why(error) for decision, _ in binned}
+                what = "fsync" if isinstance(error, SyncError) else "a look"
                 self._log.error(
-                    "fsync of %s failed (%s): nothing is freed; check the disk", self._work.path, why(error)
+                    "%s of %s failed (%s): nothing is freed; check the disk", what, self._work.path, why(error)
                 )
-                return pruned, failed
+                return pruned + [decision for decision, _ in binned], failed
+        for decision, _ in binned:
+            pruned.append(decision)
+            self._say_pruned(decision)
         self._expires_ms |= {item: until_ms for _, item in binned}
         self._bytes |= {item: decision.checkpoint.allocated_bytes for decision, item in binned}
         self._make_journal_durable()  # before the state forgets their names
-        if until_ms > now_ms:
+        if binned and until_ms > now_ms:
             self._say_kept(binned, (until_ms - now_ms) / 60_000)
         return pruned, failed
 
-    def settle(self, budget: Budget | None = None) -> None:
+    def settle(self, budget: Budget | None = None) -> list[Seen]:
         """Hand to the remover what has been in the trash long enough, once the journal tells where it came from.
 
-        With a budget the trash goes first, the oldest before the others, until all that is left fits.
+        With a budget the trash goes first, the oldest before the others, until all that is left fits. What somebody is
+        at by now is not freed, but goes back under its name; returns what is to be remembered of that, as owed.
         """
         now_ms = self._clock() // 1_000_000
         while self._remover.failed:
@@ -152,11 +179,14 @@ class Pruner:
         if self._unwritten:
             self._write_down()
         self._make_journal_durable()
+        if not due:
+            return []
+        due, back = self._without_held(due, now_ms)
+        for item in due:
+            self._forget(item)
         if due:
-            for item in due:
-                del self._expires_ms[item]
-                self._bytes.pop(item, None)
             self._remover.submit(self._work.path, self._own_fd, due)
+        return back
 
     @property
     def unfreed(self) -> dict[str, str]:
@@ -228,6 +258,75 @@ class Pruner:
             if error.errno not in NO_ROOM:
                 raise
 
+    # --- giving back ------------------------------------------------------------------------------------------------
+
+    def _still_unwanted(
+        self, survey: Survey, binned: list[tuple[Decision, str]], trash_fd: int
+    ) -> list[tuple[Decision, str]]:
+        """What of `binned` nobody has named, opened or come to rely on since the last look; the others go back."""
+        holders = Holders()
+        decisions = [decision for decision, _ in binned]
+        stays = reasons_to_stay(survey, decisions, self._named_now(), work_fd=self._work.fd)
+        unwanted, lines = [], []
+        for decision, item in binned:
+            name = decision.checkpoint.name
+            with contextlib.suppress(OSError, RefusedError):  # then it is asked again before it is freed
+                reason = stays.get(name) or holders.of(item, dir_fd=trash_fd)
+                if reason:
+                    lines.append(self._give_back(item, name, reason, trash_fd))
+                    continue
+            unwanted.append((decision, item))
+        self._write_down(*lines)
+        return unwanted
+
+    def _without_held(self, due: list[str], now_ms: int) -> tuple[list[str], list[Seen]]:
+        """What of `due` may be freed, and what went back because somebody is at it."""
+        free: list[str] = []
+        back: list[Seen] = []
+        lines: list[dict[str, Any]] = []
+        holders = Holders()
+        with delete.opened_trash(self._own_fd) as trash_fd:
+            for item in due:
+                # One that was claimed was asked about before that, and can no longer go back whole.
+                try:
+                    reason = "" if delete.is_claimed(item) else holders.of(item, dir_fd=trash_fd)
+                    if reason:
+                        known, entry = self._lines().get(item, {}), entry_of(item, dir_fd=trash_fd)
+                        lines.append(self._give_back(item, known.get("name"), reason, trash_fd))
+                        back += _seen_again(known, entry) if lines[-1]["did"] == _GAVE_BACK else ()
+                        self._forget(item)
+                    else:
+                        free.append(item)
+                except FileNotFoundError:
+                    self._forget(item)  # restored, or freed by hand
+                except (OSError, RefusedError) as error:
+                    self._refused(f".ckptd/trash/{item}", why(error) if isinstance(error, OSError) else str(error))
+                    self._retry(item, now_ms)
+            if lines:
+                with contextlib.suppress(SyncError):  # a power cut may have it pruned all the same, as it was to be
+                    delete.sync(work_fd=self._work.fd, trash_fd=trash_fd)
+        self._write_down(*lines)
+        self._make_journal_durable()
+        return free, back
+
+    def _give_back(self, item: str, name: str | None, reason: str, trash_fd: int) -> dict[str, Any]:
+        """Let a checkpoint have its name again, if that is free; returns the line for the journal. Raises OSError if it
+        is where it was."""
+        kept = delete.give_back(item, name, work_fd=self._work.fd, trash_fd=trash_fd)
+        at, called = _iso(self._clock() // 1_000_000), name or item
+        if kept is None:
+            self._log.warning("gave %s back: %s", called, reason)
+            return {"at": at, "did": _GAVE_BACK, "name": called, "reason": reason, "trash": item}
+        self._log.warning(
+            "%s is %s, and its name is %s: kept as %s/trash/%s, which nothing frees",
+            called, reason, "taken" if name else "not known", self._work.own_path, kept,
+        )  # fmt: skip
+        return {"at": at, "did": "kept in the trash", "name": called, "reason": reason, "trash": kept}
+
+    def _forget(self, item: str) -> None:
+        self._expires_ms.pop(item, None)
+        self._bytes.pop(item, None)
+
     def _lines(self) -> dict[str, dict[str, Any]]:
         return {str(line.get("trash")): line for line in journal.read(self._own_fd) if line.get("did") == "pruned"}
 
@@ -243,15 +342,16 @@ class Pruner:
         seen = known.get((bytes_of_identity, entry.mtime_ns))
         if seen is None or exists(seen.name, dir_fd=self._work.fd):
             return None
-        line = _line(seen, "pruned just before a crash", item.name, item.at_ms, item.at_ms)
+        line = _line(seen, seen.order, "pruned just before a crash", item.name, item.at_ms)
         self._write_down(line)
         self._log.info("found %s, pruned just before a crash", seen.name)
         return line
 
-    def _put_beside(self, name: str, item: str, trash_fd: int) -> None:
+    @contextlib.contextmanager
+    def _leaving_scores(self, name: str) -> Iterator[None]:
         """The scores of what went go too; where the system refuses that, they are but a small file that stays."""
         try:
-            delete.put_beside(name, item, work_fd=self._work.fd, trash_fd=trash_fd)
+            yield
         except OSError as error:
             self._log.warning("left %s%s alone: %s", name, SIDECAR_ENDING, why(error))
 
@@ -282,18 +382,38 @@ class Pruner:
             self._log.warning("could not prune %s/%s: %s; will try again", self._work.path, name, reason)
 
 
-def _line(c: Checkpoint | Seen, reason: str, item: str, at_ms: int, until_ms: int) -> dict[str, Any]:
+def _line(
+    c: Checkpoint | Seen, order: int, reason: str, item: str, until_ms: int, scores: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    at_ms, _ = delete.age(item)
     return {
         "at": _iso(at_ms),
         "did": "pruned",
         "name": c.name,
         "series": c.series,
         "step": c.step,
+        "order": order,
         "size_bytes": c.size_bytes,
         "reason": reason,
         "trash": item,
         "until_ms": until_ms,
+        **({"scores": scores[0]} if scores else {}),  # which file went with it
     }
+
+
+def _seen_again(line: dict[str, Any], entry: Entry) -> list[Seen]:
+    """What is remembered of a checkpoint that has its name again: no new save, and owed as it was. Nothing where a
+    journal does not tell enough: then it counts as brought back."""
+    if not {"series", "name", "step"} <= line.keys():
+        return []
+    order = line.get("order", BROUGHT_BACK)  # lines of older versions have none
+    size_bytes = entry.size_bytes if entry.marker_bytes is None else entry.marker_bytes
+    return [
+        Seen(
+            line["series"], line["name"], line["step"], size_bytes, entry.mtime_ns, entry.mtime_ns, order,
+            owed=True, inode=entry.inode,
+        )
+    ]  # fmt: skip
 
 
 def _iso(at_ms: int) -> str:

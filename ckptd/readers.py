@@ -7,45 +7,67 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+import re
+import time
+from collections.abc import Iterator
+from typing import TypeAlias
 
 from .disk import check_depth, opened_dir
 
+Inode: TypeAlias = tuple[int | bytes, int]  # its device, or the name of a file that is mapped, and its number
 
-def readers_of(names: Iterable[str], *, dir_fd: int) -> dict[str, int]:
-    """Of the directories `names`, those that a process has something of open or mapped, or works in; with its pid.
+_MAPPED = re.compile(rb"^\S+ \S+ \S+ ([0-9a-f]+):([0-9a-f]+) ([1-9][0-9]*) +(\S.*)", re.MULTILINE)
 
-    Raises OSError if one of them cannot be read.
+
+class OpenFiles:
+    """What other processes have open or mapped, or work in.
+
+    One look through /proc tells of any number of directories. It is made anew once it is older than it took: then at
+    most half of the time goes into looking, however many directories and processes there are.
     """
-    inside = {inode: name for name in names for inode in _inodes(name, dir_fd)}
-    found: dict[str, int] = {}
-    if not inside:
-        return found
-    own = str(os.getpid())
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        if pid != own:
-            for inode in (*_opened_by(pid), *_mapped_by(pid)):
-                if inode in inside:
-                    found.setdefault(inside[inode], int(pid))
-    return found
+
+    def __init__(self) -> None:
+        self._users: dict[Inode, int] = {}
+        self._stale_s = 0.0
+
+    def user_of(self, name: str, *, dir_fd: int) -> int | None:
+        """A process that is in the directory `name`, or has something in it open or mapped; None if nobody has.
+
+        Raises OSError if it cannot be read.
+        """
+        inside = list(_inodes(name, dir_fd))
+        if time.monotonic() > self._stale_s:
+            self._look()
+        return next((self._users[inode] for inode in inside if inode in self._users), None)
+
+    def _look(self) -> None:
+        began_s, own = time.monotonic(), str(os.getpid())
+        self._users = {}
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            if pid != own:
+                for inode in (*_opened_by(pid), *_mapped_by(pid)):
+                    self._users.setdefault(inode, int(pid))
+        now_s = time.monotonic()
+        self._stale_s = now_s + (now_s - began_s)
 
 
-def _inodes(name: str, dir_fd: int, depth: int = 0) -> Iterator[tuple[int, int]]:
+def _inodes(name: str, dir_fd: int, depth: int = 0) -> Iterator[Inode]:
     check_depth(depth, name)
-    with opened_dir(name, dir_fd=dir_fd) as fd:
-        info = os.fstat(fd)
-        yield info.st_dev, info.st_ino
-        with os.scandir(fd) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    yield from _inodes(entry.name, fd, depth + 1)
-                else:
-                    with contextlib.suppress(FileNotFoundError):
-                        inside = entry.stat(follow_symlinks=False)
-                        yield inside.st_dev, inside.st_ino
+    info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    yield info.st_dev, info.st_ino
+    # One that not even its owner may open any more holds up no removal.
+    with contextlib.suppress(PermissionError), opened_dir(name, dir_fd=dir_fd) as fd, os.scandir(fd) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _inodes(entry.name, fd, depth + 1)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    inside = entry.stat(follow_symlinks=False)
+                    yield inside.st_dev, inside.st_ino
+                    yield os.fsencode(entry.name), inside.st_ino
 
 
-def _opened_by(pid: str) -> Iterator[tuple[int, int]]:
+def _opened_by(pid: str) -> Iterator[Inode]:
     # By inode and not by path: a process in a container has another name for the same file.
     with contextlib.suppress(OSError):  # gone, or another user's
         for link in (f"/proc/{pid}/cwd", *(f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd"))):
@@ -54,10 +76,9 @@ def _opened_by(pid: str) -> Iterator[tuple[int, int]]:
                 yield info.st_dev, info.st_ino
 
 
-def _mapped_by(pid: str) -> Iterator[tuple[int, int]]:
+def _mapped_by(pid: str) -> Iterator[Inode]:
     with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", "rb") as maps:
-        for line in maps:
-            fields = line.split(None, 5)
-            if len(fields) > 4 and fields[4] != b"0":
-                major, _, minor = fields[3].partition(b":")
-                yield os.makedev(int(major, 16), int(minor, 16)), int(fields[4])
+        for major, minor, inode, path in set(_MAPPED.findall(maps.read())):
+            yield os.makedev(int(major, 16), int(minor, 16)), int(inode)
+            # On btrfs and overlayfs the kernel shows another device here than stat does.
+            yield path.rpartition(b"/")[2], int(inode)

@@ -21,6 +21,7 @@ from .core.policy import Policy
 from .disk import NO_ROOM, exists, sync_dir
 from .errors import NoRoomError, why
 from .labelled import Labelled
+from .last_look import Holders, reasons_to_stay
 from .pointer import named_by, replace_pointer
 from .pruner import Pruner
 from .reading import Reader
@@ -100,7 +101,7 @@ class Reconciler:
         self._beyond: dict[str, int] = {} if beyond is None else beyond
         self._short_bytes = 0
         self._expecting = expecting
-        self._pruner = Pruner(work, policy.trash_ttl_s, background, clock, self._log, stopping)
+        self._pruner = Pruner(work, policy.trash_ttl_s, background, clock, self._log, stopping, self.surveyor.named_now)
         self._reliance = Reliance(self.surveyor, reader or Reader(background, wait=True), clock, self._log)
 
     @property
@@ -149,8 +150,11 @@ class Reconciler:
             self.surveyor.findings.forget(gone.__contains__)
             memory = replace(memory, seen={name: s for name, s in memory.seen.items() if name not in gone})
             self._remember(memory)
+        given_back = self._pruner.settle(survey.plan.budget)
+        if given_back:
+            memory = replace(memory, seen={**memory.seen, **{seen.name: seen for seen in given_back}})
+            self._remember(memory)
         self.surveyor.memory = memory
-        self._pruner.settle(survey.plan.budget)
         self._warn_of_growth(survey.plan)
         self._say_short(survey.plan.budget)
         unsaid = not room or memory != self._on_disk
@@ -180,10 +184,15 @@ class Reconciler:
         reliable = self._reliance.establish(survey)
         survey, synced = reliable.survey, reliable.names
         pointed = named_by(survey.pointed) if survey.pointed else None
-        for decision in self._spared(self._standing(survey.plan, synced), pointed, survey, synced):
+        prunes = self._spared(self._standing(survey.plan, synced), pointed, survey, synced)
+        stays = reasons_to_stay(survey, prunes, self.surveyor.named_now(), work_fd=self.work.fd)
+        for decision in prunes:
             name = decision.checkpoint.name
+            if name in stays:
+                self._log.warning("left %s alone: %s", name, stays[name])
+                continue
             try:
-                delete.unlink(survey.entries[name], work_fd=self.work.fd)
+                delete.unlink(survey.entries[name], work_fd=self.work.fd, who=Holders().of)
             except (OSError, delete.ChangedError) as error:
                 self._log.warning("could not prune %s: %s", name, error)
                 continue

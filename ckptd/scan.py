@@ -49,6 +49,11 @@ class Entry:
     forbidden: bool = False
     touched_ns: int = 0
 
+    def is_same_as(self, other: Entry) -> bool:
+        """Whether it is the same inode, and nothing in it has been written since."""
+        same = ("device", "inode", "size_bytes", "mtime_ns", "touched_ns")
+        return all(getattr(self, what) == getattr(other, what) for what in same)
+
 
 @dataclass(frozen=True)
 class LeftAlone:
@@ -78,13 +83,19 @@ def scan(work_dir: str, dir_fd: int, finder: Finder) -> Found:
     with os.scandir(dir_fd) as entries:
         for entry in entries:
             name = entry.name
-            if entry.is_symlink():
-                _note_link(found, work_dir, dir_fd, name)
-            if name.endswith(PIN_ENDING):
-                found.pinned.add(name[: -len(PIN_ENDING)])
+            _note_mark(found, work_dir, dir_fd, entry)
             matched = match(name)
             if matched is not None:
                 _look_at(found, dir_fd, matched[0], matched[1], name)
+    return found
+
+
+def scan_marks(work_dir: str, dir_fd: int) -> Found:
+    """Look only for what is pinned there, or named by a symlink. Raises OSError if it cannot be read."""
+    found = Found()
+    with os.scandir(dir_fd) as entries:
+        for entry in entries:
+            _note_mark(found, work_dir, dir_fd, entry)
     return found
 
 
@@ -200,6 +211,14 @@ def _measure(name: str, dir_fd: int, info: os.stat_result) -> tuple[int, int, in
     blocks = sum(each.st_blocks for inode, each in inodes.items() if each.st_nlink <= names_of[inode])
     touched_ns = max((each.st_mtime_ns for each in inodes.values()), default=max(times))
     return sizes, blocks * 512, max(times), sum(each.st_size for each in telling) if telling else None, touched_ns
+
+
+def _note_mark(found: Found, work_dir: str, dir_fd: int, entry: os.DirEntry[str]) -> None:
+    """Remember what a pin or a symlink says of others."""
+    if entry.is_symlink():
+        _note_link(found, work_dir, dir_fd, entry.name)
+    if entry.name.endswith(PIN_ENDING):
+        found.pinned.add(entry.name[: -len(PIN_ENDING)])
 
 
 def _note_link(found: Found, work_dir: str, dir_fd: int, link: str) -> None:

@@ -21,16 +21,16 @@ from .core.naming import Template
 from .core.plan import plan
 from .core.policy import Policy
 from .core.schedule import LARGEST_BYTES, Schedule
-from .disk import FORBIDDEN, opened_file, opened_own_dir, read_small
+from .disk import FORBIDDEN, opened_own_dir, read_small
 from .errors import CkptdError, RefusedError, why
 from .filesystem import is_local
+from .last_look import Holders
 from .metrics import Scores
 from .pointer import best_of_trainer, framework_pointers, link_target, named_by, read_pointer
-from .readers import readers_of
-from .scan import Entry, Found, LeftAlone, scan
+from .scan import Entry, Found, LeftAlone, scan, scan_marks
 from .state import read_state
 from .survey import Findings, Survey, advice_on
-from .verdict import Settling, Verdict, has_writer, judge
+from .verdict import Settling, Verdict, judge
 from .workdir import WorkDir
 
 SCHEDULES = "schedules"
@@ -256,15 +256,7 @@ class Surveyor:
 
     def _protections(self, found: Found, judged: _Judged) -> dict[str, list[str]]:
         """Who must stay whatever a rule says, with the reasons: DESIGN section 4."""
-        protected: dict[str, list[str]] = {}
-        for name in found.pinned:
-            protected.setdefault(name, []).append("pinned")
-        for name, link in found.linked.items():
-            protected.setdefault(name, []).append(f"named by the symlink {link}")
-        others = [pointer for pointer in FRAMEWORK_POINTERS if pointer.file != self.policy.pointer]
-        for file, names in framework_pointers(others, dir_fd=self.work.fd).items():
-            for name in names:
-                protected.setdefault(name, []).append(f"named by {file}")
+        protected = self._named(found)
         trainers = [entry for entry in found.entries if entry.name in judged.trainers]
         if trainers:
             newest = max(trainers, key=lambda entry: (entry.mtime_ns, entry.step))
@@ -280,6 +272,26 @@ class Surveyor:
                 protected.setdefault(entry.name, []).append("a mount point")
         return protected
 
+    def named_now(self) -> dict[str, list[str]]:
+        """What is pinned, or named by a pointer or a symlink, at this moment, with the reasons."""
+        named = self._named(scan_marks(self.work.path, self.work.fd))
+        text = read_pointer(self.policy.pointer, dir_fd=self.work.pointer_fd)
+        if text:
+            named.setdefault(named_by(text), []).append(f"named by {self.policy.pointer}")
+        return named
+
+    def _named(self, found: Found) -> dict[str, list[str]]:
+        named: dict[str, list[str]] = {}
+        for name in found.pinned:
+            named.setdefault(name, []).append("pinned")
+        for name, link in found.linked.items():
+            named.setdefault(name, []).append(f"named by the symlink {link}")
+        others = [pointer for pointer in FRAMEWORK_POINTERS if pointer.file != self.policy.pointer]
+        for file, names in framework_pointers(others, dir_fd=self.work.fd).items():
+            for name in names:
+                named.setdefault(name, []).append(f"named by {file}")
+        return named
+
     def _trusted(self, whole: set[str]) -> str | None:
         """The complete checkpoint that a pointer in a work dir names which is met for the first time."""
         for name in dict.fromkeys((self.policy.pointer, *FIRST_CONTACT_POINTERS)):
@@ -293,17 +305,15 @@ class Surveyor:
         return None
 
     def _uses(self, entries: list[Entry]) -> dict[str, str]:
-        """Who is at the checkpoints that are about to go: a writer, or of a directory also a reader."""
+        """Who is at the checkpoints that are about to go."""
         used: dict[str, str] = {}
-        with contextlib.suppress(OSError):  # what cannot be looked at now cannot be renamed either, and says so then
-            directories = [entry.name for entry in entries if entry.is_dir]
-            for name, pid in readers_of(directories, dir_fd=self.work.fd).items():
-                used[name] = f"open in process {pid}"
-        for entry in entries if self._settling().local else ():
-            if not entry.is_dir:
-                with contextlib.suppress(OSError, RefusedError), opened_file(entry.name, dir_fd=self.work.fd) as fd:
-                    if has_writer(fd):
-                        used[entry.name] = "open for writing"
+        holders = Holders()
+        for entry in entries:
+            # What cannot be looked at now cannot be renamed either, and says so then.
+            with contextlib.suppress(OSError, RefusedError):
+                use = holders.of(entry.name, dir_fd=self.work.fd)
+                if use:
+                    used[entry.name] = use
         return used
 
     def _once(self, message: str) -> None:

@@ -96,23 +96,7 @@ def has_writer(fd: int) -> bool | None:
     return False
 
 
-def age_seconds(entry: Entry, now_ns: int) -> float:
-    """Seconds since the entry last changed. A time in the future says nothing; then the inode's own time counts."""
-    changed_ns = entry.mtime_ns if entry.mtime_ns <= now_ns else entry.ctime_ns
-    return max(0, now_ns - changed_ns) / 1e9
-
-
-def _directory(entry: Entry, dir_fd: int, settling: Settling, now_ns: int, wanted: frozenset[str] | None) -> Verdict:
-    with opened_dir(entry.name, dir_fd=dir_fd) as fd:
-        writer = _has_writer_inside(fd) if settling.local else None
-        found = structure_of_directory(fd, wanted)
-    if entry.touched_ns > entry.mtime_ns and not (found.state.whole and found.marked):
-        # Written over in place: its marker is that of an earlier save, and neither marks nor dates this one.
-        found, entry = replace(found, marked=False), replace(entry, mtime_ns=entry.touched_ns)
-    return _judge(entry, found, writer, settling, now_ns)
-
-
-def _has_writer_inside(dir_fd: int, depth: int = 0) -> bool | None:
+def has_writer_inside(dir_fd: int, depth: int = 0) -> bool | None:
     """Whether any file in the directory or below it is open for writing: a slow rank's shard."""
     check_depth(depth, ".")
     answer: bool | None = False
@@ -123,7 +107,7 @@ def _has_writer_inside(dir_fd: int, depth: int = 0) -> bool | None:
         with contextlib.suppress(OSError, RefusedError):
             if is_dir:
                 with opened_dir(name, dir_fd=dir_fd) as fd:
-                    writer = _has_writer_inside(fd, depth + 1)
+                    writer = has_writer_inside(fd, depth + 1)
             else:
                 with opened_file(name, dir_fd=dir_fd) as fd:
                     writer = has_writer(fd)
@@ -131,6 +115,22 @@ def _has_writer_inside(dir_fd: int, depth: int = 0) -> bool | None:
             return True
         answer = None if writer is None else answer
     return answer
+
+
+def age_seconds(entry: Entry, now_ns: int) -> float:
+    """Seconds since the entry last changed. A time in the future says nothing; then the inode's own time counts."""
+    changed_ns = entry.mtime_ns if entry.mtime_ns <= now_ns else entry.ctime_ns
+    return max(0, now_ns - changed_ns) / 1e9
+
+
+def _directory(entry: Entry, dir_fd: int, settling: Settling, now_ns: int, wanted: frozenset[str] | None) -> Verdict:
+    with opened_dir(entry.name, dir_fd=dir_fd) as fd:
+        writer = has_writer_inside(fd) if settling.local else None
+        found = structure_of_directory(fd, wanted)
+    if entry.touched_ns > entry.mtime_ns and not (found.state.whole and found.marked):
+        # Written over in place: its marker is that of an earlier save, and neither marks nor dates this one.
+        found, entry = replace(found, marked=False), replace(entry, mtime_ns=entry.touched_ns)
+    return _judge(entry, found, writer, settling, now_ns)
 
 
 def _judge(entry: Entry, found: Structure, writer: bool | None, settling: Settling, now_ns: int) -> Verdict:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from ckptd import delete
+from ckptd import delete, disk
 from ckptd.disk import opened_dir
 from ckptd.errors import RefusedError
 from ckptd.remover import Remover
 from ckptd.scan import Entry, entry_of
 
-from .conftest import Builder, a_pass, epochs, left, picture, torch_zip
+from .conftest import Builder, Somebody, a_pass, epochs, left, picture, torch_zip
 
 
 @contextmanager
@@ -121,19 +123,19 @@ def test_names_that_are_swapped_between_the_look_and_the_rename_lose_nothing(
 ) -> None:
     with_checkpoints("epoch_1.pth")
     work_dir = with_checkpoints("epoch_2.pth", content=torch_zip(b"two" * 99))
-    scanned, rename, swapped = entry(work_dir, "epoch_1.pth"), os.rename, []
+    scanned, rename, swapped = entry(work_dir, "epoch_1.pth"), delete.rename_new, []
 
-    def swap_first(src: str, dst: str, **dirs: int) -> None:
+    def swap_first(src: str, dst: str, **more: int) -> None:
         if not swapped:
             swapped.append(src)
-            rename(work_dir / "epoch_1.pth", work_dir / "aside")
-            rename(work_dir / "epoch_2.pth", work_dir / "epoch_1.pth")
-            rename(work_dir / "aside", work_dir / "epoch_2.pth")
-        rename(src, dst, **dirs)
+            (work_dir / "epoch_1.pth").rename(work_dir / "aside")
+            (work_dir / "epoch_2.pth").rename(work_dir / "epoch_1.pth")
+            (work_dir / "aside").rename(work_dir / "epoch_2.pth")
+        rename(src, dst, **more)
         if swapped and not name_is_free and dst == "1-0":
             (work_dir / "epoch_1.pth").write_bytes(b"a third")
 
-    monkeypatch.setattr(os, "rename", swap_first)
+    monkeypatch.setattr(delete, "rename_new", swap_first)
     with opened(work_dir) as dirs, pytest.raises(delete.ChangedError):
         delete.put(scanned, now_ms=1, **dirs)
     contents = {path.read_bytes() for path in [*work_dir.glob("*.pth"), *(work_dir / ".ckptd/trash").iterdir()]}
@@ -253,3 +255,181 @@ def test_what_is_not_ours_in_the_trash_stays_there(with_checkpoints: Builder) ->
     (work_dir / ".ckptd/trash/precious").touch()
     a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=0)
     assert trash(work_dir) == ["precious"]
+
+
+# --- nothing is replaced ----------------------------------------------------------------------------------------
+
+WAYS = [0, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP]  # of the file system, to answer a rename that replaces nothing
+
+
+@pytest.fixture(params=WAYS, ids=lambda number: errno.errorcode.get(number, "in one call"))
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    if request.param:
+        monkeypatch.setattr(disk, "_renameat2", lambda: lambda *_: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("ours", [False, True])
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir], ids=["a file", "a directory"])
+@pytest.mark.parametrize("taken", [None, Path.touch, Path.mkdir, lambda path: path.symlink_to("nowhere")],
+                         ids=["is free", "is a file's", "is a directory's", "is a symlink's"])  # fmt: skip
+def test_a_rename_to_a_new_name_replaces_nothing_on_any_file_system(
+    taken: Callable[[Path], None] | None, make: Callable[[Path], None], ours: bool, way: int, work_dir: Path
+) -> None:
+    make(work_dir / "old")
+    inode = (work_dir / "old").stat().st_ino
+    if taken:
+        taken(work_dir / "new")
+    before = picture(work_dir)
+    with opened_dir(str(work_dir)) as fd:
+        if taken:
+            with pytest.raises(FileExistsError):
+                disk.rename_new("old", "new", src_dir_fd=fd, dst_dir_fd=fd, ours=ours)
+            assert picture(work_dir) == before
+        else:
+            disk.rename_new("old", "new", src_dir_fd=fd, dst_dir_fd=fd, ours=ours)
+            assert (os.listdir(work_dir), (work_dir / "new").stat().st_ino) == (["new"], inode)
+
+
+def test_a_name_that_is_missing_is_told_as_such_on_any_file_system(way: int, work_dir: Path) -> None:
+    with opened_dir(str(work_dir)) as fd, pytest.raises(FileNotFoundError):
+        disk.rename_new("old", "new", src_dir_fd=fd, dst_dir_fd=fd)
+
+
+def test_a_file_system_without_second_names_gets_a_look(work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(disk, "_renameat2", lambda: lambda *_: errno.EINVAL)
+    monkeypatch.setattr(os, "link", refuse)
+    (work_dir / "old").touch()
+    with opened_dir(str(work_dir)) as fd:
+        disk.rename_new("old", "new", src_dir_fd=fd, dst_dir_fd=fd)
+        assert os.listdir(work_dir) == ["new"]
+        (work_dir / "old").touch()
+        with pytest.raises(FileExistsError):
+            disk.rename_new("old", "new", src_dir_fd=fd, dst_dir_fd=fd)
+
+
+def test_what_a_job_saves_at_the_moment_of_a_restore_is_not_replaced_and_keeps_its_own_scores(
+    way: int, with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = with_checkpoints("epoch_1.pth")
+    scores = work_dir / "epoch_1.pth.metrics.json"
+    scores.write_text("old")
+    rename = delete.rename_new
+
+    def save_first(src: str, dst: str, **more: int) -> None:
+        if dst == "epoch_1.pth":
+            (work_dir / "epoch_1.pth").write_bytes(b"saved anew")
+        rename(src, dst, **more)
+
+    with opened(work_dir) as dirs:
+        before = delete.scores_of("epoch_1.pth", dir_fd=dirs["work_fd"])
+        item = delete.put(entry(work_dir, "epoch_1.pth"), now_ms=7, **dirs)
+        delete.put_beside("epoch_1.pth", item, scores=before, **dirs)
+        monkeypatch.setattr(delete, "rename_new", save_first)
+        with pytest.raises(FileExistsError):
+            delete.restore(item, "epoch_1.pth", **dirs)
+    assert left(work_dir) == ["epoch_1.pth"]
+    assert (work_dir / "epoch_1.pth").read_bytes() == b"saved anew"
+    assert trash(work_dir) == [item, f"{item}.metrics.json"]
+
+
+# --- scores that come late --------------------------------------------------------------------------------------
+
+
+def write_anew(path: Path) -> None:
+    path.write_text("late")
+
+
+def copy_an_older_one(path: Path) -> None:
+    path.write_text("late")
+    os.utime(path, ns=(10**18, 10**18))
+
+
+def move_in(path: Path) -> None:
+    path.with_name("written before").rename(path)
+
+
+@pytest.mark.parametrize("had_some", [False, True], ids=["it had none", "it had some"])
+@pytest.mark.parametrize("come", [write_anew, copy_an_older_one, move_in], ids=lambda come: come.__name__)
+def test_scores_that_come_after_their_checkpoint_was_pruned_stay(
+    come: Callable[[Path], None], had_some: bool, with_checkpoints: Builder
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2))
+    late = work_dir / "epoch_1.pth.metrics.json"
+    (work_dir / "written before").write_text("late")
+    if had_some:
+        late.write_text("before")
+    a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=3600)
+    come(late)
+    for ttl_s in (3600, 0, 0):
+        a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=ttl_s)
+    assert late.read_text() == "late"
+    assert trash(work_dir) == []
+
+
+def test_scores_that_come_between_the_rename_of_their_checkpoint_and_their_own_stay(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2))
+    scores, rename = work_dir / "epoch_1.pth.metrics.json", delete.rename_new
+
+    def write_after(src: str, dst: str, **more: int) -> None:
+        rename(src, dst, **more)
+        if src == "epoch_1.pth":
+            scores.write_text("late")
+
+    monkeypatch.setattr(delete, "rename_new", write_after)
+    a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=0)
+    assert scores.read_text() == "late"
+
+
+# --- modes ------------------------------------------------------------------------------------------------------
+
+
+def test_a_removal_changes_the_mode_of_nothing_that_somebody_puts_in_a_directorys_place(
+    with_checkpoints: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precious = tmp_path / "precious"
+    precious.touch(0o644)
+    path = with_checkpoints.shards("iter_1")
+    (path / "sub").mkdir()
+    scandir = os.scandir
+
+    def swap_after(fd: int) -> object:
+        with scandir(fd) as entries:
+            found = list(entries)
+            [entry.is_dir(follow_symlinks=False) for entry in found]
+        if "sub" in os.listdir(fd):
+            os.rename("sub", "aside", src_dir_fd=fd, dst_dir_fd=fd)
+            os.symlink(precious, "sub", dir_fd=fd)
+        return contextlib.nullcontext(found)
+
+    with opened(path.parent) as dirs:
+        item = delete.claim(delete.put(entry(path.parent, "iter_1"), now_ms=1, **dirs), trash_fd=dirs["trash_fd"])
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "scandir", swap_after)
+            delete.remove(item, trash_fd=dirs["trash_fd"])
+    assert (precious.stat().st_mode & 0o777, trash(path.parent)) == (0o644, [])
+
+
+def test_directories_that_not_even_their_owner_may_open_are_freed_all_the_same(
+    somebody: Somebody, ckptd: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    work_dir = somebody.place / "run"
+    work_dir.mkdir()
+    with_checkpoints = Builder(work_dir)
+    for name in ("iter_1", "iter_2"):
+        shards = with_checkpoints.shards(name)
+        (shards / "closed" / "deeper").mkdir(parents=True)
+        (shards / "closed" / "deeper" / "file").touch()
+    policy = ("--max-keep", "1", "--rule", "newest")
+    somebody.owns(work_dir)
+    assert ckptd("prune", work_dir, *policy, "--trash-ttl", "1h", user=somebody).returncode == 0
+    (item,) = (work_dir / ".ckptd/trash").iterdir()
+    for place in (item / "closed" / "deeper", item / "closed", item):
+        place.chmod(0)
+    done = ckptd("prune", work_dir, *policy, "--trash-ttl", "0", user=somebody)
+    assert (done.returncode, trash(work_dir)) == (0, []), done.stderr

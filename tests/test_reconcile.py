@@ -61,7 +61,7 @@ def trash(work_dir: Path) -> list[str]:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """Every fsync and rename of this process, in order, with the paths they were about."""
     recorded: list[tuple[str, ...]] = []
-    fsync, rename, unlink = os.fsync, os.rename, os.unlink
+    fsync, unlink = os.fsync, os.unlink
 
     def path_of(name: str, dir_fd: int | None) -> str:
         return os.path.join(os.readlink(f"/proc/self/fd/{dir_fd}"), name) if dir_fd is not None else str(name)
@@ -70,16 +70,20 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
         recorded.append(("fsync", os.readlink(f"/proc/self/fd/{fd}")))
         fsync(fd)
 
-    def recording_rename(src: str, dst: str, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
-        recorded.append(("rename", path_of(src, src_dir_fd), path_of(dst, dst_dir_fd)))
-        rename(src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+    def recording(rename: Callable[..., None]) -> Callable[..., None]:
+        def recorded_rename(src: str, dst: str, *, src_dir_fd: int, dst_dir_fd: int, **more: bool) -> None:
+            recorded.append(("rename", path_of(src, src_dir_fd), path_of(dst, dst_dir_fd)))
+            rename(src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, **more)
+
+        return recorded_rename
 
     def recording_unlink(path: str, *, dir_fd: int | None = None) -> None:
         recorded.append(("unlink", path_of(path, dir_fd)))
         unlink(path, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "fsync", recording_fsync)
-    monkeypatch.setattr(os, "rename", recording_rename)
+    monkeypatch.setattr(os, "rename", recording(os.rename))
+    monkeypatch.setattr(delete, "rename_new", recording(delete.rename_new))
     monkeypatch.setattr(os, "unlink", recording_unlink)
     return recorded
 

@@ -21,7 +21,7 @@ from unittest import mock
 
 import pytest
 
-from ckptd import restore
+from ckptd import delete, restore
 from ckptd.background import Background
 from ckptd.core.naming import Template
 from ckptd.core.policy import Policy
@@ -119,6 +119,8 @@ class Calls:
         with contextlib.ExitStack() as stack:
             for name in self._NAMES:
                 stack.enter_context(mock.patch.object(os, name, self._wrapped(name, getattr(os, name))))
+            renames = self._wrapped("rename_new", delete.rename_new)
+            stack.enter_context(mock.patch.object(delete, "rename_new", renames))
             yield
 
     def _wrapped(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -471,7 +473,7 @@ class World:
         work_fd = self._work.fd
         if call == "fsync":
             self._note_sync(args[0])
-        elif call in ("rename", "replace"):
+        elif call in ("rename", "replace", "rename_new"):
             comes, goes = more.get("dst_dir_fd") == work_fd, more.get("src_dir_fd") == work_fd
             assert not comes or args[1] == POINTER, f"{args[1]} would be written over"
             if comes:

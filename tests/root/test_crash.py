@@ -46,7 +46,7 @@ def test_a_restart_that_is_killed_too_is_finished_by_the_next(
     world: World, strace: Strace, places: Iterator[Path]
 ) -> None:
     calls, end = undisturbed(world, world.built(next(places)), strace)
-    into_trash = next(call for call in calls if call.name == "renameat" and '/.ckptd/trash>, "' in call.text)
+    into_trash = next(call for call in calls if call.name == "renameat2" and '/.ckptd/trash>, "' in call.text)
     after = calls[calls.index(into_trash) + 1]  # renamed, and not yet written down: the most there is to find out
 
     def left(work_dir: Path) -> Path:
@@ -102,5 +102,5 @@ def undisturbed(world: World, work_dir: Path, strace: Strace) -> tuple[list[Call
     end = End.of(work_dir, world)
     assert (ran.code, end.whole, end.pointed, end.journal, end.trash) == (0, world.kept, world.new, world.pruned, [])
     calls = [call for call in ran.calls if call.mutates]
-    assert {"fsync", "renameat", "unlinkat", "write", "openat"} <= {call.name for call in calls}
+    assert {"fsync", "renameat", "renameat2", "unlinkat", "write", "openat"} <= {call.name for call in calls}
     return calls, end

@@ -102,7 +102,7 @@ def test_on_nfs_no_lease_is_asked_for_and_nothing_fresh_is_relied_on(strace: Str
     assert (ran.code, FILES.whole(fresh), pointed(fresh)) == (0, [*FILES.old[1:], FILES.new], FILES.old[-1])
 
 
-@pytest.mark.parametrize("call", ["renameat", "getdents64", "openat"])
+@pytest.mark.parametrize("call", ["renameat", "renameat2", "getdents64", "openat"])
 def test_a_watch_under_a_lasting_fault_backs_off_says_it_once_and_recovers(
     call: str, strace: Strace, places: Iterator[Path]
 ) -> None:

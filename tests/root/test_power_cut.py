@@ -92,7 +92,7 @@ def test_what_a_pass_relies_on_is_synced_before_what_relies_on_it(strace: Strace
     def at(text: str, *, after: int = -1) -> int:
         return next(number for number, each in enumerate(done) if number > after and each.startswith(text))
 
-    into_trash = at('renameat(<>, "epoch_1.pth", </.ckptd/trash>')
+    into_trash = at('renameat2(<>, "epoch_1.pth", </.ckptd/trash>')
     pointer = at('renameat(<>, ".last_ckpt.ckptd-tmp", <>, "last_ckpt"')
     met = at('renameat(</.ckptd>, ".state.json.ckptd-tmp"')  # so that the pointer is known as ours
     state = at('renameat(</.ckptd>, ".state.json.ckptd-tmp"', after=pointer)
