@@ -66,8 +66,11 @@ class Report:
         """What is kept, pruned and so on, as one line of a log."""
         states = [d.checkpoint.state for d in self.survey.plan.decisions]
         newest = self.survey.plan.newest
+        # By their bytes: the survey may be one that was made after some of them had gone already.
+        gone = {d.checkpoint.bytes_on_disk for d in self.pruned}
+        kept = sum(d.checkpoint.bytes_on_disk not in gone for d in self.survey.plan.decisions)
         return (
-            f"reconciled kept={len(states) - len(self.pruned)} pruned={len(self.pruned)} "
+            f"reconciled kept={kept} pruned={len(self.pruned)} "
             f"incomplete={states.count(State.INCOMPLETE)} in_flight={states.count(State.IN_FLIGHT)} "
             f"failed={len(self.failed or ()) + len(self.survey.unreadable)} newest={newest.name if newest else 'none'}"
         )
@@ -100,6 +103,7 @@ class Reconciler:
         self._unreadable: dict[str, str] = {}
         self._beyond: dict[str, int] = {} if beyond is None else beyond
         self._short_bytes = 0
+        self._unlinked: list[Decision] = []  # to make room for `.ckptd`; no report has counted them yet
         self._expecting = expecting
         self._pruner = Pruner(work, policy.trash_ttl_s, background, clock, self._log, stopping, self.surveyor.named_now)
         self._reliance = Reliance(self.surveyor, reader or Reader(background, wait=True), clock, self._log)
@@ -161,7 +165,8 @@ class Reconciler:
         troubled = bool(failed) or unsaid or reliable.troubled
         self._failures = self._failures + 1 if troubled else 0
         again_s = self._look_again_s(survey, troubled=troubled)
-        return Report(survey, tuple(pruned), failed, moved, again_s, reliable.waits, unsaid)
+        unlinked, self._unlinked = self._unlinked, []
+        return Report(survey, (*unlinked, *pruned), failed, moved, again_s, reliable.waits, unsaid)
 
     # --- before anything goes -------------------------------------------------------------------------------
 
@@ -198,6 +203,7 @@ class Reconciler:
                 continue
             sync_dir(self.work.fd)
             self._log.warning("pruned %s at once: the disk is too full for a trash", name)
+            self._unlinked.append(decision)
             return True
         return False
 

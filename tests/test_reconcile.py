@@ -306,6 +306,43 @@ def test_a_state_or_journal_that_finds_no_room_is_written_after_the_deletion(
 # --- nothing to do ----------------------------------------------------------------------------------------------
 
 
+def test_what_a_pass_counts_adds_up_on_a_full_disk(with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3, 4, 5))
+    opened = os.open
+
+    def full(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if flags & os.O_CREAT and (work_dir / "epoch_4.pth").exists() and str(path) == ".last_ckpt.ckptd-tmp":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        return opened(path, flags, mode, dir_fd=dir_fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", full)  # until something has gone
+        report = a_pass(work_dir, max_keep=1, interval=1, trash_ttl_s=0)
+    assert left(work_dir) == epochs(5)
+    assert report.counts.startswith("reconciled kept=1 pruned=4 ")
+
+
+def test_what_went_to_make_room_for_ckptds_directory_counts_as_pruned(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    made = os.mkdir
+
+    def full(path: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        if (work_dir / "epoch_1.pth").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        made(path, mode, dir_fd=dir_fd)
+
+    with passes(work_dir, max_keep=1, interval=1, trash_ttl_s=0) as process:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "mkdir", full)
+            report = process.reconcile()
+        assert [d.checkpoint.name for d in report.pruned] == epochs(1, 2)
+        assert report.counts.startswith("reconciled kept=1 pruned=2 ")
+        assert process.reconcile().counts.startswith("reconciled kept=1 pruned=0 ")  # each is counted once
+    assert left(work_dir) == epochs(3)
+
+
 def test_a_pass_that_changes_nothing_writes_nothing(with_checkpoints: Builder, calls: list[tuple[str, ...]]) -> None:
     work_dir = with_checkpoints(*epochs(1, 2, 3, 4))
     with_checkpoints("epoch_9.pth", content=truncated())
