@@ -43,7 +43,7 @@ class FoundKeeper(Keeper):
             return
         self._reconciler = self.report = None
         if not self._dry_run:
-            self._announced = []
+            self._announced = [], []
         reconciler.work.rest()
         if not keep_lock:
             reconciler.work.close()

@@ -18,6 +18,7 @@ from .core.policy import Policy
 from .core.schedule import Schedule
 from .errors import CkptdError, ReplacedError, why
 from .filesystem import is_local, is_read_only
+from .labelled import Labelled
 from .reading import Reader
 from .reconcile import Reconciler, Report
 from .render import summary, will_happen
@@ -57,6 +58,7 @@ class Keeper:
     ) -> None:
         self._on_met = on_met
         self.path, self.label, self.due_s = path, label, 0.0
+        self._log = Labelled(log, {"label": label})  # for what does not name the work dir itself
         self.report: Report | None = None
         self.failure: Exception | None = None
         self._policy, self._watcher = policy, watcher
@@ -65,7 +67,7 @@ class Keeper:
         self._reconciler: Reconciler | None = None
         self._looked_for = False
         self._said = ""
-        self._announced: list[str] = []
+        self._announced: tuple[list[str], list[str]] = [], []
         self._beyond: dict[str, int] = {}
         self._ignored: dict[str, Schedule] = {}
         self._filling: frozenset[str] = frozenset()
@@ -108,7 +110,7 @@ class Keeper:
 
     def _pass(self) -> float | None:
         if self._reconciler is not None and not self._reconciler.work.is_still_there():
-            self._announced = []
+            self._announced = [], []
             self._beyond = {}
             self._say_lost()
             self.close()
@@ -121,15 +123,17 @@ class Keeper:
         assert self._reconciler is not None
         if met or self._dry_run:
             survey = self._reconciler.survey()
-            lines = [*self._summary(survey), *(will_happen(survey) if self._dry_run else ())]
-            if lines != self._announced:
-                self._announced = lines
+            lines, would = self._summary(survey), list(will_happen(survey)) if self._dry_run else []
+            if (lines, would) != self._announced:
+                self._announced = lines, would
                 for line in lines:
                     log.info("%s", line)
+                for line in would:
+                    self._log.info("%s", line)
             if met:
                 self._on_met()
                 for advice in survey.advice:
-                    log.warning("%s", advice)
+                    self._log.warning("%s", advice)
             self._warn_of_ignored(survey, said=met)
             if self._dry_run:
                 return 0.0 if self._watch_inside(survey) else survey.settles_s
@@ -157,7 +161,7 @@ class Keeper:
             if ignored is not None and self._ignored.get(text) != ignored:
                 self._ignored[text] = ignored
                 if not said:
-                    log.warning("%s", ignored_text(series, survey.plan.memory))
+                    self._log.warning("%s", ignored_text(series, survey.plan.memory))
 
     def _meet(self) -> bool:
         """Open the work dir if it is there by now."""

@@ -127,6 +127,16 @@ def test_the_worst_of_several_work_dirs_is_the_exit_code(
     assert (done.returncode, left(work_dir)) == (4, epochs(3))
 
 
+def test_what_is_said_of_one_of_several_work_dirs_names_it(tmp_path: Path, ckptd: Ckptd) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Builder(tmp_path / name)(*epochs(1, 2))
+    said = ckptd("prune", tmp_path / "a", tmp_path / "b").stderr
+    for name in ("a", "b"):
+        assert f"warning: {tmp_path}/{name}: epoch_{{}}.pth: no --max-keep" in said
+        assert f"{tmp_path}/{name}: reconciled kept=2" in said
+
+
 # --- options ----------------------------------------------------------------------------------------------------
 
 

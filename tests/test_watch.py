@@ -171,6 +171,17 @@ def test_a_dry_run_says_what_would_go_and_changes_nothing(with_checkpoints: Buil
         assert (watch.stop(), picture(work_dir)) == (0, before)
 
 
+def test_a_dry_run_of_several_work_dirs_says_which_it_would_prune_in(tmp_path: Path, watching: Watch) -> None:
+    places = [tmp_path / name for name in ("a", "b")]
+    for place in places:
+        place.mkdir()
+        save(place, 1), save(place, 2)
+    with watching(*places, *ONE, *NEVER, "--dry-run") as watch:
+        for place in places:
+            watch.heard(f"{place}: would prune epoch_1.pth")
+        assert watch.stop() == 0
+
+
 def test_an_incomplete_checkpoint_is_judged_again_when_it_has_settled(
     with_checkpoints: Builder, watching: Watch
 ) -> None:

@@ -358,14 +358,25 @@ def test_with_few_descriptors_it_goes_on_without_the_locks_of_those_at_rest(tmp_
     assert watch.said("more work dirs than files may be open") == 1
 
 
-def test_a_dry_run_changes_nothing(tmp_path: Path, watching: Watch) -> None:
-    for step in (1, 2, 3):
-        save(tmp_path / "a", step)
+def test_a_dry_run_changes_nothing_and_says_where_it_would(tmp_path: Path, watching: Watch) -> None:
+    for name in ("a", "b"):
+        for step in (1, 2, 3):
+            save(tmp_path / name, step)
     with watching(tmp_path, *ONE, *NEVER, "--dry-run") as watch:
-        for step in (1, 2):
-            watch.heard(f"would prune epoch_{step}.pth")
+        for name in ("a", "b"):
+            for step in (1, 2):
+                watch.heard(f"{tmp_path}/{name}: would prune epoch_{step}.pth")
         assert watch.stop() == 0
-    assert sorted(os.listdir(tmp_path / "a")) == epochs(1, 2, 3)
+    assert sorted(os.listdir(tmp_path / "a")) == sorted(os.listdir(tmp_path / "b")) == epochs(1, 2, 3)
+
+
+def test_advice_says_what_work_dir_it_is_about(tmp_path: Path, watching: Watch) -> None:
+    for name in ("a", "b"):
+        save(tmp_path / name, 1)
+    with watching(tmp_path, "--recursive", *NEVER) as watch:
+        for name in ("a", "b"):
+            watch.heard(f"warning: {tmp_path}/{name}: epoch_{{}}.pth: no --max-keep")
+        assert watch.stop() == 0
 
 
 def test_roots_that_overlap_are_one(tmp_path: Path, watching: Watch) -> None:

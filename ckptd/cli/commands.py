@@ -173,9 +173,10 @@ def prune(work_dirs: tuple[str, ...], recursive: bool, **policy: Any) -> None:
         else:
             codes.append(report.exit_code)
             log = logging.getLogger("ckptd")
+            where = "" if len(work_dirs) == 1 else f"{work_dir}: "
             for advice in report.survey.advice:
-                log.warning("%s", advice)
-            log.info("%s", report.counts if len(work_dirs) == 1 else f"{work_dir}: {report.counts}")
+                log.warning("%s%s", where, advice)
+            log.info("%s%s", where, report.counts)
     raise click.exceptions.Exit(max(codes))
 
 
