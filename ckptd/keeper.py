@@ -172,12 +172,15 @@ class Keeper:
             return False
         become_owner([self.path])
         work = WorkDir(self.path)
-        check_library_use(work)
-        if is_read_only(work.fd) and self._looked_for and notify.under_systemd():
+        try:
+            check_library_use(work)
+            if is_read_only(work.fd) and self._looked_for and notify.under_systemd():
+                raise ReplacedError(f"{self.path}: appeared after the start, and only a restart makes it writable")
+            self._looked_for = True
+            self._interval_s = self._scan_interval_s or (SCAN_LOCAL_S if is_local(work.fd) else SCAN_NETWORK_S)
+        except BaseException:
             work.close()
-            raise ReplacedError(f"{self.path}: appeared after the start, and only a restart makes it writable")
-        self._looked_for = True
-        self._interval_s = self._scan_interval_s or (SCAN_LOCAL_S if is_local(work.fd) else SCAN_NETWORK_S)
+            raise
         self._reconciler = self._made(work)
         return True
 

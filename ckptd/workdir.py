@@ -49,7 +49,11 @@ class WorkDir:
             raise UsageError(f"{path}: not a directory. Give the directory that holds the checkpoints") from error
         except OSError as error:
             raise CkptdError(f"{path}: cannot be opened: {why(error)}. Run ckptd as its owner") from error
-        info = os.fstat(self.fd)
+        try:
+            info = os.fstat(self.fd)
+        except OSError:
+            os.close(self.fd)
+            raise
         self.device, self.owner, self._id = info.st_dev, info.st_uid, _id(info)
         self.own_fd: int | None = None
         self._own_dir, self._own_id = "", (0, 0)
@@ -155,11 +159,10 @@ class WorkDir:
                 ) from error
             advice = ". Run ckptd as its owner" if error.errno in (errno.EACCES, errno.EPERM) else ""
             raise CkptdError(f"{self.path}: cannot be written: {why(error)}{advice}") from error
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise RefusedError(f"{self.own_path}/{LOCK}: not a file that ckptd made. Remove it")
-        open_as_its_directory(fd, dir_fd=own_fd)
         try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise RefusedError(f"{self.own_path}/{LOCK}: not a file that ckptd made. Remove it")
+            open_as_its_directory(fd, dir_fd=own_fd)
             locked = self._flock(fd)
         except BaseException:
             os.close(fd)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from ckptd import workdir
+from ckptd.background import Background
+from ckptd.core.policy import Policy
 from ckptd.errors import CkptdError, OwnedError, RefusedError, UsageError
+from ckptd.found import FoundKeeper
+from ckptd.keeper import Keeper
+from ckptd.reading import Reader
 from ckptd.workdir import WorkDir, become_owner, check_library_use
 
-from .conftest import Somebody, environment
+from .conftest import Builder, Somebody, environment
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
@@ -154,6 +161,88 @@ def test_a_closed_work_dir_holds_no_descriptor(work_dir: Path) -> None:
         with WorkDir(work_dir) as work:
             work.take()
     assert os.listdir("/proc/self/fd") == before
+
+
+def fail(*_: object, **__: object) -> None:
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+FAILING = {
+    "a directory that went stale as it was opened": ("os.fstat", None),
+    "a file system that does not answer": ("os.statvfs", None),
+    "a file system that does not tell its kind": ("ckptd.surveyor.is_local", None),
+    "a lock that cannot be given the directory's mode": ("ckptd.workdir.open_as_its_directory", None),
+    "a `.ckptd` that is a symlink": (None, lambda place: (place / ".ckptd").symlink_to("elsewhere")),
+    "a `.ckptd` that is a file": (None, lambda place: (place / ".ckptd").touch()),
+    "a lock that is a directory": (None, lambda place: (place / ".ckptd" / "lock").mkdir(parents=True)),
+    "a lock that another process has": (None, None),
+    "a state that is a symlink": (None, lambda place: linked(place / ".ckptd" / "state.json")),
+    "a journal that is a symlink": (None, lambda place: linked(place / ".ckptd" / "journal.jsonl")),
+    "a trash that is a file": (None, lambda place: made(place / ".ckptd").joinpath("trash").touch()),
+    "a trash that cannot be read": ("ckptd.delete.items", None),
+    "schedules that are a file": (None, lambda place: made(place / ".ckptd").joinpath("schedules").touch()),
+    "a directory that cannot be listed": ("ckptd.surveyor.scan", None),
+}
+
+
+def made(place: Path) -> Path:
+    place.mkdir()
+    return place
+
+
+def linked(path: Path) -> None:
+    made(path.parent)
+    path.symlink_to("elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("what", "below_a_root"),
+    # Below a root nobody asks with statvfs, for its kind was asked of the root.
+    [(what, below) for what in FAILING for below in (False, True) if not (below and FAILING[what][0] == "os.statvfs")],
+)
+@pytest.mark.usefixtures("impatient")
+def test_a_look_that_fails_keeps_no_descriptor(
+    what: str, below_a_root: bool, with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = with_checkpoints("epoch_1.pth", "epoch_2.pth")
+    patched, plant = FAILING[what]
+    if plant is not None:
+        plant(work_dir)
+    with contextlib.ExitStack() as stack:
+        if "another process" in what:
+            stack.enter_context(another_owner(work_dir))
+        background = Background()
+        stack.callback(background.close)
+        kind = functools.partial(FoundKeeper, root=str(work_dir.parent), device=0, leave_alone=print)
+        keeper = (kind if below_a_root else Keeper)(
+            str(work_dir), Policy(max_keep=1), watcher=Deaf(), background=background,
+            reader=Reader(background, wait=False),
+        )  # fmt: skip
+        before = len(os.listdir("/proc/self/fd"))
+        counts = []
+        with monkeypatch.context() as patch:
+            if patched:
+                patch.setattr(patched, fail)
+            for _ in range(5):
+                keeper.look()
+                counts.append(len(os.listdir("/proc/self/fd")))
+        assert keeper.failure is not None
+        assert len(set(counts)) == 1
+        keeper.close()
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+class Deaf:
+    """A watcher of whom no hint ever comes."""
+
+    def watch(self, path: str, inside: Iterable[str] = ()) -> bool:
+        return False
+
+    def forget(self, path: str) -> None:
+        pass
+
+    def expect_gone(self, path: str, names: set[str]) -> None:
+        pass
 
 
 # --- users ------------------------------------------------------------------------------------------------------
