@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import grp
 import os
 import pwd
 import stat
@@ -21,10 +22,10 @@ from .errors import CkptdError, NoRoomError, OwnedError, RefusedError, UsageErro
 from .place import is_aside, make_own, opened_own, own_dir
 
 _MOST_LINKS = 40  # as the kernel's
-_NEEDED_LATER = (
-    "ckptd.api", "ckptd.reconcile", "ckptd.render", "ckptd.restore", "ckptd.service",
-    "ctypes", "encodings.cp437", "heapq", "linecache", "socket", "traceback",
-)  # fmt: skip
+_NOT_THE_DAEMONS = {"ckptd.__main__", "ckptd.shim"}
+# What functions of ours import when they are called, and what Python itself does in what we call.
+_PYTHON_IMPORTS_LATE = ("ctypes", "encodings.cp437", "linecache", "socket", "tokenize", "traceback")
+_NOGROUP = 65534
 _LOCK_WAIT_S, _LOCK_RETRY_S = 1.0, 0.05
 _SHORT_LOCK_WAIT_S = 0.1  # of one among many, which is tried again: a job that asks for the lock has it for no longer
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
@@ -201,19 +202,53 @@ def become_owner(paths: Sequence[str | os.PathLike[str]]) -> None:
     if os.geteuid() != 0:
         return
     owners = {_owner_of(path) for path in paths if os.path.exists(path)}
-    if len({uid for uid, _ in owners}) > 1:
+    if len(owners) > 1:
         raise RefusedError("several owners among these work dirs: run one ckptd for each owner")
-    for uid, gid in owners:
-        if uid == 0:
-            return
-        for name in _NEEDED_LATER:
-            import_module(name)  # while the interpreter's own files can still be read: it may be in root's home
-        try:
-            os.initgroups(pwd.getpwuid(uid).pw_name, gid)
-        except KeyError:
-            os.setgroups([gid])  # an owner without a name, as on a file server
-        os.setresgid(gid, gid, gid)
+    for uid in owners - {0}:
+        _import_all()
+        _take_groups_of(uid)
         os.setresuid(uid, uid, uid)
+
+
+def _import_all() -> None:
+    """Import all of ckptd's modules while they can still be read: Python may be in a home that is closed to the owner.
+
+    Nothing is imported any more once root is given up.
+    """
+    from pkgutil import iter_modules  # here, because only root needs it
+
+    packages = [__package__]
+    while packages:
+        package = packages.pop()
+        for found in iter_modules(import_module(package).__path__, f"{package}."):
+            if found.name in _NOT_THE_DAEMONS:
+                continue
+            import_module(found.name)
+            if found.ispkg:
+                packages.append(found.name)
+    for name in _PYTHON_IMPORTS_LATE:
+        import_module(name)
+
+
+def _take_groups_of(uid: int) -> None:
+    """The owner's own groups, as at a login, and never the directory's: that may be one whose rights he has not."""
+    try:
+        owner = pwd.getpwuid(uid)
+    except KeyError:  # without a name, as on a file server
+        os.setgroups([])
+        gid = _NOGROUP if _is_group(uid) else uid
+    else:
+        os.initgroups(owner.pw_name, owner.pw_gid)
+        gid = owner.pw_gid
+    os.setresgid(gid, gid, gid)
+
+
+def _is_group(gid: int) -> bool:
+    try:
+        grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return True
 
 
 def check_library_use(work: WorkDir) -> None:
@@ -264,12 +299,12 @@ def _opened(path: str, below: str | None) -> int:
     return fd
 
 
-def _owner_of(path: str | os.PathLike[str]) -> tuple[int, int]:
+def _owner_of(path: str | os.PathLike[str]) -> int:
     info = os.stat(path)
     for link, uid in _links_on_the_way(os.path.abspath(path)):
         if uid not in (0, info.st_uid):
             raise RefusedError(f"{link}: a symlink of another user than {path} belongs to. Name the directory itself")
-    return info.st_uid, info.st_gid
+    return info.st_uid
 
 
 def _links_on_the_way(path: str) -> Iterator[tuple[str, int]]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ckptd import workdir
+
 PACKAGE = Path(__file__).parent.parent / "ckptd"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -177,3 +179,19 @@ print(*[name for name in ("click", "watchdog") if name in sys.modules])
     ours, others = done.stdout.split("\n")[:2]
     assert set(ours.split()) <= SHIM_MAY
     assert others == ""
+
+
+def test_what_a_function_imports_of_python_is_imported_before_root_is_given_up() -> None:
+    """Afterwards Python may be out of reach. (What is ckptd's own is imported then, whatever it is.)"""
+    late = set()
+    for path in MODULES:
+        if name_of(path).startswith("shim.") or path.name == "__main__.py":
+            continue
+        tree = ast.parse(path.read_text())
+        at_once = {id(node) for node in tree.body}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import) and id(node) not in at_once:
+                late.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and id(node) not in at_once and not node.level:
+                late.add(node.module)
+    assert late <= {*workdir._PYTHON_IMPORTS_LATE, "pkgutil", "importlib"}

@@ -6,8 +6,10 @@ import contextlib
 import errno
 import fcntl
 import functools
+import grp
 import json
 import os
+import pwd
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -272,6 +274,31 @@ def test_root_becomes_the_owner_of_the_work_dir_for_good(uid: int, work_dir: Pat
     uids, gids, groups = becoming(work_dir)
     assert (uids, gids) == ([uid] * 3, [uid] * 3)
     assert 0 not in groups
+
+
+@needs_root
+@pytest.mark.parametrize("gid", [0, 54322], ids=["root's", "somebody else's"])
+def test_root_takes_the_owners_own_groups_and_never_the_directorys(gid: int, work_dir: Path) -> None:
+    owner = next(each for each in pwd.getpwall() if each.pw_uid and each.pw_gid)
+    os.chown(work_dir, owner.pw_uid, gid)
+    uids, gids, groups = becoming(work_dir)
+    assert (uids, gids) == ([owner.pw_uid] * 3, [owner.pw_gid] * 3)
+    assert set(groups) == set(os.getgrouplist(owner.pw_name, owner.pw_gid))
+
+
+@needs_root
+@pytest.mark.parametrize("gid", [0, 54322], ids=["root's", "somebody else's"])
+def test_an_owner_without_a_name_is_in_no_group_but_one_of_his_own(gid: int, work_dir: Path) -> None:
+    os.chown(work_dir, 54321, gid)
+    assert becoming(work_dir) == [[54321] * 3, [54321] * 3, []]
+
+
+@needs_root
+def test_an_owner_without_a_name_whose_number_a_group_has_is_not_in_that_group(work_dir: Path) -> None:
+    users = {each.pw_uid for each in pwd.getpwall()}
+    number = next(each.gr_gid for each in grp.getgrall() if each.gr_gid not in users)
+    os.chown(work_dir, number, number)
+    assert becoming(work_dir) == [[number] * 3, [65534] * 3, []]
 
 
 @needs_root
