@@ -14,8 +14,8 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 PY39 := $(addprefix ckptd/,__init__.py __main__.py python.py errors.py disk.py scan.py formats.py dcp.py \
     parts.py frameworks.py directories.py content.py verdict.py pointer.py place.py state.py core shim)
 # What tests/root needs of Debian: strace injects faults, xfsprogs and e2fsprogs make the file systems
-# whose power is cut, the others run a systemd of our own.
-ROOT_PACKAGES := strace xfsprogs systemd dbus e2fsprogs util-linux procps
+# whose power is cut, sshfs lists a directory once for each descriptor, the others run a systemd of our own.
+ROOT_PACKAGES := strace xfsprogs sshfs openssh-sftp-server systemd dbus e2fsprogs util-linux procps
 
 .PHONY: all test lint format soak real bench root smoke smoke-39 demo install uninstall clean help check-python check-root
 all: lint test

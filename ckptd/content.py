@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 
-from .disk import check_depth, opened_dir, opened_file
+from .disk import check_depth, listed, opened_dir, opened_file
 from .formats import raise_disk_trouble
 from .scan import PARTS, Entry, entry_of
 
@@ -52,9 +52,9 @@ def _written(entry: Entry) -> tuple[int, int, int]:
 def _fault_below(dir_fd: int, progress: Progress, from_disk: bool, depth: int) -> str:
     """What is wrong with the first part in the directory, or below it, that is damaged."""
     check_depth(depth, ".")
-    with os.scandir(dir_fd) as entries:
-        listed = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
-    for name, is_dir in listed:
+    with listed(dir_fd) as entries:
+        inside = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    for name, is_dir in inside:
         fault, joint = "", "/"
         if is_dir:
             with opened_dir(name, dir_fd=dir_fd) as fd:

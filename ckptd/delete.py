@@ -15,7 +15,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from .disk import NO_ROOM, exists, open_as_its_directory, open_to_owner, opened_own_dir, rename_new, sync_dir
+from .disk import (
+    NO_ROOM,
+    exists,
+    listed,
+    open_as_its_directory,
+    open_to_owner,
+    opened_own_dir,
+    rename_new,
+    sync_dir,
+)
 from .errors import NoRoomError, RefusedError, why
 from .scan import PIN_ENDING, SIDECAR_ENDING, Entry, entry_of, stat_entry
 
@@ -121,7 +130,7 @@ def sync(*, work_fd: int, trash_fd: int) -> None:
 def items(trash_fd: int) -> list[Item]:
     """What is in the trash, oldest first. Names that are not ours are left alone and not listed."""
     found = []
-    with os.scandir(trash_fd) as entries:
+    with listed(trash_fd) as entries:
         for entry in entries:
             match = _ITEM.fullmatch(entry.name)
             if match:

@@ -5,12 +5,12 @@ Structure only: nothing is unpickled, and of the files inside only the ends and 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 from . import dcp, frameworks
 from .core import kinds
 from .core.checkpoint import State
+from .disk import names_in
 from .formats import Structure
 from .parts import incomplete, inside, json_of, missing_in_index, missing_of_distributed, parts_of
 from .scan import INDEX_ENDING, PARTS, TRAINER_STATE
@@ -29,7 +29,7 @@ def structure_of_directory(fd: int, wanted: frozenset[str] | None = None) -> Str
 
     wanted: the kinds that its name stands for, None for any. No other can be complete where it is half of one of them.
     """
-    names = set(os.listdir(fd))
+    names = set(names_in(fd))
     found = next((judge(fd, names) for claims, judge in _JUDGES if claims(fd, names)), None)
     if found is None and wanted:
         found = _by_its_name(fd, names, wanted)

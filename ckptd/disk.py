@@ -47,6 +47,23 @@ def opened_dir(path: str, *, dir_fd: int | None = None) -> Iterator[int]:
 
 
 @contextlib.contextmanager
+def listed(dir_fd: int) -> Iterator[Iterator[os.DirEntry[str]]]:
+    """The entries of the directory open as `dir_fd`, while the `with` lasts.
+
+    Through another descriptor of the same directory: a FUSE file system may read a directory once for each descriptor,
+    and give nothing, or what it was then, when it is read again.
+    """
+    with opened_dir(".", dir_fd=dir_fd) as fd, os.scandir(fd) as entries:
+        yield entries
+
+
+def names_in(dir_fd: int) -> list[str]:
+    """The names in the directory open as `dir_fd`, read as `listed` does."""
+    with listed(dir_fd) as entries:
+        return [entry.name for entry in entries]
+
+
+@contextlib.contextmanager
 def opened_own_dir(name: str, *, dir_fd: int) -> Iterator[int]:
     """A descriptor of a directory of ours below `dir_fd`; raises RefusedError for whatever else bears its name."""
     try:

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from . import dcp
 from .core import kinds
 from .core.checkpoint import State
+from .disk import names_in
 from .formats import Structure
 from .parts import Parts, gap_in, incomplete, inside, json_of, missing_of_distributed, numbered, parts_of
 from .scan import INDEX_ENDING
@@ -44,7 +45,7 @@ def lightning(fd: int, names: set[str]) -> Structure:
     if "meta.pt" not in names:
         with inside(fd, "checkpoint") as inside_fd:
             assert inside_fd is not None  # claimed
-            return deepspeed(inside_fd, set(os.listdir(inside_fd)))
+            return deepspeed(inside_fd, set(names_in(inside_fd)))
     fault = missing_of_distributed(fd, names)
     if fault is not None:
         return incomplete(kinds.LIGHTNING, fault)
@@ -80,7 +81,7 @@ def fault_of_deepspeed_inside(fd: int, names: set[str]) -> str | None:
     for name in sorted(names):
         if _is_dir(fd, name) and _has_deepspeed(fd, name):
             with inside(fd, name) as inside_fd:
-                found = deepspeed(inside_fd, set(os.listdir(inside_fd))) if inside_fd is not None else None
+                found = deepspeed(inside_fd, set(names_in(inside_fd))) if inside_fd is not None else None
             if found is not None and not found.state.whole:
                 return f"{name}: {found.text}"
     return None
@@ -101,7 +102,7 @@ def _gap_in_grid(found: list[tuple[int, ...]], columns: set[int], what: str) -> 
 
 def _has_deepspeed(fd: int, name: str) -> bool:
     with inside(fd, name) as inside_fd:
-        return inside_fd is not None and is_deepspeed(inside_fd, set(os.listdir(inside_fd)))
+        return inside_fd is not None and is_deepspeed(inside_fd, set(names_in(inside_fd)))
 
 
 def is_mmengine(fd: int, names: set[str]) -> bool:
@@ -163,7 +164,7 @@ def _megatron_by_rank(fd: int, names: set[str]) -> Structure:
         return incomplete(kinds.MEGATRON, f"directories of {len(found)} of {expected} model-parallel ranks")
     for name in found:
         with inside(fd, name) as rank_fd:
-            there = set(os.listdir(rank_fd)) if rank_fd is not None else set()
+            there = set(names_in(rank_fd)) if rank_fd is not None else set()
         if not there & {"model_optim_rng.pt", "model_rng.pt"}:
             return incomplete(kinds.MEGATRON, f"{name}: no model_optim_rng.pt")
     return parts_of(fd).structure(kinds.MEGATRON, f"files of {expected} model-parallel ranks, every one intact")
@@ -192,12 +193,12 @@ def _broken_item(fd: int, item: str) -> str | None:
     with inside(fd, item) as item_fd:
         if item_fd is None:
             return "is missing"
-        return _broken_arrays(item_fd) if os.listdir(item_fd) else "is empty"
+        return _broken_arrays(item_fd) if names_in(item_fd) else "is empty"
 
 
 def _broken_arrays(fd: int) -> str | None:
     """What is missing of the arrays in a directory, if it is one of arrays: the databases that hold them."""
-    names = os.listdir(fd)
+    names = names_in(fd)
     said = json_of(fd, "_METADATA") if "_METADATA" in names else None
     if "_METADATA" in names and not isinstance(said, dict):
         return "_METADATA is damaged"
@@ -208,7 +209,7 @@ def _broken_arrays(fd: int) -> str | None:
             return "manifest.ocdbt is missing"
         for name in sorted(name for name in names if name.startswith("ocdbt.process_")):
             with inside(fd, name) as process_fd:
-                if process_fd is None or "manifest.ocdbt" not in os.listdir(process_fd):
+                if process_fd is None or "manifest.ocdbt" not in names_in(process_fd):
                     return f"{name}/manifest.ocdbt is missing"
     return None
 
@@ -246,7 +247,7 @@ def _verl_roles(fd: int, names: set[str]) -> dict[str, list[tuple[str, int, int]
         if not _is_dir(fd, role):
             continue
         with inside(fd, role) as role_fd:
-            matches = [_VERL_SHARD.fullmatch(name) for name in os.listdir(role_fd)] if role_fd is not None else []
+            matches = [_VERL_SHARD.fullmatch(name) for name in names_in(role_fd)] if role_fd is not None else []
         shards = [(each[1], int(each[2]), int(each[3])) for each in matches if each]
         if shards:
             roles[role] = shards
@@ -281,7 +282,7 @@ def olmo(fd: int, names: set[str]) -> Structure:
     """OLMo-core's directory of shards with its metadata; OLMo's of model, optimizer and the trainer's own state."""
     if "model_and_optim" in names:
         with inside(fd, "model_and_optim") as state_fd:
-            fault = missing_of_distributed(state_fd, os.listdir(state_fd)) if state_fd is not None else "is missing"
+            fault = missing_of_distributed(state_fd, names_in(state_fd)) if state_fd is not None else "is missing"
         if fault is not None:
             return incomplete(kinds.OLMO, f"model_and_optim: {fault}")
         if ".metadata.json" not in names:

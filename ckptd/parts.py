@@ -17,7 +17,7 @@ from typing import Any
 
 from . import dcp
 from .core.checkpoint import State
-from .disk import check_depth, opened_dir, opened_file
+from .disk import check_depth, names_in, opened_dir, opened_file
 from .errors import RefusedError
 from .formats import Structure, structure_of_file
 from .scan import INDEX_ENDING, PARTS
@@ -54,7 +54,7 @@ def parts_of(fd: int, *, below: str = "", depth: int = 0, into: Parts | None = N
     """
     check_depth(depth, below or ".")
     found = into or Parts()
-    names = sorted(os.listdir(fd))
+    names = sorted(names_in(fd))
     if depth and (dcp.MARKER in names or any(name.endswith(".distcp") for name in names)):
         found.count += 1
         found.fault = _below(below, missing_of_distributed(fd, names))

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 
 from .core.layouts import ASIDE
-from .disk import OWN_DIR, exists, opened_dir, opened_own_dir, path_of
+from .disk import OWN_DIR, exists, listed, opened_dir, opened_own_dir, path_of
 from .errors import RefusedError, why
 
 
@@ -112,7 +112,7 @@ def _mount(fd: int) -> str:
 
 
 def _holds_what_trips(dir_fd: int) -> bool:
-    with os.scandir(dir_fd) as entries:
+    with listed(dir_fd) as entries:
         return any(
             entry.is_dir(follow_symlinks=False) and any(names.step_of(entry.name) is not None for names in ASIDE)
             for entry in entries

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from .core.finder import Finder, Known
-from .disk import FORBIDDEN, check_depth, exists, opened_dir
+from .disk import FORBIDDEN, check_depth, exists, listed, names_in, opened_dir
 
 PIN_ENDING = ".keep"
 SIDECAR_ENDING = ".metrics.json"  # the scores beside a checkpoint, which go where it goes
@@ -78,9 +78,9 @@ def scan(work_dir: str, dir_fd: int, finder: Finder) -> Found:
     """Look at `work_dir`, open as `dir_fd`, for what `finder` knows. Raises OSError if it cannot be read."""
     found = Found()
     if finder.learns:
-        finder.learn(os.listdir(dir_fd))
+        finder.learn(names_in(dir_fd))
     match = finder.match
-    with os.scandir(dir_fd) as entries:
+    with listed(dir_fd) as entries:
         for entry in entries:
             name = entry.name
             _note_mark(found, work_dir, dir_fd, entry)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from .core.checkpoint import State
 from .directories import structure_of_directory
-from .disk import check_depth, opened_dir, opened_file
+from .disk import check_depth, listed, opened_dir, opened_file
 from .errors import RefusedError
 from .formats import Structure, structure_of_file
 from .scan import Entry
@@ -100,9 +100,9 @@ def has_writer_inside(dir_fd: int, depth: int = 0) -> bool | None:
     """Whether any file in the directory or below it is open for writing: a slow rank's shard."""
     check_depth(depth, ".")
     answer: bool | None = False
-    with os.scandir(dir_fd) as entries:
-        listed = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    for name, is_dir in listed:
+    with listed(dir_fd) as entries:
+        inside = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_dir in inside:
         writer: bool | None = False
         with contextlib.suppress(OSError, RefusedError):
             if is_dir:

@@ -181,6 +181,25 @@ print(*[name for name in ("click", "watchdog") if name in sys.modules])
     assert others == ""
 
 
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_directory_is_listed_through_a_descriptor_of_its_own(path: Path) -> None:
+    """Read twice through one, a directory on sshfs is empty the second time."""
+    for function in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        opened_here = {
+            ast.unparse(item.optional_vars)
+            for node in ast.walk(function)
+            if isinstance(node, ast.With)
+            for item in node.items
+            if item.optional_vars is not None
+        }
+        for call in ast.walk(function):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in ("os.scandir", "os.listdir"):
+                listed = ast.unparse(call.args[0])
+                assert listed in opened_here or not listed.endswith("fd"), f"{function.name} lists {listed}"
+
+
 def test_what_a_function_imports_of_python_is_imported_before_root_is_given_up() -> None:
     """Afterwards Python may be out of reach. (What is ckptd's own is imported then, whatever it is.)"""
     late = set()

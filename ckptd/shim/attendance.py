@@ -9,7 +9,7 @@ import os
 import shlex
 
 from ..core.naming import Template
-from ..disk import LOCK, opened_dir, opened_file
+from ..disk import LOCK, listed, opened_dir, opened_file
 from ..errors import CkptdError
 from ..place import opened_own
 
@@ -42,7 +42,7 @@ def warn_if_unattended(work_dir: str | os.PathLike[str], template: Template, max
 
 
 def _count(template: Template, dir_fd: int) -> int:
-    with os.scandir(dir_fd) as entries:
+    with listed(dir_fd) as entries:
         return sum(template.step_of(entry.name) is not None for entry in entries)
 
 

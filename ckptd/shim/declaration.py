@@ -8,7 +8,7 @@ import os
 
 from ..core.naming import Template
 from ..core.schedule import LARGEST_BYTES, Schedule
-from ..disk import OWN_DIR, open_as_its_directory, opened_dir, opened_own_dir, read_small, replace_file
+from ..disk import OWN_DIR, listed, open_as_its_directory, opened_dir, opened_own_dir, read_small, replace_file
 from ..errors import CkptdError, why
 from ..place import make_own, opened_own
 from .ranks import rank_of
@@ -55,7 +55,7 @@ def declare(
 
 def has_checkpoint(template: Template, *, dir_fd: int) -> bool:
     """Whether anything in the directory bears a name of `template`."""
-    with os.scandir(dir_fd) as entries:
+    with listed(dir_fd) as entries:
         return any(template.step_of(entry.name) is not None for entry in entries)
 
 
