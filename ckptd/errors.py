@@ -40,6 +40,11 @@ class ReplacedError(CkptdError):
     exit_code = 75
 
 
+def one_line(text: str) -> str:
+    """`text` as one line that moves no cursor: names and pointers are data, and may hold whatever a file name may."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def why(error: OSError) -> str:
     """The system's words for what went wrong."""
     return error.strerror or str(error) or type(error).__name__

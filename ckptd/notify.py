@@ -9,6 +9,8 @@ import os
 import sys
 import time
 
+from .errors import one_line
+
 # A manager that is starting a whole system may take a moment to read; a message of `ready` must not be lost.
 PATIENCE_S = 5.0
 
@@ -74,7 +76,7 @@ def _watchdog_usec() -> int | None:
 
 
 def _status(text: str) -> str:
-    return "STATUS=" + " ".join(text.splitlines())
+    return "STATUS=" + one_line(" ".join(text.splitlines()))
 
 
 def _send(*fields: str) -> None:

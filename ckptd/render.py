@@ -110,11 +110,6 @@ def simulation_json(done: Simulation) -> dict[str, Any]:
             "peak_step": done.peak_step}  # fmt: skip
 
 
-def one_line(text: str) -> str:
-    """`text` as one line that moves no cursor: names and pointers are data, and may hold whatever a file name may."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> Iterator[str]:
     """Rows as aligned columns; those in `right` stand flush right. No trailing blanks."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -62,7 +62,7 @@ def test_ready_brings_its_status_along(manager: socket.socket) -> None:
 
 def test_a_status_is_one_line_whatever_is_in_it(manager: socket.socket) -> None:
     notify.status("waiting for /runs/a\nREADY=1\r\nand \udcff")
-    assert heard(manager) == ["STATUS=waiting for /runs/a READY=1 and ?"]
+    assert heard(manager) == ["STATUS=waiting for /runs/a READY=1 and \\udcff"]
 
 
 def test_reloading_says_since_when(manager: socket.socket) -> None:

@@ -11,7 +11,7 @@ import click
 from ..errors import CkptdError, why
 from . import hands  # noqa: F401 - its commands are in the group once it is imported
 from .commands import cli
-from .log import fail
+from .log import fail, fail_as_click_does
 
 __all__ = ["main"]
 
@@ -23,8 +23,7 @@ def main() -> None:
     try:
         code = cli.main(standalone_mode=False, prog_name="ckptd")
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        fail_as_click_does(error)
     except click.Abort:
         sys.exit(130)
     except CkptdError as error:

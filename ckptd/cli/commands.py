@@ -17,8 +17,8 @@ import click
 
 from .. import __version__
 from ..core.policy import Policy
-from ..errors import CkptdError
-from .log import log_to_stderr
+from ..errors import CkptdError, one_line
+from .log import log_to_stderr, say, say_exactly
 from .options import Duration, layout_option, options_of, policy_options, verify_option
 
 _EPILOG = """\b
@@ -114,7 +114,7 @@ def plan(
     made = Policy(**policy)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if verbose and not json_:
-        click.echo(render.one_line(render.policy_text(made)))
+        say(render.policy_text(made))
     if simulate is not None:
         from ..core import simulate as simulating
 
@@ -124,7 +124,8 @@ def plan(
         if json_:
             click.echo(json.dumps(render.simulation_json(done)))
         else:
-            click.echo("\n".join(render.simulation_lines(done, made, width=width)))
+            for line in render.simulation_lines(done, made, width=width):
+                say(line)
         return
     if not work_dirs:
         raise click.UsageError("Missing argument 'WORK_DIR...'.")
@@ -139,7 +140,7 @@ def plan(
             click.echo(json.dumps(render.as_json(survey, os.path.abspath(work_dir))))
         else:
             for line in render.as_table(survey, work_dir, time.time(), width=width, milestones=made.keep_every):
-                click.echo(render.one_line(line))
+                say(line)
 
 
 @cli.command(options_metavar="[POLICY]")
@@ -202,7 +203,7 @@ def latest(work_dir: str, json_: bool, **policy: Any) -> None:
     if json_:
         click.echo(json.dumps({"work_dir": os.path.abspath(work_dir), "latest": str(path) if path else None}))
     elif path is not None:
-        click.echo(str(path))
+        say_exactly(str(path))
     else:
         logging.getLogger("ckptd").warning(
             "%s: no complete checkpoint; `ckptd plan %s` shows what is there", work_dir, work_dir
@@ -237,7 +238,7 @@ def verify(paths: tuple[str, ...], verify: str, json_: bool) -> None:
             row = {"path": os.path.abspath(path), "state": verdict.state.value, "evidence": verdict.evidence}
             click.echo(json.dumps({**row, "known": verdict.known}))
         else:
-            click.echo(f"{path}: {verdict.state.value if verdict.known else 'no checkpoint'} ({verdict.evidence})")
+            say(f"{path}: {verdict.state.value if verdict.known else 'no checkpoint'} ({verdict.evidence})")
     raise click.exceptions.Exit(code)
 
 
@@ -247,7 +248,7 @@ def _progress(path: str) -> Iterator[Callable[[int], None] | None]:
     if not sys.stderr.isatty() or not os.path.isfile(path):
         yield None
         return
-    with click.progressbar(length=os.path.getsize(path), label=f"reading {path}", file=sys.stderr) as bar:
+    with click.progressbar(length=os.path.getsize(path), label=one_line(f"reading {path}"), file=sys.stderr) as bar:
         yield bar.update
 
 

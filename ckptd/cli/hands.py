@@ -12,7 +12,7 @@ import click
 from ..core.plan import PRUNE, Decision
 from ..core.policy import Policy
 from .commands import cli, print_json, work_dir_argument
-from .log import log_to_stderr
+from .log import log_to_stderr, say
 from .options import policy_options
 
 
@@ -29,7 +29,7 @@ def pin(checkpoints: tuple[str, ...]) -> None:
 
     become_owner([os.path.dirname(os.path.abspath(path)) for path in checkpoints])
     for path in checkpoints:
-        click.echo(f"pinned {path}" if make(path) else f"{path} is pinned already")
+        say(f"pinned {path}" if make(path) else f"{path} is pinned already")
 
 
 @cli.command(options_metavar="[POLICY]")
@@ -54,7 +54,7 @@ def unpin(checkpoints: tuple[str, ...], **policy: Any) -> None:
             continue
         place, name = os.path.split(os.path.abspath(path))
         decision = next((d for d in api.plan(place, made).decisions if d.checkpoint.name == name), None)
-        click.echo(f"unpinned {path}: {_fate(decision)}")
+        say(f"unpinned {path}: {_fate(decision)}")
     raise click.exceptions.Exit(code)
 
 
@@ -83,13 +83,17 @@ def restore(work_dir: str, names: tuple[str, ...], all_: bool, json_: bool) -> N
     become_owner([work_dir])
     if not names and not all_:
         for each in restoring.restorable(work_dir):
-            click.echo(json.dumps(each) if json_ else f"{each['name']}  pruned {each['at']}  until {each['until']}")
+            if json_:
+                click.echo(json.dumps(each))
+            else:
+                say(f"{each['name']}  pruned {each['at']}  until {each['until']}")
         return
     restored, failed = restoring.restore(work_dir, names, everything=all_)
     for name in restored:
-        click.echo(
-            json.dumps({"name": name, "restored": True}) if json_ else f"restored {name}, and pinned it ({name}.keep)"
-        )
+        if json_:
+            click.echo(json.dumps({"name": name, "restored": True}))
+        else:
+            say(f"restored {name}, and pinned it ({name}.keep)")
     for name, why in failed.items():
         logging.getLogger("ckptd").error("could not restore %s: %s", name, why)
     raise click.exceptions.Exit(1 if failed else 0)
@@ -124,4 +128,4 @@ def history(work_dir: str, json_: bool) -> None:
             for x in lines
         ]
         for line in render.columns(rows, right=(3,)):
-            click.echo(render.one_line(line))
+            say(line)

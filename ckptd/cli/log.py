@@ -1,12 +1,19 @@
-"""What goes to stderr: one line a message, with a priority where the journal reads it."""
+"""What goes to a terminal or a log: one line a message, in which no name can move a cursor or begin another line.
+
+Not cleaned so: JSON, which escapes by itself, and what scripts read.
+"""
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
 from typing import NoReturn
 
+import click
+
+from ..errors import one_line
 from ..notify import journal_stream
 
 
@@ -24,7 +31,7 @@ class _Line(logging.Formatter):
         self._journal = journal
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record).replace("\n", "\\n")
+        text = one_line(super().format(record))
         for level, priority, word in self._PRIORITIES:
             if record.levelno >= level:
                 return (priority if self._journal else word) + text
@@ -41,7 +48,28 @@ def log_to_stderr() -> None:
     log.propagate = False
 
 
+def say(text: str = "") -> None:
+    """Print a line of what was asked for, on stdout."""
+    click.echo(one_line(text))
+
+
+def say_exactly(text: str) -> None:
+    """Print what a script reads. (`click.echo` takes colours out, which could be part of a name.)"""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def fail(text: str, code: int) -> NoReturn:
     """Say what happened, as the last line, and end."""
-    sys.stderr.write(("<3>" if journal_stream() else "error: ") + text + "\n")
+    sys.stderr.write(("<3>" if journal_stream() else "error: ") + one_line(text) + "\n")
     sys.exit(code)
+
+
+def fail_as_click_does(error: click.ClickException) -> NoReturn:
+    """Say what was wrong with the words of the command, and end."""
+    error.message = one_line(error.message)  # type: ignore[misc]  # it may quote them
+    text = io.StringIO()
+    error.show(file=text)
+    for line in text.getvalue().splitlines():
+        click.echo(one_line(line), err=True)
+    sys.exit(error.exit_code)

@@ -23,6 +23,7 @@ from ..survey import Survey
 from ..tree import Tree, name_test
 from ..units import human_bytes
 from ..workdir import WorkDir, other_owner, others_text
+from .log import say
 
 _MOST_ROWS = 20
 _REFUSED = 3
@@ -58,11 +59,11 @@ def plan(roots: Sequence[str], policy: Policy, *, json_: bool, width: int | None
             click.echo(json.dumps(render.as_json(survey, work_dir)))
         else:
             for line in render.as_table(survey, work_dir, time.time(), width=width, milestones=policy.keep_every):
-                click.echo(render.one_line(line))
-            click.echo()
+                say(line)
+            say()
     if not json_:
         for line in _table(rows, roots):
-            click.echo(render.one_line(line))
+            say(line)
     return found.code
 
 
