@@ -16,7 +16,7 @@ from .filesystem import is_local
 from .readers import OpenFiles
 from .scan import entry_of, stat_entry
 from .survey import Survey
-from .verdict import has_writer, has_writer_inside
+from .verdict import OPEN_FOR_WRITING, has_writer, has_writer_inside
 
 
 class Holders:
@@ -45,7 +45,7 @@ class Holders:
         elif self._leases:
             with opened_file(name, dir_fd=dir_fd) as fd:
                 writer = has_writer(fd)
-        return "open for writing" if writer else ""
+        return OPEN_FOR_WRITING if writer else ""
 
 
 def reasons_to_stay(

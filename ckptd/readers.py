@@ -8,15 +8,17 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
-from .disk import check_depth, opened_dir
+from .disk import check_depth, listed, opened_dir
 
 Inode: TypeAlias = tuple[int | bytes, int]  # its device, or the name of a file that is mapped, and its number
+_LONGEST_COMMAND = 80  # characters
 
-_MAPPED = re.compile(rb"^\S+ \S+ \S+ ([0-9a-f]+):([0-9a-f]+) ([1-9][0-9]*) +(\S.*)", re.MULTILINE)
+_MAPPED = re.compile(rb"^\S+ (\S+) \S+ ([0-9a-f]+):([0-9a-f]+) ([1-9][0-9]*) +(\S.*)", re.MULTILINE)
 
 
 class OpenFiles:
@@ -51,12 +53,46 @@ class OpenFiles:
         self._stale_s = now_s + (now_s - began_s)
 
 
+def writers_of(names: Iterable[str], *, dir_fd: int) -> list[int]:
+    """The processes, as far as this user may see, that have one of the files `names` open for writing, or mapped so.
+
+    Of a directory, any file in it. Raises OSError if one of them cannot be read.
+    """
+    inodes: set[Inode] = set()
+    for name in names:
+        info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        of_file = [(info.st_dev, info.st_ino), (os.fsencode(name), info.st_ino)]
+        inodes.update(_inodes(name, dir_fd) if stat.S_ISDIR(info.st_mode) else of_file)
+    pids = filter(str.isdigit, os.listdir("/proc"))
+    return sorted(int(pid) for pid in pids if not inodes.isdisjoint((*_written_by(pid), *_mapped_by(pid, b"ws"))))
+
+
+def process_text(pid: int) -> str:
+    """A process for a person: its number, and how it was called."""
+    words = b""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+        words = file.read(4096)
+    command = os.fsdecode(words.rstrip(b"\0").replace(b"\0", b" "))
+    shown = command if len(command) <= _LONGEST_COMMAND else f"{command[:_LONGEST_COMMAND]}..."
+    return f"process {pid} ({shown})" if shown else f"process {pid}"
+
+
+def _written_by(pid: str) -> Iterator[Inode]:
+    with contextlib.suppress(OSError):  # gone, or another user's
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/fdinfo/{fd}") as file:
+                flags = next((int(line.split()[1], 8) for line in file if line.startswith("flags:")), 0)
+                if flags & os.O_ACCMODE != os.O_RDONLY:
+                    info = os.stat(f"/proc/{pid}/fd/{fd}")
+                    yield info.st_dev, info.st_ino
+
+
 def _inodes(name: str, dir_fd: int, depth: int = 0) -> Iterator[Inode]:
     check_depth(depth, name)
     info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     yield info.st_dev, info.st_ino
     # One that not even its owner may open any more holds up no removal.
-    with contextlib.suppress(PermissionError), opened_dir(name, dir_fd=dir_fd) as fd, os.scandir(fd) as entries:
+    with contextlib.suppress(PermissionError), opened_dir(name, dir_fd=dir_fd) as fd, listed(fd) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from _inodes(entry.name, fd, depth + 1)
@@ -76,9 +112,11 @@ def _opened_by(pid: str) -> Iterator[Inode]:
                 yield info.st_dev, info.st_ino
 
 
-def _mapped_by(pid: str) -> Iterator[Inode]:
+def _mapped_by(pid: str, how: bytes = b"") -> Iterator[Inode]:
+    """Of the files that it has mapped those whose permissions hold each letter of `how`."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", "rb") as maps:
-        for major, minor, inode, path in set(_MAPPED.findall(maps.read())):
-            yield os.makedev(int(major, 16), int(minor, 16)), int(inode)
-            # On btrfs and overlayfs the kernel shows another device here than stat does.
-            yield path.rpartition(b"/")[2], int(inode)
+        for allowed, major, minor, inode, path in set(_MAPPED.findall(maps.read())):
+            if set(how) <= set(allowed):
+                yield os.makedev(int(major, 16), int(minor, 16)), int(inode)
+                # On btrfs and overlayfs the kernel shows another device here than stat does.
+                yield path.rpartition(b"/")[2], int(inode)

@@ -20,6 +20,7 @@ from .core.plan import Decision, Plan
 from .core.policy import Policy
 from .disk import NO_ROOM, exists, sync_dir
 from .errors import NoRoomError, why
+from .held import Held
 from .labelled import Labelled
 from .last_look import Holders, reasons_to_stay
 from .pointer import named_by, replace_pointer
@@ -105,6 +106,7 @@ class Reconciler:
         self._short_bytes = 0
         self._unlinked: list[Decision] = []  # to make room for `.ckptd`; no report has counted them yet
         self._expecting = expecting
+        self._held = Held(work, self._log)
         self._pruner = Pruner(work, policy.trash_ttl_s, background, clock, self._log, stopping, self.surveyor.named_now)
         self._reliance = Reliance(self.surveyor, reader or Reader(background, wait=True), clock, self._log)
 
@@ -118,7 +120,8 @@ class Reconciler:
         """Whether another object, made later, would find on the disk all that this one knows."""
         quiet = not (self._failures or self._said_full or self._unreadable or self._short_bytes)
         written = self.surveyor.memory == self._on_disk
-        return quiet and written and not (self.surveyor.has_said or self._reliance.has_said or self._pruner.is_busy)
+        said = self.surveyor.has_said or self._reliance.has_said or self._held.has_said
+        return quiet and written and not (said or self._pruner.is_busy)
 
     def survey(self) -> Survey:
         """Look and decide, changing nothing."""
@@ -127,6 +130,7 @@ class Reconciler:
     def reconcile(self) -> Report:
         """Make one pass. Raises CkptdError for what a person must mend, OSError if the disk does not answer."""
         survey = self.survey()
+        self._held.look(survey, self._clock())
         if self.work.own_fd is None and survey.plan.newest is None:
             # No checkpoint yet, and nothing of ours before there is one.
             return Report(survey, look_again_s=self._look_again_s(survey, troubled=False))
@@ -313,6 +317,8 @@ class Reconciler:
     def _look_again_s(self, survey: Survey, *, troubled: bool) -> float | None:
         waits = [] if survey.settles_s is None else [survey.settles_s + _SETTLED_S]
         waits.extend(self._pruner.expires_in_s())
+        if self._held.due_s is not None:
+            waits.append(self._held.due_s + _SETTLED_S)
         if troubled:
             shortest, longest = _BACK_OFF_S
             waits.append(min(longest, shortest * 2 ** min(self._failures, 10)))

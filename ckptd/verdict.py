@@ -20,6 +20,7 @@ from .formats import Structure, structure_of_file
 from .scan import Entry
 
 SETTLE_LOCAL_S, SETTLE_NETWORK_S, SETTLE_UNMARKED_S = 5.0, 60.0, 300.0
+OPEN_FOR_WRITING = "open for writing"
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def _directory(entry: Entry, dir_fd: int, settling: Settling, now_ns: int, wante
 
 def _judge(entry: Entry, found: Structure, writer: bool | None, settling: Settling, now_ns: int) -> Verdict:
     if writer:
-        return Verdict(State.IN_FLIGHT, found.text, found.known, "open for writing", kind=found.kind)
+        return Verdict(State.IN_FLIGHT, found.text, found.known, OPEN_FOR_WRITING, kind=found.kind)
     age_s, quiet_s = age_seconds(entry, now_ns), settling.quiet_s(marked=found.marked)
     # Whole so far, but nobody can tell whether its writer is done; or broken, but perhaps not yet whole.
     unsure = writer is None or found.state is not State.COMPLETE or not found.marked
