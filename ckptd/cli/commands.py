@@ -18,6 +18,7 @@ import click
 from .. import __version__
 from ..core.policy import Policy
 from ..errors import CkptdError, one_line
+from . import completion
 from .log import log_to_stderr, say, say_exactly
 from .options import Duration, layout_option, options_of, policy_options, verify_option
 
@@ -43,8 +44,10 @@ def cli() -> None:
 
 
 print_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
-_work_dirs = click.argument("work_dirs", nargs=-1, required=True, metavar="WORK_DIR...")
-work_dir_argument = click.argument("work_dir", metavar="WORK_DIR")
+_work_dirs = click.argument(
+    "work_dirs", nargs=-1, required=True, metavar="WORK_DIR...", shell_complete=completion.directories
+)
+work_dir_argument = click.argument("work_dir", metavar="WORK_DIR", shell_complete=completion.directories)
 _recursive = click.option("--recursive", is_flag=True, envvar="CKPTD_RECURSIVE",
                           help="Take every directory below WORK_DIR that holds a checkpoint.")  # fmt: skip
 
@@ -56,9 +59,9 @@ class _WithJob(click.Command):
         if "--" in args:
             at = args.index("--")
             args, job = args[:at], args[at + 1 :]
-            if not job:
+            if not job and not ctx.resilient_parsing:  # else a shell asks what it could be
                 raise click.UsageError("no command after `--`", ctx)
-            ctx.meta["ckptd.job"] = job
+            ctx.meta[completion.JOB] = job
         return super().parse_args(ctx, args)
 
 
@@ -90,12 +93,12 @@ def watch(
 
     made = Policy(**policy)
     kind = RecursiveService if recursive else Service
-    service = kind(work_dirs, made, dry_run, scan_interval_s, click.get_current_context().meta.get("ckptd.job", ()))
+    service = kind(work_dirs, made, dry_run, scan_interval_s, click.get_current_context().meta.get(completion.JOB, ()))
     raise click.exceptions.Exit(service.run())
 
 
 @cli.command(options_metavar="[POLICY]")
-@click.argument("work_dirs", nargs=-1, metavar="WORK_DIR...")
+@click.argument("work_dirs", nargs=-1, metavar="WORK_DIR...", shell_complete=completion.directories)
 @policy_options
 @_recursive
 @click.option("--verbose", "-v", is_flag=True, help="Begin with the policy in force.")
@@ -212,7 +215,7 @@ def latest(work_dir: str, json_: bool, **policy: Any) -> None:
 
 
 @cli.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", shell_complete=completion.files)
 @verify_option
 @print_json
 def verify(paths: tuple[str, ...], verify: str, json_: bool) -> None:

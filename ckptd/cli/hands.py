@@ -11,13 +11,14 @@ import click
 
 from ..core.plan import PRUNE, Decision
 from ..core.policy import Policy
+from . import completion
 from .commands import cli, print_json, work_dir_argument
 from .log import log_to_stderr, say
 from .options import policy_options
 
 
 @cli.command()
-@click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
+@click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...", shell_complete=completion.files)
 def pin(checkpoints: tuple[str, ...]) -> None:
     """Keep checkpoints whatever the policy says, until they are unpinned.
 
@@ -33,7 +34,7 @@ def pin(checkpoints: tuple[str, ...]) -> None:
 
 
 @cli.command(options_metavar="[POLICY]")
-@click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
+@click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...", shell_complete=completion.files)
 @policy_options
 def unpin(checkpoints: tuple[str, ...], **policy: Any) -> None:
     """Let the policy decide again, and say what that means for each.
@@ -68,7 +69,7 @@ def _fate(decision: Decision | None) -> str:
 
 @cli.command()
 @work_dir_argument
-@click.argument("names", nargs=-1, metavar="[NAME...]")
+@click.argument("names", nargs=-1, metavar="[NAME...]", shell_complete=completion.in_trash)
 @click.option("--all", "all_", is_flag=True, help="Restore all that is in the trash.")
 @print_json
 def restore(work_dir: str, names: tuple[str, ...], all_: bool, json_: bool) -> None:

@@ -11,6 +11,7 @@ import click
 
 from ..core.layouts import LAYOUTS
 from ..core.policy import RULES, VERIFY, Policy
+from .completion import layouts
 
 _UNITS_S = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kmgtp]?)(ib|b|)", re.ASCII)
@@ -82,6 +83,7 @@ layout_option = click.option(
     multiple=True,
     metavar="NAME",
     envvar="CKPTD_LAYOUT",
+    shell_complete=layouts,
     help="Framework whose checkpoints to look for, in place of the known names; repeatable. "
     f"One of {', '.join(layout.name for layout in LAYOUTS)}.",
 )

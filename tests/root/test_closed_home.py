@@ -113,6 +113,14 @@ def test_a_command_needs_nothing_of_pythons_once_it_is_the_owner(
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
 
 
+def test_a_shell_that_asks_what_is_in_a_trash_is_answered(closed: Path, run_: Path) -> None:
+    command = roots_own("prune", "RUN", *ONE, "--trash-ttl", "1h", run_=run_)
+    subprocess.run(command, env=env(closed), capture_output=True, check=True, cwd="/")
+    asks = {"_CKPTD_COMPLETE": "bash_complete", "COMP_WORDS": f"ckptd restore {run_} ep", "COMP_CWORD": "3"}
+    done = subprocess.run(roots_own(run_=run_), env=env(closed, **asks), capture_output=True, text=True, cwd="/")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "plain,epoch_1.pth\n", "")
+
+
 @pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] == "watch"], ids=" ".join)
 @pytest.mark.parametrize("there", [True, False], ids=["there", "yet to come"])
 def test_a_watch_needs_nothing_of_pythons_once_it_is_the_owner(
