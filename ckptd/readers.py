@@ -61,7 +61,7 @@ def writers_of(names: Iterable[str], *, dir_fd: int) -> list[int]:
     inodes: set[Inode] = set()
     for name in names:
         info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-        of_file = [(info.st_dev, info.st_ino), (os.fsencode(name), info.st_ino)]
+        of_file: list[Inode] = [(info.st_dev, info.st_ino), (os.fsencode(name), info.st_ino)]
         inodes.update(_inodes(name, dir_fd) if stat.S_ISDIR(info.st_mode) else of_file)
     pids = filter(str.isdigit, os.listdir("/proc"))
     return sorted(int(pid) for pid in pids if not inodes.isdisjoint((*_written_by(pid), *_mapped_by(pid, b"ws"))))

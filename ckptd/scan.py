@@ -93,7 +93,7 @@ def scan(work_dir: str, dir_fd: int, finder: Finder) -> Found:
 def scan_marks(work_dir: str, dir_fd: int) -> Found:
     """Look only for what is pinned there, or named by a symlink. Raises OSError if it cannot be read."""
     found = Found()
-    with os.scandir(dir_fd) as entries:
+    with listed(dir_fd) as entries:
         for entry in entries:
             _note_mark(found, work_dir, dir_fd, entry)
     return found
