@@ -35,14 +35,15 @@ class Holders:
         if self._leases is None:
             self._leases = is_local(dir_fd)
         writer: bool | None = False
-        if stat.S_ISDIR(stat_entry(name, dir_fd=dir_fd).st_mode):
+        kind = stat_entry(name, dir_fd=dir_fd).st_mode
+        if stat.S_ISDIR(kind):
             pid = self._open_files.user_of(name, dir_fd=dir_fd)
             if pid is not None:
                 return f"open in process {pid}"
             if self._leases:
-                with contextlib.suppress(PermissionError), opened_dir(name, dir_fd=dir_fd) as fd:
+                with opened_dir(name, dir_fd=dir_fd) as fd:
                     writer = has_writer_inside(fd)
-        elif self._leases:
+        elif self._leases and stat.S_ISREG(kind):
             with opened_file(name, dir_fd=dir_fd) as fd:
                 writer = has_writer(fd)
         return OPEN_FOR_WRITING if writer else ""

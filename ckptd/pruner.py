@@ -6,6 +6,7 @@ Decides nothing: which checkpoints go, and that they may, is settled before it i
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -284,16 +285,15 @@ class Pruner:
         free: list[str] = []
         back: list[Seen] = []
         lines: list[dict[str, Any]] = []
-        holders = Holders()
+        holders, known = Holders(), functools.cache(self._lines)
         with delete.opened_trash(self._own_fd) as trash_fd:
             for item in due:
-                # One that was claimed was asked about before that, and can no longer go back whole.
                 try:
-                    reason = "" if delete.is_claimed(item) else holders.of(item, dir_fd=trash_fd)
+                    reason = _holder_of(item, holders, trash_fd)
                     if reason:
-                        known, entry = self._lines().get(item, {}), entry_of(item, dir_fd=trash_fd)
-                        lines.append(self._give_back(item, known.get("name"), reason, trash_fd))
-                        back += _seen_again(known, entry) if lines[-1]["did"] == _GAVE_BACK else ()
+                        pruned, entry = known().get(item, {}), entry_of(item, dir_fd=trash_fd)
+                        lines.append(self._give_back(item, pruned.get("name"), reason, trash_fd))
+                        back += _seen_again(pruned, entry) if lines[-1]["did"] == _GAVE_BACK else ()
                         self._forget(item)
                     else:
                         free.append(item)
@@ -380,6 +380,14 @@ class Pruner:
         if self._said.get(name) != reason:
             self._said[name] = reason
             self._log.warning("could not prune %s/%s: %s; will try again", self._work.path, name, reason)
+
+
+def _holder_of(item: str, holders: Holders, trash_fd: int) -> str:
+    """Who is at an item of the trash. One that was claimed was asked about before that, and may be half gone."""
+    try:
+        return "" if delete.is_claimed(item) else holders.of(item, dir_fd=trash_fd)
+    except PermissionError:
+        return ""  # closed since it came here, even to its owner
 
 
 def _line(

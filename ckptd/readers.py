@@ -89,18 +89,18 @@ def _written_by(pid: str) -> Iterator[Inode]:
 
 def _inodes(name: str, dir_fd: int, depth: int = 0) -> Iterator[Inode]:
     check_depth(depth, name)
-    info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-    yield info.st_dev, info.st_ino
-    # One that not even its owner may open any more holds up no removal.
-    with contextlib.suppress(PermissionError), opened_dir(name, dir_fd=dir_fd) as fd, listed(fd) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _inodes(entry.name, fd, depth + 1)
-            else:
-                with contextlib.suppress(FileNotFoundError):
-                    inside = entry.stat(follow_symlinks=False)
-                    yield inside.st_dev, inside.st_ino
-                    yield os.fsencode(entry.name), inside.st_ino
+    with opened_dir(name, dir_fd=dir_fd) as fd:
+        info = os.fstat(fd)
+        yield info.st_dev, info.st_ino
+        with listed(fd) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from _inodes(entry.name, fd, depth + 1)
+                else:
+                    with contextlib.suppress(FileNotFoundError):
+                        inside = entry.stat(follow_symlinks=False)
+                        yield inside.st_dev, inside.st_ino
+                        yield os.fsencode(entry.name), inside.st_ino
 
 
 def _opened_by(pid: str) -> Iterator[Inode]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -220,6 +221,59 @@ def test_what_is_held_when_its_hour_in_the_trash_is_over_gets_its_name_back_and_
     background.close()
     reconcile(work_dir, clock=lambda: now_ns)
     assert (left(work_dir), trash(work_dir)) == (names[2:], [])
+
+
+def test_what_is_held_and_nobody_knows_the_name_of_stays_in_the_trash_for_good(
+    saved: Callable[[list[str]], Path],
+) -> None:
+    work_dir = saved(FILES)
+    reconcile(work_dir)
+    item = work_dir / ".ckptd/trash/1000-0"
+    item.write_bytes(torch_zip())
+    with holding_open(item, "r+b"):
+        reconcile(work_dir)
+    reconcile(work_dir)
+    assert trash(work_dir) == ["held-1000-0"]
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to("/etc/hostname")], ids=["a FIFO", "a symlink"]
+)
+def test_what_nobody_can_be_at_is_freed(make: Callable[[Path], None], saved: Callable[[list[str]], Path]) -> None:
+    work_dir = saved(FILES)
+    reconcile(work_dir)
+    make(work_dir / ".ckptd/trash/1000-0")
+    reconcile(work_dir)
+    assert trash(work_dir) == []
+
+
+def test_what_cannot_go_back_though_it_is_held_stays_where_it_is_and_is_tried_again(
+    saved: Callable[[list[str]], Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    work_dir = saved(FILES)
+    hour = {**POLICY, "trash_ttl_s": 3600.0}
+    now_ns = (work_dir / FILES[-1]).stat().st_mtime_ns + 3600 * 10**9
+    background = Background()
+    with WorkDir(work_dir) as work:
+        reconciler = Reconciler(work, Policy(**hour), background, clock=lambda: now_ns)
+        reconciler.reconcile()
+        first, _ = trash(work_dir)
+        with holding_open(work_dir / ".ckptd/trash" / first, "r+b"):
+
+            def refuse(*_: object, **__: object) -> None:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+            now_ns += 3601 * 10**9
+            with monkeypatch.context() as patch:
+                patch.setattr(delete, "give_back", refuse)
+                reconciler.reconcile()
+                background.wait()
+            assert (trash(work_dir), left(work_dir)) == ([first], FILES[2:])
+            assert any("Permission denied; will try again" in text for text in caplog.messages)
+            now_ns += 60 * 10**9
+            reconciler.reconcile()
+            assert left(work_dir) == [FILES[0], *FILES[2:]]
+    background.close()
 
 
 def pin(work_dir: Path) -> None:
