@@ -5,13 +5,13 @@ Decides what nobody knew when the plan was made; whoever holds or names a checkp
 
 from __future__ import annotations
 
-import contextlib
+import errno
+import os
 import stat
 from collections.abc import Mapping, Sequence
 
 from .core.plan import Decision
 from .disk import opened_dir, opened_file
-from .errors import RefusedError
 from .filesystem import is_local
 from .readers import OpenFiles
 from .scan import entry_of, stat_entry
@@ -53,7 +53,7 @@ def reasons_to_stay(
     survey: Survey, prunes: Sequence[Decision], named: Mapping[str, Sequence[str]], *, work_fd: int
 ) -> dict[str, str]:
     """By name, why some of `prunes` are not to go after all: `named` as it is now names them, or what their deletion
-    relies on is no longer what was judged."""
+    relies on is no longer what was judged. Raises OSError if that cannot be told."""
     stays = {d.checkpoint.name: named[d.checkpoint.name][0] for d in prunes if d.checkpoint.name in named}
     for series in survey.plan.series:
         going = [d.checkpoint.name for d in prunes if d.checkpoint.series == series.grid.template.text]
@@ -64,6 +64,10 @@ def reasons_to_stay(
 
 
 def _is_still(name: str, survey: Survey, work_fd: int) -> bool:
-    with contextlib.suppress(OSError, RefusedError):
-        return entry_of(name, dir_fd=work_fd).is_same_as(survey.entries[name])
-    return False
+    try:
+        now = entry_of(name, dir_fd=work_fd)
+    except FileNotFoundError:
+        return False
+    if now.forbidden:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+    return now.is_same_as(survey.entries[name])

@@ -147,12 +147,16 @@ class Pruner:
                 binned = self._still_unwanted(survey, binned, trash_fd)
                 delete.sync(work_fd=self._work.fd, trash_fd=trash_fd)
             except OSError as error:
-                # A rename that a power cut may undo, or somebody may have named what could not be seen: what it moved
-                # stays whole in the trash until the next start.
+                # A rename that a power cut may undo, or somebody may want what could not be seen: what was moved stays
+                # whole in the trash, until the next start or for an hour.
                 failed |= {decision.checkpoint.name: why(error) for decision, _ in binned}
-                what = "fsync" if isinstance(error, SyncError) else "a look"
+                if isinstance(error, SyncError):
+                    what = "fsync of"
+                else:
+                    what = "a look into"
+                    self._expires_ms |= {item: now_ms + _UNNAMED_TTL_MS for _, item in binned}
                 self._log.error(
-                    "%s of %s failed (%s): nothing is freed; check the disk", what, self._work.path, why(error)
+                    "%s %s failed (%s): nothing is freed; check the disk", what, self._work.path, why(error)
                 )
                 return pruned + [decision for decision, _ in binned], failed
         for decision, _ in binned:
@@ -273,6 +277,8 @@ class Pruner:
             name = decision.checkpoint.name
             with contextlib.suppress(OSError, RefusedError):  # then it is asked again before it is freed
                 reason = stays.get(name) or holders.of(item, dir_fd=trash_fd)
+                if not (reason or entry_of(item, dir_fd=trash_fd).is_same_as(survey.entries[name])):
+                    reason = "written to while it was renamed"
                 if reason:
                     lines.append(self._give_back(item, name, reason, trash_fd))
                     continue

@@ -165,6 +165,25 @@ def test_what_somebody_opens_between_the_look_and_the_rename_gets_its_name_back(
     assert (left(work_dir), trash(work_dir)) == (names[2:], [])
 
 
+@pytest.mark.parametrize("names", [FILES, DIRECTORIES], ids=["a file", "a directory"])
+def test_what_is_written_and_closed_around_its_rename_gets_its_name_back(
+    names: list[str], saved: Callable[[list[str]], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = saved(names)
+    path = work_dir / names[0] / "__0_0.distcp" if names is DIRECTORIES else work_dir / names[0]
+    files = []
+
+    def write_and_close(_: Path) -> None:
+        with files.pop() as file:
+            file.write(b"more")
+
+    renamed = opening(names[0], work_dir, lambda _: files.append(path.open("ab")), then=write_and_close)
+    with monkeypatch.context() as patch:
+        patch.setattr(delete, "rename_new", renamed)
+        reconcile(work_dir)
+    assert path.read_bytes().endswith(b"more")
+
+
 def test_what_is_held_in_the_trash_stays_there_for_good_where_its_name_is_taken(
     saved: Callable[[list[str]], Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
