@@ -177,7 +177,8 @@ def open_to_owner(name: str, *, dir_fd: int) -> None:
         return
     try:
         with contextlib.suppress(OSError):
-            os.chmod(f"/proc/self/fd/{fd}", 0o700)
+            # An absolute path: with dir_fd it is only the same call, fchmodat, on every machine.
+            os.chmod(f"/proc/self/fd/{fd}", 0o700, dir_fd=dir_fd)
     finally:
         os.close(fd)
 
