@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .arena import Arena
+
 
 class HostCopy:
     """Host memory for one state, used again for the next one. One copy at a time: a new one overwrites the last.
@@ -21,7 +23,8 @@ class HostCopy:
     """
 
     def __init__(self) -> None:
-        self._kept: list[Tensor] = []
+        self._arena = Arena()
+        self._pinned: list[Tensor] = []
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._arrivals: list[torch.cuda.Event] = []
 
@@ -35,22 +38,13 @@ class HostCopy:
         """
         copies: dict[int, Any] = {}
         pairs: list[tuple[Tensor, Tensor]] = []
-        free: dict[tuple[int, bool], list[Tensor]] = {}
-        for buffer in self._kept:
-            free.setdefault((buffer.numel(), buffer.is_pinned()), []).append(buffer)
-        self._kept = []
         found = {id(each): each for each in _tensors(state)}
-        plain = [each for each in found.values() if _is_plain(each)]
-        for source, strides, views in _blocks(plain):
-            size_bytes, pinned = source.numel() * source.element_size(), source.is_cuda
-            again = free.get((size_bytes, pinned))
-            buffer = again.pop() if again else _buffer(size_bytes, pinned)
-            self._kept.append(buffer)
+        blocks = list(_blocks([each for each in found.values() if _is_plain(each)]))
+        for (source, strides, views), buffer in zip(blocks, self._buffers(blocks)):
             held = buffer.view(source.dtype).as_strided(source.shape, strides)
             pairs.append((held, source))
             for tensor, its_strides, offset in views:
                 copies[id(tensor)] = _like(tensor, held.as_strided(tensor.shape, its_strides, offset))
-        del free  # what this state has no use for is given back
         self._copy(pairs)
         for each in found.values():
             if each.layout is not torch.strided or each.is_nested:  # deepcopy knows but some of these
@@ -64,6 +58,17 @@ class HostCopy:
         """Return when every copy has arrived. To be called before anything of a copy is read, by any thread."""
         for each in self._arrivals:
             each.synchronize()
+
+    def _buffers(self, blocks: list[_Block]) -> Iterator[Tensor]:
+        """Bytes for each block. What was kept and has no use any more is given back."""
+        on_gpu = [block.size_bytes for block in blocks if block.source.is_cuda]
+        free: dict[int, list[Tensor]] = {}
+        for buffer in self._pinned:
+            free.setdefault(buffer.numel(), []).append(buffer)
+        self._pinned = [free[size].pop() if free.get(size) else _page_locked(size) for size in on_gpu]
+        pieces = self._arena.pieces([block.size_bytes for block in blocks if not block.source.is_cuda])
+        pinned, plain = iter(self._pinned), iter(pieces)
+        return (next(pinned if block.source.is_cuda else plain) for block in blocks)
 
     def _expect(self, devices: set[torch.device]) -> None:
         # What deepcopy has copied stays on its device, where the current stream does it, for another thread to read.
@@ -91,10 +96,10 @@ class HostCopy:
                 held.copy_(source)
 
 
-def _buffer(size_bytes: int, pinned: bool) -> Tensor:
+def _page_locked(size_bytes: int) -> Tensor:
     # Made in inference mode it could not be written again outside of it.
     with torch.inference_mode(False):
-        return torch.empty(size_bytes, dtype=torch.uint8, device="cpu", pin_memory=pinned)
+        return torch.empty(size_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
 
 
 def _in_order_of(held: Tensor, source: Tensor) -> Tensor:
@@ -113,6 +118,10 @@ class _Block(NamedTuple):
     source: Tensor
     strides: tuple[int, ...]
     views: list[tuple[Tensor, tuple[int, ...], int]]  # each tensor that lies in it, with its strides and offset
+
+    @property
+    def size_bytes(self) -> int:
+        return self.source.numel() * self.source.element_size()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

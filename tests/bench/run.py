@@ -68,6 +68,7 @@ def parts(*, short: bool, large: bool) -> dict[str, Part]:
             5 if short else 15,
             lambda place, rounds: saves_lines.lines(place, rounds, large=large),
         ),
+        "forks": Part("Saves beside forked workers", 5 if short else 15, saves_lines.of_forks),
         "buffers": Part("Buffers over ranks", 50 if short else 300, buffers_lines.lines),
     }
 

@@ -1,4 +1,4 @@
-"""What saves.py and training.py measure, as lines."""
+"""What saves.py, forks.py and training.py measure, as lines."""
 
 from __future__ import annotations
 
@@ -48,6 +48,19 @@ def of_saves(place: Path, rounds: int, layers: int) -> list[Line]:
     found.append(compared(once, PEERS[plain], taken["at once"], taken[plain], at_most=at_most))
     found.append(compared(once, PEERS["mmcv"], taken["at once"], taken["mmcv"]))
     return found
+
+
+def of_forks(place: Path, rounds: int) -> list[Line]:
+    run("forks", place, str(rounds), str(MIDDLE))
+    taken: Seconds = json.loads((place / "forks.json").read_text())
+    stall = f"a step's wait for a save of {human_bytes(round(MIDDLE * LAYER_MB * 1e6))} in the background"
+    return [
+        compared(f"{stall}, {when}", "the same without workers", taken[name], taken["none"], at_most=1.3)
+        for name, when in (
+            ("living", "beside a DataLoader's workers"),
+            ("ended", "after a DataLoader's workers have ended"),
+        )
+    ]
 
 
 def of_training(place: Path, rounds: int) -> list[Line]:

@@ -37,12 +37,14 @@ class Gate:
     def __init__(self, save: Callable[..., None]) -> None:
         self.begun, self.opened = threading.Event(), threading.Event()
         self.failure: Exception | None = None
+        self.state: Any = None  # what is being saved
         self.save = save
 
     def __call__(self, state: Any, file: Any) -> None:
         if isinstance(file, io.BytesIO):  # only tried, whether it could be saved
             self.save(state, file)
             return
+        self.state = state
         self.begun.set()
         assert self.opened.wait(PATIENCE_S)
         if self.failure is not None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import resource
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ckptd.errors import CkptdError
 from ckptd.shim.snapshot import HostCopy
+
+PAGE = resource.getpagesize()
 
 
 def numbers(*shape: int) -> Tensor:
@@ -152,13 +157,47 @@ def test_types_and_gradients_are_as_they_were() -> None:
 
 
 def test_memory_is_used_again_and_given_back_once_the_state_has_no_use_for_it() -> None:
-    host = HostCopy()
-    first = host.take({"weight": numbers(10), "other": numbers(10)})
-    places = {each.data_ptr() for each in first.values()}
-    second = host.take({"weight": numbers(10), "moment": numbers(20), "other": numbers(10)})
-    assert {second[name].data_ptr() for name in ("weight", "other")} == places
-    host.take({"moment": numbers(20)})
-    assert [each.numel() for each in host._kept] == [80]
+    before, host = kept_bytes(), HostCopy()
+    sizes = [("small", 2**18), ("small", 2**18), ("grown", 2**20), ("shrunk", 2**16), ("empty", 0)]
+    places = {}
+    for what, size in sizes:
+        held = host.take({"weight": numbers(size), "count": torch.tensor(3)})
+        places.setdefault(what, held["weight"].data_ptr())
+        assert held["weight"].data_ptr() == places[what]
+        assert kept_bytes() - before == PAGE * -(-(4 * size + 64) // PAGE)
+        del held
+    assert host.take({"number": 1}) == {"number": 1}
+    assert kept_bytes() == before
+
+
+def test_what_has_been_handed_out_outlives_a_copy_of_another_size_and_the_memory_that_was_kept() -> None:
+    before = kept_bytes()
+    host, weight = HostCopy(), numbers(1000)
+    first = host.take({"weight": weight})
+    second = host.take({"weight": numbers(5000)})
+    del host
+    assert torch.equal(first["weight"], weight)
+    del first, second
+    assert kept_bytes() == before
+
+
+def test_every_tensor_is_as_aligned_as_torchs_own() -> None:
+    state = {str(n): numbers(n).to(kind) for n in range(1, 40, 3) for kind in (torch.int8, torch.complex128)}
+    assert {each.data_ptr() % 64 for each in HostCopy().take(state).values()} == {0}
+
+
+def test_memory_that_is_not_there_is_said_and_what_was_kept_serves_the_next_copy() -> None:
+    host, small, large = HostCopy(), numbers(1000), torch.zeros(2**26)
+    host.take({"weight": small})
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * PAGE
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, limits[1]))
+    try:
+        with pytest.raises(CkptdError, match=r"^268435456 bytes .*: Cannot allocate memory\. Save without background"):
+            host.take({"weight": large})
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert torch.equal(host.take({"weight": small})["weight"], small)
 
 
 def test_memory_made_in_inference_mode_can_be_used_outside_of_it() -> None:
@@ -199,6 +238,19 @@ def test_a_copy_lies_in_host_memory_wherever_new_tensors_go() -> None:
     with torch.device("meta"):  # as after torch.set_default_device
         held = HostCopy().take(state)
     assert_equal(before, held)
+
+
+def kept_bytes() -> int:
+    """How much of this process's memory no forked child would have."""
+    kept = size = 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        if not first.endswith(":"):
+            begin, end = (int(each, 16) for each in first.split("-"))
+            size = end - begin if rest[:4] == ["rw-p", "00000000", "00:00", "0"] else 0
+        elif first == "VmFlags:" and "dc" in rest:
+            kept += size
+    return kept
 
 
 def plain(value: Any) -> Any:
