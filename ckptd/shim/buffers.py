@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -34,20 +35,18 @@ def average_buffers(module: nn.Module, *, group: Group = None) -> None:
 
     One all-reduce for all but float64; two more where the buffers are not those of the group's last call. Raises
     CkptdError on every rank, before any buffer has changed, if the names, shapes or types of the buffers differ
-    between ranks; it names a rank and a buffer. Without a process group, with one rank, and on ranks outside of
-    `group` nothing happens.
+    between ranks, naming a rank and a buffer; RefusedError, with its name, for a buffer that is sharded, quantized,
+    sparse, nested, conjugated, on the meta device, or expanded. Without a process group, with one rank, and on ranks
+    outside of `group` nothing happens.
     """
     if world_size(group) <= 1:
         return
     named = _saved_buffers(module)
     buffers = [each for _, each in named]
-    held = "\n".join([f"{name}\t{_described(each.shape, each.dtype, type(each), each.layout)}" for name, each in named])
+    held = _described(named)
     bucket = _summed_as_before(held, buffers, group)
     if bucket is None:
-        _check_alike(held, group)
-        for name, each in named:
-            if is_sharded(each):
-                raise RefusedError(f"buffer {name}: a {type(each).__name__}, of which each rank holds a part: no mean")
+        _check_alike(held, _refusal(named), group)
         bucket = _bucket(buffers, group)
         _agreed[_key(group)] = held, len(bucket.row)
         bucket.sum()
@@ -80,7 +79,11 @@ def _summed_as_before(held: str, buffers: list[Tensor], group: Group) -> Bucket 
     before, length = _agreed.get(_key(group), ("", 0))
     if not length:
         return None
-    bucket = _bucket(buffers, group) if held == before else Bucket.of_another_kind(length, group)
+    bucket = None
+    if held == before:
+        with contextlib.suppress(RuntimeError):  # what cannot be in a row is refused, once all ranks know
+            bucket = _bucket(buffers, group)
+    bucket = bucket or Bucket.of_another_kind(length, group)
     return bucket if bucket.sum() else None
 
 
@@ -106,24 +109,72 @@ def _saved_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
     return found
 
 
-def _check_alike(held: str, group: Group) -> None:
-    """Raise on every rank unless all ranks hold buffers of the same names, shapes and types, in the same order."""
+def _check_alike(held: str, refusal: RefusedError | None, group: Group) -> None:
+    """Raise on every rank unless all ranks hold buffers of the same names, shapes and types, in the same order, and
+    none refuses one of them."""
     digest = int.from_bytes(hashlib.sha256(held.encode()).digest()[:7], "big")
     # The least digest and the least negative one: one all-reduce tells whether all are the same.
-    both = torch.tensor([digest, -digest], dtype=torch.int64, device=device_of(group))
-    dist.all_reduce(both, op=dist.ReduceOp.MIN, group=group)
-    least, negative = both.tolist()
+    found = torch.tensor([digest, -digest, refusal is None], dtype=torch.int64, device=device_of(group))
+    dist.all_reduce(found, op=dist.ReduceOp.MIN, group=group)
+    least, negative, accepted = found.tolist()
     if least == -negative:
+        if not accepted:
+            agree(refusal, group)
         return
     theirs = broadcast_text(held, group=group)
     told = _difference(held.splitlines(), theirs.splitlines(), rank_of(group)) if held != theirs else ""
     agree(CkptdError(told) if told else None, group)
 
 
+def _described(named: list[tuple[str, Tensor]]) -> str:
+    lines = []
+    for name, each in named:
+        try:
+            words = _in_words(each.shape, each.stride(), each.dtype, type(each), each.device)
+        except RuntimeError:  # it has no strides, or no shape
+            words = f"{each.dtype} {type(each).__name__} {each.layout}"
+        lines.append(f"{name}\t{words}")
+    return "\n".join(lines)
+
+
 @functools.lru_cache(maxsize=1024)
-def _described(shape: torch.Size, kind: torch.dtype, holder: type[Tensor], layout: torch.layout) -> str:
-    how = "" if layout is torch.strided else f" {layout}"
-    return f"{tuple(shape)} {kind} {holder.__name__}{how}"
+def _in_words(
+    shape: torch.Size, strides: tuple[int, ...], kind: torch.dtype, holder: type[Tensor], device: torch.device
+) -> str:
+    expanded = " expanded" if _is_expanded(shape, strides) else ""
+    return f"{tuple(shape)} {kind} {holder.__name__}{expanded}{' meta' if device.type == 'meta' else ''}"
+
+
+def _refusal(named: list[tuple[str, Tensor]]) -> RefusedError | None:
+    for name, buffer in named:
+        what = _without_a_mean(buffer)
+        if what:
+            return RefusedError(
+                f"buffer {name}: {what}, so that no mean over the ranks can be written into it. Leave sync_buffer "
+                "off, and call average_buffers for the modules that do not hold it"
+            )
+    return None
+
+
+def _without_a_mean(buffer: Tensor) -> str:
+    """Why torch could not add up such buffers and write the mean over them; nothing if it can."""
+    if is_sharded(buffer):
+        return f"a {type(buffer).__name__} with a part on each rank"
+    if buffer.is_quantized:
+        return f"quantized ({buffer.dtype})"
+    if buffer.is_nested:
+        return "a nested tensor"
+    if buffer.layout is not torch.strided:
+        return f"in the layout {buffer.layout}"
+    if buffer.is_meta:
+        return "on the meta device"
+    if buffer.is_conj() or buffer.is_neg():
+        return "conjugated or negated as it is read"
+    return "expanded, with one number in several places" if _is_expanded(buffer.shape, buffer.stride()) else ""
+
+
+def _is_expanded(shape: torch.Size, strides: tuple[int, ...]) -> bool:
+    return any(step == 0 and size > 1 for size, step in zip(shape, strides))
 
 
 def _difference(ours: list[str], theirs: list[str], rank: int) -> str:

@@ -222,6 +222,34 @@ def differing(rank: int, place: Path) -> Any:
     return told
 
 
+def without_a_mean(rank: int, place: Path) -> Any:
+    """On both ranks from the start; then on one of them, in the place of a buffer that has been averaged before."""
+    values = torch.arange(6.0).reshape(2, 3)
+    made = {
+        "quantized": torch.quantize_per_tensor(values, 0.1, 0, torch.qint8),
+        "sparse": values.to_sparse(),
+        "rows": values.to_sparse_csr(),
+        "meta": values.to("meta"),
+        "expanded": torch.zeros(2, 1).expand(2, 3),
+        "conjugated": values.to(torch.complex64).conj(),
+        "nested": torch.nested.nested_tensor([values[0], values[1]]),
+    }
+    told = {}
+    for kind, odd in made.items():
+        module = nn.Module()
+        module.register_buffer("first", torch.tensor([float(rank)]))
+        module.register_buffer("odd", odd)
+        both = [error_of(lambda module=module: average_buffers(module)), module.first.item()]
+        module.odd = values.to(odd.dtype) if not odd.is_quantized else values.clone()
+        again = error_of(lambda module=module: average_buffers(module))
+        module.first.fill_(rank)
+        if rank == 1:
+            module.odd = odd
+        one = [error_of(lambda module=module: average_buffers(module)), module.first.item()]
+        told[kind] = [both, again, one]
+    return told
+
+
 def changing(rank: int, place: Path) -> Any:
     """What was the same on both ranks at the last call differs at this one; and two modules in turn."""
     sent: list[int] = []

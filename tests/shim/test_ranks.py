@@ -13,8 +13,8 @@ from ckptd.shim import CheckpointHook, ranks
 
 from .conftest import TwoRanks
 
-SCENARIOS = ("averaged", "one_of_a_group", "differing", "changing", "saved", "save_fails", "background_fails",
-             "resumed", "unseen", "no_directory", "sharded")  # fmt: skip
+SCENARIOS = ("averaged", "one_of_a_group", "differing", "without_a_mean", "changing", "saved", "save_fails",
+             "background_fails", "resumed", "unseen", "no_directory", "sharded")  # fmt: skip
 
 
 def test_floats_are_averaged_and_all_else_is_rank_0s(two_ranks: TwoRanks) -> None:
@@ -52,6 +52,30 @@ def test_buffers_that_differ_are_an_error_on_both_ranks_and_none_has_changed(two
             assert f"buffer {buffer}: " in words, kind
             assert "on rank 1" in words, kind
             assert first == rank, kind
+
+
+WITHOUT_A_MEAN = {
+    "quantized": "quantized (torch.qint8)",
+    "sparse": "in the layout torch.sparse_coo",
+    "rows": "in the layout torch.sparse_csr",
+    "meta": "on the meta device",
+    "expanded": "expanded, with one number in several places",
+    "conjugated": "conjugated or negated as it is read",
+    "nested": "a nested tensor",
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_A_MEAN)
+def test_a_buffer_that_no_mean_can_be_written_into_is_refused_by_name_on_both_ranks(
+    kind: str, two_ranks: TwoRanks
+) -> None:
+    for rank, told in enumerate(two_ranks("without_a_mean")):
+        both, again, one = told[kind]
+        assert f"buffer odd: {WITHOUT_A_MEAN[kind]}, so that no mean" in both[0]
+        assert again == ""
+        assert "buffer odd: " in one[0]
+        assert "rank 1" in one[0] or rank == 1
+        assert [both[1], one[1]] == [rank, rank], "no buffer has changed"
 
 
 def test_one_all_reduce_does_while_both_ranks_hold_what_they_held(two_ranks: TwoRanks) -> None:
