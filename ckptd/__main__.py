@@ -10,6 +10,7 @@ from .python import why_not_here
 
 _DEPENDENCIES = ("click", "watchdog")
 _WRONG_USE = 2  # not 1: of `latest` that means that there is nothing to resume from
+_DOUBT = 6
 
 
 def main() -> None:
@@ -27,6 +28,11 @@ def main() -> None:
             raise
         _fail(f"the command ckptd needs {missing}, which is not installed here: `{sys.executable} -m pip install "
               f"{' '.join(_DEPENDENCIES)}`, or install ckptd apart; ckptd.shim works without")  # fmt: skip
+    except Exception:
+        if sys.argv[1:2] != ["latest"]:
+            raise
+        sys.excepthook(*sys.exc_info())
+        sys.exit(_DOUBT)  # a bug of ours must not tell a job to start anew
     finally:
         gc.freeze()  # else Python looks for cycles in all of this before it ends, a tenth of a short command's time
 

@@ -16,7 +16,7 @@ from .core.finder import Finder
 from .core.layouts import LAYOUTS
 from .core.policy import Policy
 from .disk import opened_dir, opened_own_dir
-from .errors import CkptdError, why
+from .errors import CkptdError, DoubtError, why
 from .filesystem import is_local
 from .pointer import named_by
 from .scan import entry_of
@@ -70,20 +70,62 @@ def prune(work_dir: StrPath, policy: Policy | None = None, *, below: str | None 
 
 
 def latest(work_dir: StrPath, policy: Policy | None = None) -> Path | None:
-    """The newest complete checkpoint of `work_dir`, None if there is none; changes nothing."""
+    """The newest complete checkpoint of `work_dir`, None if none is complete; changes nothing."""
     with WorkDir(work_dir) as work, _named(work):
-        survey = Surveyor(work, policy or Policy(), as_remembered=True).survey(time.time_ns())
-        if survey.plan.newest is not None:
-            return Path(work.path, survey.plan.newest.name)
-        # A pointer may name what no template knows; it is believed if the bytes bear it out.
-        name = named_by(survey.pointed) if survey.pointed else None
-        if name is None:
-            return None
-        try:
-            verdict = verify(Path(work.path, name))
-        except CkptdError:
-            return None
-        return Path(work.path, name) if verdict.state.whole and verdict.known else None
+        return _newest(work, _survey_for_reading(work, policy or Policy()))
+
+
+def latest_or_why(work_dir: StrPath, policy: Policy) -> tuple[Path | None, str]:
+    """As `latest`; with None, in words, why there is certainly nothing to resume from.
+
+    Raises DoubtError where there is something, or may be: what cannot be read, is broken or still being written.
+    """
+    try:
+        work = WorkDir(work_dir)
+    except CkptdError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        from .absence import why_missing
+
+        return None, why_missing(os.fspath(work_dir))
+    with work, _named(work):
+        survey = _survey_for_reading(work, policy)
+        newest = _newest(work, survey)
+        if newest is None:
+            from .absence import why_empty
+
+            return None, why_empty(work, survey, policy)
+        for name, reason in survey.unreadable.items():
+            if _is_newer(name, newest.name, survey):
+                raise DoubtError(f"{work.path}/{name}: cannot be read: {reason}. It is newer than {newest.name}, which "
+                                 "is complete")  # fmt: skip
+        return newest, ""
+
+
+def _survey_for_reading(work: WorkDir, policy: Policy) -> Survey:
+    return Surveyor(work, policy, as_remembered=True).survey(time.time_ns())
+
+
+def _newest(work: WorkDir, survey: Survey) -> Path | None:
+    if survey.plan.newest is not None:
+        return Path(work.path, survey.plan.newest.name)
+    # A pointer may name what no template knows; it is believed if the bytes bear it out.
+    name = named_by(survey.pointed) if survey.pointed else None
+    if name is None:
+        return None
+    try:
+        verdict = verify(Path(work.path, name))
+    except CkptdError:
+        return None
+    return Path(work.path, name) if verdict.state.whole and verdict.known else None
+
+
+def _is_newer(name: str, than: str, survey: Survey) -> bool:
+    """Whether `name` was written after `than`, as far as is known."""
+    seen, entries = survey.plan.memory.seen, survey.entries
+    if name in seen and than in seen:
+        return seen[name].rank > seen[than].rank
+    return than not in entries or entries[name].mtime_ns >= entries[than].mtime_ns
 
 
 def verify(

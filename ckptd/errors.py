@@ -30,6 +30,12 @@ class OwnedError(CkptdError):
     exit_code = 5
 
 
+class DoubtError(CkptdError):
+    """There is, or may be, a checkpoint to resume from, and none can be named."""
+
+    exit_code = 6
+
+
 class NoRoomError(CkptdError):
     """The disk is too full for even the few kB that ckptd keeps in a work dir."""
 

@@ -185,13 +185,19 @@ def test_the_shell_snippets_run(block: str, stand_ins: StandIns) -> None:
         assert pointed(work_dir) == left(work_dir)[-1]
 
 
-def test_the_resume_snippet_resumes_from_the_newest_where_there_is_one(stand_ins: StandIns) -> None:
-    (block,) = [block for block in blocks("sh") if "ckptd latest" in block]
+def test_the_resume_snippet_resumes_from_the_newest_starts_anew_only_where_nothing_is_and_else_stops(
+    stand_ins: StandIns,
+) -> None:
+    (block,) = [block for block in blocks("sh") if block.startswith("newest=$(ckptd latest")]
+    stand_ins.run(block)  # not even a work dir
     (stand_ins.home / "work_dir").mkdir()
+    stand_ins.run(block)  # which saves
     stand_ins.run(block)
-    stand_ins.run(block)
-    saved = str(stand_ins.home / "work_dir/epoch_6.pth")
-    assert stand_ins.calls() == [["train.py"], ["train.py", "--resume-from", saved]]
+    saved = stand_ins.home / "work_dir/epoch_6.pth"
+    assert stand_ins.calls() == [["train.py"], ["train.py"], ["train.py", "--resume-from", str(saved)]]
+    os.truncate(saved, 100)
+    assert stand_ins.run(block, code=6).startswith(f"error: {saved.parent}: epoch_6.pth is in flight (")
+    assert len(stand_ins.calls()) == 3
 
 
 def test_the_job_beside_the_watch_is_run_and_its_checkpoints_are_pruned(stand_ins: StandIns) -> None:
@@ -243,7 +249,8 @@ if name == "sudo":
     args += sys.stdin.read().split() if name == "tee" else []
 if name == "python":
     name, *args = args
-    (home / "work_dir/epoch_6.pth").write_bytes((home / "a checkpoint").read_bytes())
+    if (home / "work_dir").exists():
+        (home / "work_dir/epoch_6.pth").write_bytes((home / "a checkpoint").read_bytes())
 with (home / "calls").open("a") as calls:
     calls.write(json.dumps([name, *args]) + "\\n")
 if name == "srun":
@@ -267,12 +274,13 @@ class StandIns:
             (home / "bin" / name).write_text(STAND_IN.format(python=sys.executable))
             (home / "bin" / name).chmod(0o755)
 
-    def run(self, block: str) -> None:
+    def run(self, block: str, *, code: int = 0) -> str:
         path = f"{self.home / 'bin'}{os.pathsep}{os.environ['PATH']}"
         env = environment(HOME=str(self.home), PATH=path, PYTHONPATH=str(REPOSITORY))
         done = subprocess.run(["bash", "-eu", "-c", block], cwd=self.home, env=env, text=True, capture_output=True,
                               timeout=60)  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == code, done.stderr
+        return done.stderr
 
     def calls(self) -> list[list[str]]:
         return [json.loads(line) for line in (self.home / "calls").read_text().splitlines()]

@@ -17,18 +17,21 @@ import click
 
 from .. import __version__
 from ..core.policy import Policy
-from ..errors import CkptdError, one_line
+from ..errors import CkptdError, DoubtError, one_line, why
 from . import completion
 from .log import log_to_stderr, say, say_exactly
 from .options import Duration, layout_option, options_of, policy_options, verify_option
 
 _EPILOG = """\b
 Exit codes: 0 done; 1 failed, or nothing found; 2 wrong use; 3 some deletions failed or were refused by the
-system; 4 refused for safety; 5 another ckptd owns the work dir; 75 the work dir was replaced under systemd.
+system; 4 refused for safety; 5 another ckptd owns the work dir; 6 from `latest`: there may be a checkpoint, but
+none can be named; 75 the work dir was replaced under systemd.
 
 \b
 Every option of the policy is also an environment variable: --max-keep 3 is CKPTD_MAX_KEEP=3. What ckptd did goes
 to stderr, what was asked for goes to stdout."""
+
+_PATIENCE_S = 120.0  # with a disk that is asked for the newest checkpoint
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -195,23 +198,50 @@ def prune(work_dirs: tuple[str, ...], recursive: bool, **policy: Any) -> None:
 def latest(work_dir: str, json_: bool, **policy: Any) -> None:
     """Print the path of the newest complete checkpoint.
 
-    If there is none: prints nothing on stdout, and exits 1.
+    Exits 1, with nothing on stdout, if there is certainly nothing to resume from: no checkpoint at all, or no work dir
+    yet. Exits 6 if there is something, or may be, and none can be named: one that is incomplete, still being written
+    or cannot be read, or a disk that does not answer. Then a job must not start anew.
     """
-    log_to_stderr()
-    from .. import api
-    from ..workdir import become_owner
+    from ..apart import answer_of
 
-    become_owner([work_dir])
-    path = api.latest(work_dir, Policy(**policy))
+    made = Policy(**policy)
+    try:
+        answer = answer_of(lambda: _latest(work_dir, made, json_), patience_s=_PATIENCE_S)
+        if answer is None:
+            raise DoubtError(f"{work_dir}: the disk has not answered for {_PATIENCE_S:.0f} s. See to it, and ask again")
+        sys.stderr.write(answer.err)
+        click.echo(answer.out, nl=False)
+    except OSError as error:
+        raise DoubtError(f"{work_dir}: {why(error)}") from error
+    raise click.exceptions.Exit(answer.code)
+
+
+def _latest(work_dir: str, policy: Policy, json_: bool) -> int:
+    """In a process that can be left behind: a disk may not answer."""
+    log_to_stderr()
+    log = logging.getLogger("ckptd")
+    try:
+        from .. import api
+        from ..workdir import become_owner
+
+        become_owner([work_dir])
+        path, nothing = api.latest_or_why(work_dir, policy)
+    except CkptdError as error:
+        log.error("%s", error)
+        return error.exit_code if error.exit_code != CkptdError.exit_code else DoubtError.exit_code
+    except OSError as error:
+        log.error("%s: %s", error.filename or work_dir, why(error))
+        return DoubtError.exit_code
+    except Exception:  # not even a bug of ours may tell a job to start anew
+        log.exception("%s: a bug in ckptd", work_dir)
+        return DoubtError.exit_code
+    if path is None:
+        log.warning("%s", nothing)
     if json_:
         click.echo(json.dumps({"work_dir": os.path.abspath(work_dir), "latest": str(path) if path else None}))
     elif path is not None:
         say_exactly(str(path))
-    else:
-        logging.getLogger("ckptd").warning(
-            "%s: no complete checkpoint; `ckptd plan %s` shows what is there", work_dir, work_dir
-        )
-    raise click.exceptions.Exit(0 if path is not None else 1)
+    return 0 if path is not None else 1
 
 
 @cli.command()
