@@ -41,7 +41,9 @@ def why_empty(work: WorkDir, survey: Survey, policy: Policy) -> str:
         raise DoubtError(f"{work.path}: {doubt}. See `ckptd plan {work.path}`; a run that is to start anew needs a "
                          "work dir without it")  # fmt: skip
     _check_mounts(work.path, work.path)
-    return f"{work.path}: no complete checkpoint, nor what could be one. Nothing to resume from, unless that name is wrong"
+    return (
+        f"{work.path}: no complete checkpoint, nor what could be one. Nothing to resume from, unless that name is wrong"
+    )
 
 
 def _doubts(work: WorkDir, survey: Survey, policy: Policy) -> Iterator[str]:
