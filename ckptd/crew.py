@@ -54,6 +54,7 @@ class Crew:
         self._others: set[str] = set()
         self._most_locks = _most_descriptors() - _SPARE_DESCRIPTORS
         self._said_locks = False
+        self._job_left: bool | None = None
 
     def __len__(self) -> int:
         return len(self._keepers)
@@ -82,6 +83,7 @@ class Crew:
                 leave_alone=self._leave_alone, watcher=self._lookouts[root], background=self._background,
                 reader=self._reader, stopping=self._stopping, dry_run=self._dry_run, on_met=self._on_met,
             )  # fmt: skip
+        self._keepers[path].job_left = self._job_left
         if path not in self._queued:
             self._queued.add(path)
             self._under_way[path] = self._under_way.get(path, 0) + 1
@@ -112,6 +114,12 @@ class Crew:
             keeper = self._keepers.get(path)
             if keeper is not None and keeper.due_s == due_s:
                 self.look(path)
+
+    def finish(self, *, job_left: bool) -> None:
+        """The job has ended: make the passes that something waits for, and all others too as those after it."""
+        self._job_left = job_left
+        for path in [path for path, keeper in self._keepers.items() if keeper.due_s < math.inf or path in self._queued]:
+            self.look(path)
 
     def let_go(self, path: str) -> None:
         """A work dir is gone: so is its keeper."""

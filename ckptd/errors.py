@@ -30,6 +30,16 @@ class OwnedError(CkptdError):
     exit_code = 5
 
 
+class CommandError(CkptdError):
+    """The command behind `--` cannot be started; the exit code is a shell's."""
+
+    exit_code = 127
+
+    def __init__(self, message: str, exit_code: int = exit_code) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class DoubtError(CkptdError):
     """There is, or may be, a checkpoint to resume from, and none can be named."""
 

@@ -39,7 +39,7 @@ class Keeper:
     """Looks after the work dir at `path`, whether it is there or not.
 
     due_s: when the next pass is due, on the monotonic clock. report: the last pass. failure: why the last look was
-    none, or None.
+    none, or None. job_left: set once the job has ended: whether it has left somebody behind who may still write.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Keeper:
         self._log = Labelled(log, {"label": label})  # for what does not name the work dir itself
         self.report: Report | None = None
         self.failure: Exception | None = None
+        self.job_left: bool | None = None
         self._policy, self._watcher = policy, watcher
         self._background, self._reader, self._stopping = background, reader, stopping
         self._dry_run, self._scan_interval_s = dry_run, scan_interval_s
@@ -137,7 +138,10 @@ class Keeper:
             self._warn_of_ignored(survey, said=met)
             if self._dry_run:
                 return 0.0 if self._watch_inside(survey) else survey.settles_s
-        self.report = self._reconciler.reconcile()
+        if self.job_left is None:
+            self.report = self._reconciler.reconcile()
+        else:
+            self.report = self._reconciler.reconcile_at_end(alone=not self.job_left)
         self._warn_of_ignored(self.report.survey)
         return 0.0 if self._watch_inside(self.report.survey) else self.report.look_again_s
 

@@ -129,6 +129,27 @@ class Reconciler:
 
     def reconcile(self) -> Report:
         """Make one pass. Raises CkptdError for what a person must mend, OSError if the disk does not answer."""
+        return self._pass()
+
+    def reconcile_at_end(self, *, alone: bool) -> Report:
+        """Make the last pass, once the job has ended; `alone`: and with it all that it had started on this host.
+
+        The pointer goes at once to what its structure proves whole. A deletion stands only on what has settled, as
+        others may still write: another host, or who was left behind. On a local disk without those nothing need settle.
+        """
+        self.surveyor.alone = alone
+        self.surveyor.hasty = True
+        waits = False
+        try:
+            waits = self._pass(prune=False).waits
+        except NoRoomError:
+            pass  # what could be deleted for that has settled: the other pass sees to it
+        finally:
+            self.surveyor.hasty = False
+        report = self._pass()
+        return replace(report, waits=report.waits or waits)
+
+    def _pass(self, *, prune: bool = True) -> Report:
         survey = self.survey()
         self._held.look(survey, self._clock())
         if self.work.own_fd is None and survey.plan.newest is None:
@@ -148,6 +169,7 @@ class Reconciler:
             findings = replace(self.surveyor.findings, synced=set())
             self._remember(findings.written_into(survey.plan.memory))
         moved, prunes, room = self._point(survey, synced)
+        prunes = prunes if prune else []
         self._say_unreadable(survey)
         memory = self.surveyor.findings.written_into(survey.plan.memory)
         self._remember(memory)
@@ -190,6 +212,8 @@ class Reconciler:
 
     def _make_room(self, survey: Survey) -> bool:
         """Delete the oldest that the plan prunes, on a disk so full that not even `.ckptd` fits (DESIGN section 7)."""
+        if self.surveyor.hasty:
+            return False
         reliable = self._reliance.establish(survey)
         survey, synced = reliable.survey, reliable.names
         pointed = named_by(survey.pointed) if survey.pointed else None

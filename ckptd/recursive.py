@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from . import notify
 from .crew import Crew
 from .disk import opened_dir
 from .errors import CkptdError, why
+from .job import Job
 from .lookout import Lookout
-from .service import ENDING, PATIENCE_S, JobEnded, Look, Service, Signalled, Told, Word, check_command
+from .service import ENDING, LEAVING_S, PATIENCE_S, JobEnded, Look, Service, Signalled, Told, Word, check_command
 from .tree import is_hidden
 from .workdir import become_owner
 
@@ -43,7 +43,7 @@ class RecursiveService(Service):
         for root in existing:
             _check(root)
         with self._signals():
-            job = self._start_job() if self.command else None  # before we ask for more descriptors than it should have
+            job = self._start_job()  # before we ask for more descriptors than it should have
             lookouts = {
                 root: Lookout(
                     root, self.policy, look=lambda path: self.inbox.put(Look(path)),
@@ -65,7 +65,7 @@ class RecursiveService(Service):
                     lookout.close()
                 crew.close(PATIENCE_S)
 
-    def _look_out(self, lookouts: dict[str, Lookout], crew: Crew, job: subprocess.Popen[bytes] | None) -> int:
+    def _look_out(self, lookouts: dict[str, Lookout], crew: Crew, job: Job | None) -> int:
         ping_s = notify.watchdog_interval_s() or math.inf
         self._to_walk = len(lookouts)
         for root, lookout in lookouts.items():
@@ -90,9 +90,7 @@ class RecursiveService(Service):
                     again_s[root] = now_s + lookout.scan_interval_s
                     notify.status(_status(crew))  # not at every word: it counts all of them
 
-    def _hear(
-        self, words: Sequence[Word], lookouts: dict[str, Lookout], crew: Crew, job: subprocess.Popen[bytes] | None
-    ) -> int | None:
+    def _hear(self, words: Sequence[Word], lookouts: dict[str, Lookout], crew: Crew, job: Job | None) -> int | None:
         """Do what the words say; returns the exit code if it is the end."""
         numbers = [word.number for word in words if isinstance(word, Signalled)]
         for number in numbers:
@@ -109,8 +107,9 @@ class RecursiveService(Service):
                 lookout.look_everywhere()
                 lookout.then(lambda: self.inbox.put(Told("reloaded", "")))
         for word in words:
-            if isinstance(word, JobEnded):
+            if isinstance(word, JobEnded) and job is not None:
                 self._code = word.code
+                crew.finish(job_left=not job.has_left_nobody(LEAVING_S))
                 self._to_walk = len(lookouts)
                 for lookout in lookouts.values():
                     lookout.look_again()

@@ -10,7 +10,6 @@ import logging
 import os
 import queue
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,8 @@ from dataclasses import dataclass, field
 from . import notify
 from .background import Background
 from .core.policy import Policy
-from .errors import CkptdError, RefusedError, why
+from .errors import CkptdError, RefusedError
+from .job import Job, let_orphans_go
 from .keeper import Keeper
 from .reading import Reader
 from .render import policy_text
@@ -32,6 +32,7 @@ _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 _FORWARDED = (*ENDING, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
 
 _LAST_READ_S = 5.0
+LEAVING_S = 1.0  # for those whom the job has started, to end after it
 PATIENCE_S = 10.0  # for the background, once we are to end
 
 log = logging.getLogger("ckptd")
@@ -104,7 +105,7 @@ class Service:
             for path in paths
         }  # fmt: skip
         with self._signals():
-            job = self._start_job() if self.command else None
+            job = self._start_job()
             try:
                 return self._loop(keepers, watcher, job)
             finally:
@@ -114,7 +115,7 @@ class Service:
                     keeper.close()
                 background.close(PATIENCE_S)  # what is left is taken up by the next start
 
-    def _loop(self, keepers: dict[str, Keeper], watcher: Watcher, job: subprocess.Popen[bytes] | None) -> int:
+    def _loop(self, keepers: dict[str, Keeper], watcher: Watcher, job: Job | None) -> int:
         ping_s = notify.watchdog_interval_s()
         self._first_looks(keepers, has_job=job is not None)
         while True:
@@ -131,16 +132,17 @@ class Service:
                     keeper.due_s = 0.0
             self._due_looks(keepers)
 
-    def _obey(
-        self, words: Sequence[Word], keepers: dict[str, Keeper], job: subprocess.Popen[bytes] | None
-    ) -> int | None:
+    def _obey(self, words: Sequence[Word], keepers: dict[str, Keeper], job: Job | None) -> int | None:
         """Do what the words say, an end first and nothing twice; returns the exit code if it is the end."""
         numbers = [word.number for word in words if isinstance(word, Signalled)]
         if job is not None:
             for number in numbers:
                 job.send_signal(number)
         for word in words:
-            if isinstance(word, JobEnded):
+            if isinstance(word, JobEnded) and job is not None:
+                left = not job.has_left_nobody(LEAVING_S)
+                for keeper in keepers.values():
+                    keeper.job_left = left
                 self._last_looks(keepers)
                 return word.code
             if isinstance(word, Look):
@@ -219,18 +221,11 @@ class Service:
         notify.ping()
         return self._ending.is_set()
 
-    def _start_job(self) -> subprocess.Popen[bytes]:
-        try:
-            job = subprocess.Popen(list(self.command))
-        except OSError as error:
-            raise CkptdError(f"{self.command[0]}: cannot be started: {why(error)}") from error
-
-        def wait() -> None:
-            code = job.wait()
-            self.inbox.put(JobEnded(128 - code if code < 0 else code))
-
-        threading.Thread(target=wait, name="ckptd-job", daemon=True).start()
-        return job
+    def _start_job(self) -> Job | None:
+        if self.command:
+            return Job(self.command, lambda code: self.inbox.put(JobEnded(code)))
+        let_orphans_go()
+        return None
 
 
 def check_command(existing: Sequence[str]) -> None:

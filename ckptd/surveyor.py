@@ -27,7 +27,7 @@ from .filesystem import is_local
 from .last_look import Holders
 from .metrics import Scores
 from .pointer import best_of_trainer, framework_pointers, link_target, named_by, read_pointer
-from .scan import Entry, Found, LeftAlone, scan, scan_marks
+from .scan import Entry, Found, LeftAlone, scan, scan_marks, stat_entry
 from .state import read_state
 from .survey import Findings, Survey, advice_on
 from .verdict import Settling, Verdict, judge
@@ -57,12 +57,15 @@ class Surveyor:
 
     memory: what passes of this process saw; None until the state file has been read.
     as_remembered: where the policy names no templates, look also for those of earlier passes.
+    hasty: what its structure proves whole need not settle. alone: nobody can be writing on this host any more.
     """
 
     work: WorkDir
     policy: Policy
     memory: Memory | None = None
     as_remembered: bool = False
+    hasty: bool = False
+    alone: bool = False
     findings: Findings = field(default_factory=Findings)
     _verdicts: dict[str, tuple[Entry, Verdict]] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
@@ -172,16 +175,16 @@ class Surveyor:
     ) -> _Judged:
         """Turn entries into checkpoints; what is none by its bytes is left alone."""
         judged = _Judged(left_alone=list(found.left_alone))
-        settling = self._settling()
         seen = remembered.seen if remembered else {}
         verdicts: dict[str, tuple[Entry, Verdict]] = {}
         for entry in found.entries:
             before, verdict = self._verdicts.get(entry.name, (None, None))
             if verdict is None or before != entry:
+                settling = self._settling(ever=_is_written_over(entry, seen))
                 try:
                     wanted = found.known[entry.series].kinds
                     verdict = judge(entry, dir_fd=self.work.fd, settling=settling, now_ns=now_ns, wanted=wanted)
-                    if self.as_remembered and verdict.settles_s is not None and _was_whole(entry, seen):
+                    if self.as_remembered and verdict.settles_s is not None and self._was_whole(entry, seen):
                         # For a reader: only its age speaks against it, and an earlier pass has waited for that already.
                         settled = judge(
                             entry, dir_fd=self.work.fd, settling=Settling(settling.local, 0.0), now_ns=now_ns,
@@ -207,7 +210,7 @@ class Surveyor:
                 continue
             if verdict.kind == kinds.TRAINER and verdict.state.whole:
                 judged.trainers.add(entry.name)
-            if verdict.state is not State.IN_FLIGHT:
+            if verdict.state is not State.IN_FLIGHT and not verdict.hasty:
                 verdicts[entry.name] = entry, verdict
             elif verdict.settles_s is not None:
                 judged.settles_s = min(verdict.settles_s, judged.settles_s or verdict.settles_s)
@@ -249,10 +252,26 @@ class Surveyor:
         remembered = known.content if known is not None and known.bytes_on_disk == checkpoint.bytes_on_disk else None
         return self.findings.content.get(checkpoint.bytes_on_disk, remembered)
 
-    def _settling(self) -> Settling:
+    def _settling(self, *, ever: bool = False) -> Settling:
+        """How long something must settle; `ever`: though the job has ended, as before."""
         if self._local is None:
             self._local = is_local(self.work.fd)
-        return Settling(self._local, self.policy.settle_s)
+        alone = self.alone and self._local and not ever
+        return Settling(self._local, 0.0 if alone else self.policy.settle_s, hasty=self.hasty and not ever)
+
+    def _was_whole(self, entry: Entry, seen: Mapping[str, Seen]) -> bool:
+        """Whether an earlier pass has judged these bytes complete, and nothing in them is younger than that."""
+        known = seen.get(entry.name)
+        if known is None or not known.whole or not _is_same(entry, known):
+            return False
+        return entry.touched_ns <= entry.mtime_ns or entry.touched_ns <= self._pointed_ns(entry.name)
+
+    def _pointed_ns(self, name: str) -> int:
+        """When the pointer was set to a checkpoint; 0 if it names another."""
+        text = read_pointer(self.policy.pointer, dir_fd=self.work.pointer_fd)
+        if text is None or named_by(text) != name:
+            return 0
+        return stat_entry(self.policy.pointer, dir_fd=self.work.pointer_fd).st_mtime_ns
 
     def _protections(self, found: Found, judged: _Judged) -> dict[str, list[str]]:
         """Who must stay whatever a rule says, with the reasons: DESIGN section 4."""
@@ -326,16 +345,16 @@ def _once(said: set[str], message: str) -> None:
         log.warning(message)
 
 
-def _was_whole(entry: Entry, seen: Mapping[str, Seen]) -> bool:
-    """Whether an earlier pass has judged these bytes complete, and nothing in them is younger."""
-    known = seen.get(entry.name)
+def _is_same(entry: Entry, known: Seen) -> bool:
+    """Whether these are the bytes that an earlier pass saw."""
     size_bytes = entry.size_bytes if entry.marker_bytes is None else entry.marker_bytes
-    return (
-        known is not None
-        and known.whole
-        and known.bytes_on_disk == (entry.name, size_bytes, entry.mtime_ns, entry.inode)
-        and entry.touched_ns <= entry.mtime_ns
-    )
+    return known.bytes_on_disk == (entry.name, size_bytes, entry.mtime_ns, entry.inode)
+
+
+def _is_written_over(entry: Entry, seen: Mapping[str, Seen]) -> bool:
+    """Whether a directory was another checkpoint before: what its structure lacks of this one, that one may have."""
+    known = seen.get(entry.name)
+    return entry.is_dir and known is not None and not _is_same(entry, known)
 
 
 def _other_kind(verdict: Verdict, known: Known) -> str:

@@ -29,7 +29,7 @@ class Verdict:
 
     kind: whose bytes they are, as in core.kinds.
     structure: what they look like. activity: who is at them, or was a moment ago; empty if nobody.
-    checksum: whether the content can be checked too.
+    checksum: whether the content can be checked too. hasty: whole by its structure, before it has settled.
     settles_s: of one in flight, after how many quiet seconds it is to be judged again; None: once its writer is done.
     """
 
@@ -40,6 +40,7 @@ class Verdict:
     settles_s: float | None = None
     checksum: bool = False
     kind: str = ""
+    hasty: bool = False
 
     @property
     def evidence(self) -> str:
@@ -52,10 +53,12 @@ class Settling:
     """How long something must be unchanged before it counts as quiet, and whether leases tell more.
 
     local: leases work and no other host writes. settle_s: as asked for, or None for the file system's own.
+    hasty: what its structure proves whole need not settle.
     """
 
     local: bool
     settle_s: float | None = None
+    hasty: bool = False
 
     def quiet_s(self, *, marked: bool = True) -> float:
         if self.settle_s is not None:
@@ -140,7 +143,8 @@ def _judge(entry: Entry, found: Structure, writer: bool | None, settling: Settli
     age_s, quiet_s = age_seconds(entry, now_ns), settling.quiet_s(marked=found.marked)
     # Whole so far, but nobody can tell whether its writer is done; or broken, but perhaps not yet whole.
     unsure = writer is None or found.state is not State.COMPLETE or not found.marked
-    if unsure and age_s < quiet_s:
+    hasty = unsure and age_s < quiet_s and settling.hasty and found.known and found.state is State.COMPLETE
+    if unsure and age_s < quiet_s and not hasty:
         activity = f"changed {age_s:.0f} s ago"
         return Verdict(State.IN_FLIGHT, found.text, found.known, activity, quiet_s - age_s, kind=found.kind)
-    return Verdict(found.state, found.text, found.known, checksum=found.checksum, kind=found.kind)
+    return Verdict(found.state, found.text, found.known, checksum=found.checksum, kind=found.kind, hasty=hasty)

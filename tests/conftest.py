@@ -196,7 +196,8 @@ def readme(heading: str) -> str:
 def environment(**more: str) -> dict[str, str]:
     """This process's, less what would configure ckptd or make it think that a service manager started it."""
     managers = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID"}
-    mine = {key: value for key, value in os.environ.items() if key not in managers and not key.startswith("CKPTD_")}
+    ours = ("CKPTD_", "SLURM_")
+    mine = {key: value for key, value in os.environ.items() if key not in managers and not key.startswith(ours)}
     return {**mine, "PYTHONUTF8": "1", **more}
 
 
@@ -233,8 +234,8 @@ class Watching:
     def __init__(self, args: tuple[str | Path, ...], *, command: list[str] | None = None, **more: Any) -> None:
         command = command or [sys.executable, "-m", "ckptd", "watch", *map(str, args)]
         more = {"env": environment(PYTHONFAULTHANDLER="1"), **more}
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, text=True, **streams, **more)
+        more = {"stdin": subprocess.DEVNULL, **more}
+        self.process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
         self.lines: list[str] = []
         self._more = threading.Condition()
         self._ended = False

@@ -34,8 +34,8 @@ README = (REPOSITORY / "README.md").read_text()
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
 CHANGELOG = (REPOSITORY / "CHANGELOG.md").read_text()
 POLICY_COMMANDS = {"watch", "plan", "prune", "unit", "unpin"}
-OTHERS_OPTIONS = {"systemctl": {"--user", "--now"}, "systemd-escape": {"--template", "--path"}, "SBATCH": {"--signal"},
-                  "train.py": {"--resume-from"}}  # fmt: skip
+OTHERS_OPTIONS = {"systemctl": {"--user", "--now"}, "systemd-escape": {"--template", "--path"}, "SBATCH": {"--signal", "--requeue"},
+                  "Slurm": {"--signal"}, "train.py": {"--resume-from"}, "script": {"--resume-from"}}  # fmt: skip
 
 
 # --- transcripts ----------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def test_the_python_session_goes_as_shown(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_training_script_saves_and_resumes(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    (script,) = [block for block in blocks("python") if "with CheckpointHook" in block]
+    (script,) = [block for block in blocks("python") if "with CheckpointHook" in block and "asked" not in block]
     for again in (False, True):
         command = [sys.executable, "-c", script + "\nprint(progress.epoch)"]
         env = environment(PYTHONPATH=str(REPOSITORY))
@@ -205,9 +205,43 @@ def test_the_job_beside_the_watch_is_run_and_its_checkpoints_are_pruned(stand_in
     assert len(found) == 2
     for block in found:
         work_dir = filled(stand_ins.home)
+        newest = left(work_dir)[-1]
         stand_ins.run(block)
         assert left(work_dir) == ["epoch_4.pth", "epoch_5.pth", "epoch_6.pth"]
-    assert [call[0] for call in stand_ins.calls()] == ["train.py", "srun", "train.py"]
+    command = ["train.py", "--resume-from", f"{work_dir}/{newest}"]
+    assert stand_ins.calls() == [["train.py"], ["srun", "python", *command], command]
+
+
+def test_the_batch_script_starts_anew_only_where_nothing_is_and_stops_where_it_cannot_tell(stand_ins: StandIns) -> None:
+    (block,) = [block for block in blocks("sh") if "#SBATCH" in block]
+    work_dir = stand_ins.home / "work_dir"
+    work_dir.mkdir()
+    stand_ins.run(block)
+    assert stand_ins.calls() == [["srun", "python", "train.py"], ["train.py"]]
+    os.truncate(work_dir / "epoch_6.pth", 100)
+    stand_ins.run(block, code=6)
+    assert len(stand_ins.calls()) == 2
+
+
+def test_the_training_script_for_slurm_saves_when_it_is_asked_to_and_goes_on_from_there(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (script,) = [block for block in blocks("python") if "asked" in block]
+    newest = 0
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        command = [sys.executable, "-c", f"{script}\nprint(progress.iteration, iteration + 1)"]
+        job = subprocess.Popen(command, cwd=tmp_path, env=environment(PYTHONPATH=str(REPOSITORY)), text=True,
+                               stdout=subprocess.PIPE)  # fmt: skip
+        with job:
+            eventually(lambda at=newest: newest_in(tmp_path / "work_dir") > at, what="a save")
+            job.send_signal(number)
+            began, ended = map(int, job.stdout.read().split())
+        assert (job.returncode, began) == (0, newest)
+        newest = newest_in(tmp_path / "work_dir")
+        assert newest == ended
+
+
+def newest_in(work_dir: Path) -> int:
+    return max((int(path.stem.removeprefix("iter_")) for path in work_dir.glob("iter_*.pth")), default=0)
 
 
 def filled(place: Path) -> Path:

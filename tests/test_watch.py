@@ -310,7 +310,7 @@ def test_a_signal_is_for_the_command_and_its_end_is_ours(
 
 def test_a_command_that_does_not_exist_is_named(with_checkpoints: Builder, watching: Watch) -> None:
     with watching(with_checkpoints("epoch_1.pth"), *ONE, "--", "/nowhere/train.sh", "--max-keep", "7") as watch:
-        assert watch.ends() == 1
+        assert watch.ends() == 127
     assert "/nowhere/train.sh: cannot be started: No such file or directory" in watch.lines[-1]
 
 

@@ -25,7 +25,8 @@ from .options import Duration, layout_option, options_of, policy_options, verify
 _EPILOG = """\b
 Exit codes: 0 done; 1 failed, or nothing found; 2 wrong use; 3 some deletions failed or were refused by the
 system; 4 refused for safety; 5 another ckptd owns the work dir; 6 from `latest`: there may be a checkpoint, but
-none can be named; 75 the work dir was replaced under systemd.
+none can be named; 75 the work dir was replaced under systemd; 126 the command behind -- cannot be executed;
+127 it was not found.
 
 \b
 Every option of the policy is also an environment variable: --max-keep 3 is CKPTD_MAX_KEEP=3. What ckptd did goes
