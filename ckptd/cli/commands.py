@@ -211,7 +211,8 @@ def latest(work_dir: str, json_: bool, **policy: Any) -> None:
         if answer is None:
             raise DoubtError(f"{work_dir}: the disk has not answered for {_PATIENCE_S:.0f} s. See to it, and ask again")
         sys.stderr.write(answer.err)
-        click.echo(answer.out, nl=False)
+        sys.stdout.write(answer.out)
+        sys.stdout.flush()
     except OSError as error:
         raise DoubtError(f"{work_dir}: {why(error)}") from error
     raise click.exceptions.Exit(answer.code)
