@@ -44,9 +44,10 @@ def check_content(entry: Entry, *, dir_fd: int, progress: Progress | None = None
     return fault
 
 
-def _written(entry: Entry) -> tuple[int, int, int]:
-    """What a write changes; of a directory by its marker, for evaluators drop files beside it."""
-    return entry.inode, entry.size_bytes if entry.marker_bytes is None else entry.marker_bytes, entry.mtime_ns
+def _written(entry: Entry) -> tuple[int, int, int, int]:
+    """What a write changes; of a directory by its marker and parts, for evaluators drop files beside them."""
+    marker_bytes = entry.size_bytes if entry.marker_bytes is None else entry.marker_bytes
+    return entry.inode, marker_bytes, entry.mtime_ns, entry.changes
 
 
 def _fault_below(dir_fd: int, progress: Progress, from_disk: bool, depth: int) -> str:
@@ -63,7 +64,10 @@ def _fault_below(dir_fd: int, progress: Progress, from_disk: bool, depth: int) -
             before = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
             fault, joint = _file_fault(name, dir_fd, progress, from_disk), ": "
             after = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-            if any(getattr(before, what) != getattr(after, what) for what in ("st_ino", "st_size", "st_mtime_ns")):
+            if any(
+                getattr(before, what) != getattr(after, what)
+                for what in ("st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
+            ):
                 raise ChangedError(name)
         if fault:
             return f"{name}{joint}{fault}"

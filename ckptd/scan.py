@@ -23,6 +23,8 @@ TRAINER_STATE = "trainer_state.json"  # Hugging Face's Trainer writes it after a
 _MARKERS = {DCP_MARKER, TRAINER_STATE, "meta.pt", "metadata.json", "_CHECKPOINT_METADATA", ".metadata.json", "data.pt"}
 # Where there is no marker, the files that hold the state itself tell one writing from another.
 PARTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt")
+# What people and evaluators drop into directories: a change of these is none of the checkpoint's bytes.
+_BESIDE = (".json", ".jsonl", ".txt", ".md", ".log", ".csv", ".tsv", ".yaml", ".yml", ".html", ".png", ".jpg", ".py")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Entry:
     mtime_ns: of the file, or of a directory's marker, or else of its newest part, or file. size_bytes: of all files.
     allocated_bytes: what deleting it frees: each inode once, and none that has a name elsewhere. device, inode: of
     the entry itself. marker_bytes: of a directory's marker, or of its parts. touched_ns: when the last file in it was
-    written, whatever that is.
+    written, whatever that is. changes: another number after every change to the inode of the file, or of any part of
+    the directory, whatever times of writing they then bear: the times of change, added up.
     """
 
     series: str
@@ -48,6 +51,7 @@ class Entry:
     marker_bytes: int | None = None
     forbidden: bool = False
     touched_ns: int = 0
+    changes: int = 0
 
     def is_same_as(self, other: Entry) -> bool:
         """Whether it is the same inode, and nothing in it has been written since."""
@@ -157,11 +161,11 @@ def _entry(series: str, name: str, step: int, dir_fd: int, info: os.stat_result)
     size_bytes, mtime_ns, touched_ns = info.st_size, info.st_mtime_ns, info.st_mtime_ns
     allocated_bytes = info.st_blocks * 512 if info.st_nlink == 1 else 0
     is_dir = stat.S_ISDIR(info.st_mode)
-    marker_bytes, forbidden = None, False
+    marker_bytes, forbidden, changes = None, False, info.st_ctime_ns
     if is_dir:
         # One that may not be read is still there; that it cannot be judged is said when it is judged.
         try:
-            size_bytes, allocated_bytes, mtime_ns, marker_bytes, touched_ns = _measure(name, dir_fd, info)
+            size_bytes, allocated_bytes, mtime_ns, marker_bytes, touched_ns, changes = _measure(name, dir_fd, info)
         except PermissionError:
             forbidden = True
     return Entry(
@@ -178,18 +182,22 @@ def _entry(series: str, name: str, step: int, dir_fd: int, info: os.stat_result)
         marker_bytes,
         forbidden,
         touched_ns,
+        changes,
     )
 
 
-def _measure(name: str, dir_fd: int, info: os.stat_result) -> tuple[int, int, int, int | None, int]:
-    """Apparent bytes, allocated bytes, time of writing and size of the marker of a directory, and when it was touched:
-    evaluators drop files into directories, so its marker's time counts where it has one, or else that of its parts."""
+def _measure(name: str, dir_fd: int, info: os.stat_result) -> tuple[int, int, int, int | None, int, int]:
+    """Apparent bytes, allocated bytes, time of writing and size of the marker of a directory, when it was touched, and
+    its changes: evaluators drop files into directories, so its marker's time counts where it has one, or else that of
+    its parts."""
     inodes: dict[tuple[int, int], os.stat_result] = {}
     names_of: Counter[tuple[int, int]] = Counter()
     markers: list[os.stat_result] = []
     parts: list[os.stat_result] = []
+    changes = 0
 
     def walk(name: str, dir_fd: int, depth: int) -> None:
+        nonlocal changes
         check_depth(depth, name)
         with opened_dir(name, dir_fd=dir_fd) as fd, os.scandir(fd) as entries:
             for entry in entries:
@@ -199,10 +207,13 @@ def _measure(name: str, dir_fd: int, info: os.stat_result) -> tuple[int, int, in
                     inside = entry.stat(follow_symlinks=False)
                     inodes[inside.st_dev, inside.st_ino] = inside
                     names_of[inside.st_dev, inside.st_ino] += 1
+                    is_marker = entry.name in _MARKERS or entry.name.endswith(INDEX_ENDING)
                     if entry.name.endswith(PARTS):
                         parts.append(inside)
-                    if depth == 0 and (entry.name in _MARKERS or entry.name.endswith(INDEX_ENDING)):
+                    if depth == 0 and is_marker:
                         markers.append(inside)
+                    if is_marker or not entry.name.endswith(_BESIDE):
+                        changes += inside.st_ctime_ns
 
     walk(name, dir_fd, 0)
     telling = markers or parts
@@ -210,7 +221,8 @@ def _measure(name: str, dir_fd: int, info: os.stat_result) -> tuple[int, int, in
     sizes = sum(each.st_size for each in inodes.values())
     blocks = sum(each.st_blocks for inode, each in inodes.items() if each.st_nlink <= names_of[inode])
     touched_ns = max((each.st_mtime_ns for each in inodes.values()), default=max(times))
-    return sizes, blocks * 512, max(times), sum(each.st_size for each in telling) if telling else None, touched_ns
+    marker_bytes = sum(each.st_size for each in telling) if telling else None
+    return sizes, blocks * 512, max(times), marker_bytes, touched_ns, changes
 
 
 def _note_mark(found: Found, work_dir: str, dir_fd: int, entry: os.DirEntry[str]) -> None:

@@ -31,8 +31,9 @@ def read_state(own_fd: int) -> Memory | None:
         raw = json.loads(content)
         if raw["version"] != VERSION:
             raise ValueError(f"version {raw['version']!r}")
+        changes = raw.get("changes", {})
         memory = Memory(
-            {name: _seen(name, **known) for name, known in raw["seen"].items()},
+            {name: _seen(name, **known, changes=changes.get(name, 0)) for name, known in raw["seen"].items()},
             {names_from(text).text: _series(**known) for text, known in raw["series"].items()},
             _number(raw["next_order"]),
         )
@@ -47,15 +48,18 @@ def write_state(memory: Memory, own_fd: int) -> None:
     """Replace the state, durably and whole at every moment. Raises OSError."""
     seen = {name: _plain(known) for name, known in memory.seen.items()}
     series = {text: vars(known) for text, known in memory.series.items()}
-    raw = {"version": VERSION, "next_order": memory.next_order, "series": series, "seen": seen}
+    # Beside the rest, where 0.1.0 passes over it: it would take a number that it does not know for a broken state.
+    changes = {name: known.changes for name, known in memory.seen.items() if known.changes}
+    raw = {"version": VERSION, "next_order": memory.next_order, "series": series, "seen": seen, "changes": changes}
     replace_file(NAME, json.dumps(raw, separators=(",", ":")).encode(), dir_fd=own_fd)
 
 
 _DEFAULTS = {f.name: f.default for f in fields(Seen)}
+_APART = {"name", "changes"}
 
 
 def _plain(known: Seen) -> dict[str, Any]:
-    return {key: value for key, value in vars(known).items() if key != "name" and value != _DEFAULTS[key]}
+    return {key: value for key, value in vars(known).items() if key not in _APART and value != _DEFAULTS[key]}
 
 
 def _seen(

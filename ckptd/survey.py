@@ -16,7 +16,7 @@ from .core.schedule import WITNESSES, Schedule
 from .scan import Entry, LeftAlone
 from .units import human_bytes
 
-Identity = tuple[str, int, int, int]  # name, size in bytes, time of writing in ns, inode
+Identity = tuple[str, int, int, int, int]  # name, size in bytes, time of writing in ns, inode, its changes
 
 
 @dataclass

@@ -233,13 +233,14 @@ class Surveyor:
         checkpoint = Checkpoint(
             entry.series, entry.name, entry.step, entry.size_bytes, entry.mtime_ns, verdict.state, verdict.evidence,
             allocated_bytes=entry.allocated_bytes, inode=entry.inode, marker_bytes=entry.marker_bytes,
+            changes=entry.changes,
         )  # fmt: skip
         fault = self._content(checkpoint, known)
         if fault:
             return replace(checkpoint, state=State.INCOMPLETE, evidence=fault)
         if fault is not None:
             checkpoint = replace(checkpoint, evidence=f"{verdict.structure}, content read")
-        failed = known is not None and known.durable is False and known.bytes_on_disk == checkpoint.bytes_on_disk
+        failed = known is not None and known.has_failed(checkpoint)
         if checkpoint.bytes_on_disk in self.findings.synced:
             return checkpoint
         return (
@@ -262,7 +263,7 @@ class Surveyor:
     def _was_whole(self, entry: Entry, seen: Mapping[str, Seen]) -> bool:
         """Whether an earlier pass has judged these bytes complete, and nothing in them is younger than that."""
         known = seen.get(entry.name)
-        if known is None or not known.whole or not _is_same(entry, known):
+        if known is None or not known.whole or not _is_same(entry, known) or known.changes != entry.changes:
             return False
         return entry.touched_ns <= entry.mtime_ns or entry.touched_ns <= self._pointed_ns(entry.name)
 
@@ -346,9 +347,9 @@ def _once(said: set[str], message: str) -> None:
 
 
 def _is_same(entry: Entry, known: Seen) -> bool:
-    """Whether these are the bytes that an earlier pass saw."""
+    """Whether this is the save that an earlier pass saw, though its bytes may have been changed in place."""
     size_bytes = entry.size_bytes if entry.marker_bytes is None else entry.marker_bytes
-    return known.bytes_on_disk == (entry.name, size_bytes, entry.mtime_ns, entry.inode)
+    return (known.identity, known.inode) == ((entry.name, size_bytes, entry.mtime_ns), entry.inode)
 
 
 def _is_written_over(entry: Entry, seen: Mapping[str, Seen]) -> bool:

@@ -18,13 +18,14 @@ from ckptd.background import Background
 from ckptd.content import ChangedError, check_content
 from ckptd.core.policy import Policy
 from ckptd.dcp import missing_shard
-from ckptd.disk import opened_dir
+from ckptd.disk import SyncError, opened_dir, sync_file
 from ckptd.reading import Reader
 from ckptd.reconcile import Reconciler
 from ckptd.scan import entry_of
 from ckptd.workdir import WorkDir
 
-from .conftest import Builder, a_pass, dcp_metadata, epochs, eventually, left, pointed, safetensors, torch_zip
+from .conftest import Builder, a_pass, dcp_metadata, epochs, eventually, left, legacy, pointed, safetensors, torch_zip
+from .layouts.writers import Run, the
 
 
 def damaged(weights: bytes = b"w" * 600) -> bytes:
@@ -106,21 +107,123 @@ def test_a_damaged_newest_is_never_pointed_at_nor_counted(verify: str, with_chec
     assert left(work_dir) == epochs(5, 6)  # two complete ones were written after it
 
 
-def test_a_content_is_read_once_and_not_again_after_a_restart(
-    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[str] = []
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of what was read to its end, in that order."""
+    names: list[str] = []
 
     def noting(entry, **more):  # type: ignore[no-untyped-def]
-        read.append(entry.name)
+        names.append(entry.name)
         return check_content(entry, **more)
 
     monkeypatch.setattr("ckptd.reading.check_content", noting)
+    return names
+
+
+def test_a_content_is_read_once_and_not_again_after_a_restart(with_checkpoints: Builder, read: list[str]) -> None:
     work_dir = with_checkpoints(*epochs(1, 2, 3))
     a_pass(work_dir, max_keep=1, interval=1)
     a_pass(work_dir, max_keep=1, interval=1)
     assert read == ["epoch_3.pth"]
     assert json.loads((work_dir / ".ckptd/state.json").read_text())["seen"]["epoch_3.pth"]["content"] == ""
+
+
+def written_over(path: Path, content: bytes) -> None:
+    """Put `content` into the same inode, under the time that it bore before."""
+    info = path.stat()
+    with path.open("r+b") as file:
+        file.write(content)
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+
+def test_what_is_put_back_over_its_damaged_bytes_counts_again(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2))
+    with_checkpoints("epoch_3.pth", content=damaged())
+    a_pass(work_dir, max_keep=2, interval=1)
+    assert pointed(work_dir) == "epoch_2.pth"
+    written_over(work_dir / "epoch_3.pth", torch_zip())
+    report = a_pass(work_dir, max_keep=2, interval=1)
+    assert (states(report)["epoch_3.pth"], pointed(work_dir)) == ("complete", "epoch_3.pth")
+    assert ckptd.latest(work_dir) == work_dir / "epoch_3.pth"
+
+
+def test_what_was_damaged_after_it_was_read_carries_no_deletion(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    a_pass(work_dir, max_keep=3, interval=1)
+    written_over(work_dir / "epoch_3.pth", damaged())
+    a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=0)
+    assert (left(work_dir), pointed(work_dir)) == (["epoch_2.pth", "epoch_3.pth"], "epoch_2.pth")
+
+
+def test_a_part_that_was_damaged_after_it_was_read_carries_no_deletion(work_dir: Path) -> None:
+    run = Run(work_dir, the("transformers"))
+    names = run.saves((1, 2))
+    a_pass(work_dir, max_keep=2)
+    written_over(work_dir / names[1] / "optimizer.pt", damaged())
+    report = a_pass(work_dir, max_keep=1, trash_ttl_s=0)
+    assert states(report) == {names[0]: "complete", names[1]: "incomplete"}
+    assert (sorted(path.name for path in work_dir.glob("checkpoint-*")), pointed(work_dir)) == (sorted(names), names[0])
+
+
+@pytest.mark.parametrize("name", ["epoch_3.pth", "checkpoint-1500"])
+@pytest.mark.parametrize("change", ["mode", "link", "way there and back"])
+def test_what_changes_no_byte_costs_one_reading_and_makes_no_new_save(
+    name: str, change: str, with_checkpoints: Builder, read: list[str]
+) -> None:
+    work_dir = with_checkpoints(*(epochs(1, 2, 3) if name.endswith(".pth") else ()))
+    if not name.endswith(".pth"):
+        Run(work_dir, the("transformers")).saves((1, 2, 3))
+    a_pass(work_dir, max_keep=3, interval=1)
+    before = json.loads((work_dir / ".ckptd/state.json").read_text())
+    assert read == [name]
+    path = work_dir / name
+    part = path if path.is_file() else path / "optimizer.pt"
+    if change == "mode":
+        part.chmod(0o600)
+    elif change == "link":
+        os.link(part, work_dir.parent / "backup")
+    else:
+        part.rename(work_dir.parent / "aside")
+        (work_dir.parent / "aside").rename(part)
+    a_pass(work_dir, max_keep=3, interval=1)
+    a_pass(work_dir, max_keep=3, interval=1)
+    assert read == [name, name]
+    after = json.loads((work_dir / ".ckptd/state.json").read_text())
+    assert after["seen"] == before["seen"]
+    assert after["changes"] != before["changes"]
+
+
+def test_what_an_evaluator_drops_beside_the_parts_costs_no_reading(work_dir: Path, read: list[str]) -> None:
+    (name,) = Run(work_dir, the("transformers")).saves((1,))
+    a_pass(work_dir, max_keep=1)
+    (work_dir / name / "eval_results.json").write_text("{}")
+    a_pass(work_dir, max_keep=1)
+    assert read == [name]
+
+
+def test_a_failed_fsync_is_not_made_good_by_a_change_of_mode(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = with_checkpoints("epoch_1.pth")
+    with_checkpoints("epoch_2.pth", content=legacy())  # which nothing can read back
+    monkeypatch.setattr("ckptd.reliance.sync_file", failing_once("epoch_2.pth"))
+    a_pass(work_dir, max_keep=1, interval=1, settle_s=0)
+    (work_dir / "epoch_2.pth").chmod(0o600)
+    a_pass(work_dir, max_keep=1, interval=1, settle_s=0)
+    assert (left(work_dir), pointed(work_dir)) == (["epoch_1.pth", "epoch_2.pth"], "epoch_1.pth")
+
+
+def failing_once(name: str) -> Callable[..., None]:
+    """An fsync that fails the first time for `name`; later ones say that all is well, as the kernel's do."""
+    failed: list[str] = []
+
+    def sync(each: str, *, dir_fd: int) -> None:
+        if each == name and not failed:
+            failed.append(each)
+            raise SyncError(5, "Input/output error")
+        sync_file(each, dir_fd=dir_fd)
+
+    return sync
 
 
 def test_a_plan_names_what_is_still_to_be_read(with_checkpoints: Builder) -> None:

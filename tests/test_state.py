@@ -22,7 +22,7 @@ FULL = Memory(
         "epoch_1.pth": Seen("epoch_{}.pth", "epoch_1.pth", 1, 1000, 10**18, 10**18, 1, durable=True, owed=True),
         "epoch_2.pth": Seen("epoch_{}.pth", "epoch_2.pth", 2, 1000, 10**18, 10**18, 2, whole=False),
         "epoch_3.pth": Seen("epoch_{}.pth", "epoch_3.pth", 3, 0, -5, 0, BROUGHT_BACK, durable=False),
-        "ü_4": Seen("ü_{}", "ü_4", 10**240, 2**63, 0, 0, 3),
+        "ü_4": Seen("ü_{}", "ü_4", 10**240, 2**63, 0, 0, 3, content="", inode=7, changes=10**20),
     },
     {"epoch_{}.pth": SeriesMemory(1, (1, 2, 3), True), "ü_{}": SeriesMemory()},
     4,
@@ -40,6 +40,27 @@ def test_what_is_written_is_read_again(memory: Memory, own_fd: int, tmp_path: Pa
     write_state(memory, own_fd)
     assert read_state(own_fd) == memory
     assert os.listdir(tmp_path) == [NAME]
+
+
+def test_what_0_1_0_does_not_know_stands_where_it_passes_over_it(own_fd: int, tmp_path: Path) -> None:
+    write_state(FULL, own_fd)
+    raw = json.loads((tmp_path / NAME).read_text())
+    known = {"series", "step", "size_bytes", "mtime_ns", "written_ns", "order", "whole", "durable", "owed", "content"}
+    assert {key for seen in raw["seen"].values() for key in seen} <= known | {"inode"}
+
+
+def test_what_0_1_0_found_out_about_bytes_is_found_out_again(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    a_pass(work_dir, max_keep=3, interval=1)
+    state = work_dir / ".ckptd" / NAME
+    raw = json.loads(state.read_text())
+    del raw["changes"]
+    raw["seen"]["epoch_3.pth"]["content"] = "damaged, it said"
+    state.write_text(json.dumps(raw))
+    a_pass(work_dir, max_keep=3, interval=1)
+    seen = json.loads(state.read_text())["seen"]
+    assert (seen["epoch_3.pth"]["content"], pointed(work_dir)) == ("", "epoch_3.pth")
+    assert [seen[name]["order"] for name in epochs(1, 2, 3)] == [1, 2, 3]
 
 
 def test_no_state_is_no_memory(own_fd: int) -> None:
@@ -85,6 +106,9 @@ BROKEN = [
     pytest.param(changed(order=9), id="an order that the next save would get again"),
     pytest.param(changed(order=-1), id="an order below 0"),
     pytest.param(changed(durable="yes"), id="durable in words"),
+    pytest.param(
+        b'{"version": 1, "next_order": 1, "series": {}, "seen": {"a": {}}, "changes": []}', id="a list of changes"
+    ),
 ]
 
 

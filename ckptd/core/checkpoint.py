@@ -45,6 +45,7 @@ class Checkpoint:
     inode: int = 0
     marker_bytes: int | None = None  # of a directory's marker, which tells one writing of it from another
     metrics: tuple[tuple[str, float], ...] = ()
+    changes: int = 0  # another number after any change to its inode, or to one of its parts
 
     @property
     def relied_on(self) -> bool:
@@ -65,6 +66,7 @@ class Checkpoint:
         return self.name, self.size_bytes if self.marker_bytes is None else self.marker_bytes, self.mtime_ns
 
     @property
-    def bytes_on_disk(self) -> tuple[str, int, int, int]:
-        """The identity with the inode: a copy put in its place is the same save, but nobody has flushed or read it."""
-        return (*self.identity, self.inode)
+    def bytes_on_disk(self) -> tuple[str, int, int, int, int]:
+        """The identity with the inode and its changes: a copy put in its place, or what was written over it with the
+        old time, is the same save, but nobody has flushed or read it."""
+        return (*self.identity, self.inode, self.changes)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .checkpoint import Checkpoint
 
@@ -25,8 +25,8 @@ class Seen:
     written_ns: its time of writing, a time in the future counted as the time of that pass.
     whole: complete, by what it was then. durable: an fsync has succeeded (True), failed (False), or None.
     owed: a rule has pruned it; it goes as soon as nothing else keeps it.
-    content: what is wrong with its content, "" if nothing is, None if it was not read yet. inode: of the bytes that
-    `durable` and `content` are about.
+    content: what is wrong with its content, "" if nothing is, None if it was not read yet. inode, changes: of the
+    bytes that `durable` and `content` are about; changes is 0 where an earlier version remembered none.
     """
 
     series: str
@@ -41,6 +41,7 @@ class Seen:
     owed: bool = False
     content: str | None = None
     inode: int = 0
+    changes: int = 0
 
     @property
     def identity(self) -> tuple[str, int, int]:
@@ -48,14 +49,28 @@ class Seen:
         return self.name, self.size_bytes, self.mtime_ns
 
     @property
-    def bytes_on_disk(self) -> tuple[str, int, int, int]:
+    def bytes_on_disk(self) -> tuple[str, int, int, int, int]:
         """As a checkpoint's."""
-        return (*self.identity, self.inode)
+        return (*self.identity, self.inode, self.changes)
 
     @property
     def rank(self) -> tuple[int, int, int]:
         """The greater, the newer: by order of writing, which is all but for those brought back."""
         return self.order, self.written_ns, self.step
+
+    def about(self, found: Checkpoint) -> Seen:
+        """What is known of the same save as it is `found` now: nothing of its bytes, if these may be others.
+
+        But that an fsync has failed stays known: what the kernel has dropped does not come back with a change of mode.
+        """
+        if (self.inode, self.changes) == (found.inode, found.changes):
+            return self
+        durable = False if self.has_failed(found) else None
+        return replace(self, inode=found.inode, changes=found.changes, durable=durable, content=None)
+
+    def has_failed(self, found: Checkpoint) -> bool:
+        """Whether an fsync of `found` has failed that was not made good since."""
+        return self.durable is False and (self.identity, self.inode) == (found.identity, found.inode)
 
     def is_still(self, found: Checkpoint) -> bool:
         """Whether `found` is this checkpoint, and not one written over it since."""

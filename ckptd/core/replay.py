@@ -118,15 +118,11 @@ def _sort_out(found: list[Checkpoint], memory: Memory) -> tuple[dict[str, Seen],
         if known is not None and not known.owed:
             there.setdefault(checkpoint.series, set()).add(checkpoint.step)
         if known is not None and (known.is_still(checkpoint) or checkpoint.state is State.IN_FLIGHT):
-            seen[known.name] = _about(known, checkpoint)
+            # Of what is being written nothing is known anew: what it was before tells later what has changed.
+            seen[known.name] = known if checkpoint.state is State.IN_FLIGHT else known.about(checkpoint)
         elif checkpoint.state is not State.IN_FLIGHT:
             unseen.append(checkpoint)
     return seen, unseen, there
-
-
-def _about(known: Seen, found: Checkpoint) -> Seen:
-    """What is remembered of the save, without what was found out about other bytes: a copy may stand in its place."""
-    return known if known.inode == found.inode else replace(known, inode=found.inode, durable=None, content=None)
 
 
 def _in_doubt(unseen: Iterable[Checkpoint]) -> bool:
@@ -166,7 +162,7 @@ class _Order:
         name, size_bytes, mtime_ns = checkpoint.identity
         arrival = Seen(
             checkpoint.series, name, checkpoint.step, size_bytes, mtime_ns, written_ns, order, whole,
-            durable=None if checkpoint.durable else False, inode=checkpoint.inode,
+            durable=None if checkpoint.durable else False, inode=checkpoint.inode, changes=checkpoint.changes,
         )  # fmt: skip
         if whole and order != BROUGHT_BACK:
             self._newest[checkpoint.series] = arrival

@@ -91,14 +91,13 @@ def _candidate(entry: Entry, verdict: Verdict, memory: Memory) -> _Candidate:
     # Bytes of no known format are left alone, as whatever cannot be judged now: neither is a save to go by.
     state = verdict.state if verdict.known else State.IN_FLIGHT
     checkpoint = Checkpoint(
-        entry.series, entry.name, entry.step, entry.size_bytes, entry.mtime_ns, state, inode=entry.inode
-    )
+        entry.series, entry.name, entry.step, entry.size_bytes, entry.mtime_ns, state, inode=entry.inode,
+        changes=entry.changes,
+    )  # fmt: skip
     known = memory.seen.get(entry.name)
-    if known is None or known.bytes_on_disk != checkpoint.bytes_on_disk:
-        return _Candidate(entry, verdict, checkpoint, "")
-    if known.content:
+    if known is not None and known.content and known.bytes_on_disk == checkpoint.bytes_on_disk:
         return _Candidate(entry, verdict, replace(checkpoint, state=State.INCOMPLETE), known.content)
-    doubt = "an fsync of it has failed" if known.durable is False else ""
+    doubt = "an fsync of it has failed" if known is not None and known.has_failed(checkpoint) else ""
     return _Candidate(entry, verdict, checkpoint, doubt)
 
 
