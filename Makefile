@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 # Training jobs import these, and are older than daemons. pyproject.toml tells ruff the same.
 PY39 := $(addprefix ckptd/,__init__.py __main__.py python.py errors.py disk.py scan.py formats.py dcp.py \
-    parts.py frameworks.py directories.py content.py verdict.py pointer.py place.py state.py core shim)
+    parts.py frameworks.py directories.py content.py lateness.py verdict.py pointer.py place.py state.py core shim)
 # What tests/root needs of Debian: strace injects faults, xfsprogs and e2fsprogs make the file systems
 # whose power is cut, sshfs lists a directory once for each descriptor, the others run a systemd of our own.
 ROOT_PACKAGES := strace xfsprogs sshfs openssh-sftp-server systemd dbus e2fsprogs util-linux procps

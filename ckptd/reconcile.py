@@ -102,6 +102,7 @@ class Reconciler:
         self._failures = 0
         self._said_full = ""
         self._unreadable: dict[str, str] = {}
+        self._doubtful: dict[str, str] = {}
         self._beyond: dict[str, int] = {} if beyond is None else beyond
         self._short_bytes = 0
         self._unlinked: list[Decision] = []  # to make room for `.ckptd`; no report has counted them yet
@@ -118,7 +119,8 @@ class Reconciler:
     @property
     def can_rest(self) -> bool:
         """Whether another object, made later, would find on the disk all that this one knows."""
-        quiet = not (self._failures or self._said_full or self._unreadable or self._short_bytes)
+        said = self._unreadable or self._doubtful
+        quiet = not (self._failures or self._said_full or said or self._short_bytes)
         written = self.surveyor.memory == self._on_disk
         said = self.surveyor.has_said or self._reliance.has_said or self._held.has_said
         return quiet and written and not (said or self._pruner.is_busy)
@@ -171,6 +173,7 @@ class Reconciler:
         moved, prunes, room = self._point(survey, synced)
         prunes = prunes if prune else []
         self._say_unreadable(survey)
+        self._say_doubtful(survey.plan)
         memory = self.surveyor.findings.written_into(survey.plan.memory)
         self._remember(memory)
         self._expecting({d.checkpoint.name for d in prunes})
@@ -319,6 +322,14 @@ class Reconciler:
             if self._unreadable.get(name) != reason:
                 self._log.warning("could not read %s/%s: %s", self.work.path, name, reason)
         self._unreadable = dict(survey.unreadable)
+
+    def _say_doubtful(self, plan: Plan) -> None:
+        """Name, once each, what is in doubt, and the way out: it stays until a person decides."""
+        doubtful = {c.name: c.evidence for d in plan.decisions if (c := d.checkpoint).state is State.DOUBTFUL}
+        for name, evidence in doubtful.items():
+            if name not in self._doubtful:
+                self._log.warning("%s/%s is in doubt: %s", self.work.path, name, evidence)
+        self._doubtful = doubtful
 
     def _warn_of_growth(self, plan: Plan) -> None:
         """Say that more and more stays beyond K, each time it has doubled."""

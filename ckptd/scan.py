@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .core.finder import Finder, Known
 from .disk import FORBIDDEN, check_depth, exists, listed, names_in, opened_dir
@@ -23,6 +24,12 @@ TRAINER_STATE = "trainer_state.json"  # Hugging Face's Trainer writes it after a
 _MARKERS = {DCP_MARKER, TRAINER_STATE, "meta.pt", "metadata.json", "_CHECKPOINT_METADATA", ".metadata.json", "data.pt"}
 # Where there is no marker, the files that hold the state itself tell one writing from another.
 PARTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt")
+SHARDS = (*PARTS, ".distcp")
+# Names of parts without an ending: directories of parts, and what Orbax calls its data.
+_PART_WITHOUT_ENDING = re.compile(
+    r"(?:global_step|pytorch_model|optim|model|ema|actor|critic|policy|value|mp_rank|rank|dist_ckpt|checkpoint|weights"
+    r"|state|train|default|params|arrays|items|unet|transformer|text_encoder|vae|controlnet)[^.]*|[0-9a-f]{16,}"
+)
 # What people and evaluators drop into directories: a change of these is none of the checkpoint's bytes.
 _BESIDE = (".json", ".jsonl", ".txt", ".md", ".log", ".csv", ".tsv", ".yaml", ".yml", ".html", ".png", ".jpg", ".py")
 
@@ -35,7 +42,9 @@ class Entry:
     allocated_bytes: what deleting it frees: each inode once, and none that has a name elsewhere. device, inode: of
     the entry itself. marker_bytes: of a directory's marker, or of its parts. touched_ns: when the last file in it was
     written, whatever that is. changes: another number after every change to the inode of the file, or of any part of
-    the directory, whatever times of writing they then bear: the times of change, added up.
+    the directory, whatever times of writing they then bear: the times of change, added up. linked: the path of a part
+    of the directory that is a symlink; empty if none is. older, younger: how many parts
+    of a directory are no younger than its marker, and how many are.
     """
 
     series: str
@@ -52,6 +61,9 @@ class Entry:
     forbidden: bool = False
     touched_ns: int = 0
     changes: int = 0
+    linked: str = ""
+    older: int = 0
+    younger: int = 0
 
     def is_same_as(self, other: Entry) -> bool:
         """Whether it is the same inode, and nothing in it has been written since."""
@@ -111,6 +123,12 @@ def entry_of(name: str, *, dir_fd: int) -> Entry:
     return _entry("", name, 0, dir_fd, info)
 
 
+def _is_part(name: str) -> bool:
+    """Whether what is called so in a directory is a part of a checkpoint, or a directory of some."""
+    known = name in _MARKERS or name.endswith((*SHARDS, INDEX_ENDING, ".ocdbt", ".pdparams", ".pdopt"))
+    return known or _PART_WITHOUT_ENDING.fullmatch(name) is not None
+
+
 def stat_entry(name: str, *, dir_fd: int) -> os.stat_result:
     """The inode that bears `name` itself, a symlink not followed."""
     return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
@@ -158,71 +176,81 @@ def _is_marked(name: str, dir_fd: int, known: Known) -> bool:
 
 
 def _entry(series: str, name: str, step: int, dir_fd: int, info: os.stat_result) -> Entry:
-    size_bytes, mtime_ns, touched_ns = info.st_size, info.st_mtime_ns, info.st_mtime_ns
-    allocated_bytes = info.st_blocks * 512 if info.st_nlink == 1 else 0
-    is_dir = stat.S_ISDIR(info.st_mode)
-    marker_bytes, forbidden, changes = None, False, info.st_ctime_ns
-    if is_dir:
-        # One that may not be read is still there; that it cannot be judged is said when it is judged.
-        try:
-            size_bytes, allocated_bytes, mtime_ns, marker_bytes, touched_ns, changes = _measure(name, dir_fd, info)
-        except PermissionError:
-            forbidden = True
-    return Entry(
+    entry = Entry(
         series,
         name,
         step,
-        size_bytes,
-        allocated_bytes,
-        mtime_ns,
+        info.st_size,
+        info.st_blocks * 512 if info.st_nlink == 1 else 0,
+        info.st_mtime_ns,
         info.st_ctime_ns,
         info.st_dev,
         info.st_ino,
-        is_dir,
-        marker_bytes,
-        forbidden,
-        touched_ns,
-        changes,
+        stat.S_ISDIR(info.st_mode),
+        touched_ns=info.st_mtime_ns,
+        changes=info.st_ctime_ns,
     )
+    if not entry.is_dir:
+        return entry
+    # One that may not be read is still there; that it cannot be judged is said when it is judged.
+    try:
+        return _measured(entry, dir_fd)
+    except PermissionError:
+        return replace(entry, forbidden=True)
 
 
-def _measure(name: str, dir_fd: int, info: os.stat_result) -> tuple[int, int, int, int | None, int, int]:
-    """Apparent bytes, allocated bytes, time of writing and size of the marker of a directory, when it was touched, and
-    its changes: evaluators drop files into directories, so its marker's time counts where it has one, or else that of
-    its parts."""
+def _measured(entry: Entry, dir_fd: int) -> Entry:
+    """A directory with what the files in it say of it: evaluators drop files into directories, so its marker's time
+    counts where it has one, or else that of its parts."""
     inodes: dict[tuple[int, int], os.stat_result] = {}
     names_of: Counter[tuple[int, int]] = Counter()
     markers: list[os.stat_result] = []
     parts: list[os.stat_result] = []
+    shards: list[os.stat_result] = []
+    links: list[str] = []
     changes = 0
 
-    def walk(name: str, dir_fd: int, depth: int) -> None:
+    def walk(name: str, dir_fd: int, depth: int, below: str) -> None:
         nonlocal changes
         check_depth(depth, name)
         with opened_dir(name, dir_fd=dir_fd) as fd, os.scandir(fd) as entries:
             for entry in entries:
+                is_marker = entry.name in _MARKERS or entry.name.endswith(INDEX_ENDING)
                 if entry.is_dir(follow_symlinks=False):
-                    walk(entry.name, fd, depth + 1)
+                    walk(entry.name, fd, depth + 1, f"{below}{entry.name}/")
                 elif entry.is_file(follow_symlinks=False):
                     inside = entry.stat(follow_symlinks=False)
                     inodes[inside.st_dev, inside.st_ino] = inside
                     names_of[inside.st_dev, inside.st_ino] += 1
-                    is_marker = entry.name in _MARKERS or entry.name.endswith(INDEX_ENDING)
                     if entry.name.endswith(PARTS):
                         parts.append(inside)
+                    elif entry.name.endswith(SHARDS):
+                        shards.append(inside)
                     if depth == 0 and is_marker:
                         markers.append(inside)
                     if is_marker or not entry.name.endswith(_BESIDE):
                         changes += inside.st_ctime_ns
+                elif entry.is_symlink() and _is_part(entry.name):
+                    links.append(f"{below}{entry.name}")
 
-    walk(name, dir_fd, 0)
+    walk(entry.name, dir_fd, 0, "")
     telling = markers or parts
-    times = [each.st_mtime_ns for each in telling or inodes.values()] or [info.st_mtime_ns]
-    sizes = sum(each.st_size for each in inodes.values())
+    times = [each.st_mtime_ns for each in telling or inodes.values()] or [entry.mtime_ns]
     blocks = sum(each.st_blocks for inode, each in inodes.items() if each.st_nlink <= names_of[inode])
-    touched_ns = max((each.st_mtime_ns for each in inodes.values()), default=max(times))
-    marker_bytes = sum(each.st_size for each in telling) if telling else None
-    return sizes, blocks * 512, max(times), marker_bytes, touched_ns, changes
+    every = [*parts, *shards] if markers else []
+    younger = sum(each.st_mtime_ns > max(times) for each in every)
+    return replace(
+        entry,
+        size_bytes=sum(each.st_size for each in inodes.values()),
+        allocated_bytes=blocks * 512,
+        mtime_ns=max(times),
+        marker_bytes=sum(each.st_size for each in telling) if telling else None,
+        touched_ns=max((each.st_mtime_ns for each in inodes.values()), default=max(times)),
+        changes=changes,
+        linked=min(links, default=""),
+        older=len(every) - younger,
+        younger=younger,
+    )
 
 
 def _note_mark(found: Found, work_dir: str, dir_fd: int, entry: os.DirEntry[str]) -> None:

@@ -33,7 +33,7 @@ def read_state(own_fd: int) -> Memory | None:
             raise ValueError(f"version {raw['version']!r}")
         changes = raw.get("changes", {})
         memory = Memory(
-            {name: _seen(name, **known, changes=changes.get(name, 0)) for name, known in raw["seen"].items()},
+            {name: _seen(name, *changes.get(name, ()), **known) for name, known in raw["seen"].items()},
             {names_from(text).text: _series(**known) for text, known in raw["series"].items()},
             _number(raw["next_order"]),
         )
@@ -49,21 +49,27 @@ def write_state(memory: Memory, own_fd: int) -> None:
     seen = {name: _plain(known) for name, known in memory.seen.items()}
     series = {text: vars(known) for text, known in memory.series.items()}
     # Beside the rest, where 0.1.0 passes over it: it would take a number that it does not know for a broken state.
-    changes = {name: known.changes for name, known in memory.seen.items() if known.changes}
+    changes = {name: [getattr(known, each) for each in _APART] for name, known in memory.seen.items() if known.changes}
     raw = {"version": VERSION, "next_order": memory.next_order, "series": series, "seen": seen, "changes": changes}
     replace_file(NAME, json.dumps(raw, separators=(",", ":")).encode(), dir_fd=own_fd)
 
 
 _DEFAULTS = {f.name: f.default for f in fields(Seen)}
-_APART = {"name", "changes"}
+_APART = ("changes", "older", "younger")
 
 
 def _plain(known: Seen) -> dict[str, Any]:
-    return {key: value for key, value in vars(known).items() if key not in _APART and value != _DEFAULTS[key]}
+    return {
+        key: value for key, value in vars(known).items() if key not in ("name", *_APART) and value != _DEFAULTS[key]
+    }
 
 
 def _seen(
     name: str,
+    changes: int = 0,
+    older: int = 0,
+    younger: int = 0,
+    *,
     series: str,
     owed: bool = False,
     whole: bool = True,
@@ -77,6 +83,7 @@ def _seen(
         raise TypeError("durable is neither true nor false")
     if not (content is None or isinstance(content, str)):
         raise TypeError("content is no text")
+    numbers |= {"changes": changes, "older": older, "younger": younger}
     checked = {key: _number(value) for key, value in numbers.items()}
     known = Seen(series=series, name=name, **checked)  # type: ignore[arg-type]  # numbers go where numbers are
     return replace(known, owed=owed is True, whole=whole is True, durable=durable, content=content)

@@ -199,8 +199,6 @@ class Surveyor:
                     judged.unreadable[entry.name] = why(error)
                     # What was seen before keeps its place; what was not is not met before it can be read.
                     verdict = Verdict(State.IN_FLIGHT, f"cannot be read: {why(error)}", entry.name in seen)
-            if entry.is_dir and verdict.state is State.IN_FLIGHT:
-                judged.filling.add(entry.name)
             if not (verdict.known or entry.series in asked_for):
                 judged.left_alone.append(LeftAlone(entry.name, verdict.structure))
                 continue
@@ -215,10 +213,12 @@ class Surveyor:
             elif verdict.settles_s is not None:
                 judged.settles_s = min(verdict.settles_s, judged.settles_s or verdict.settles_s)
             checkpoint = self._checkpoint(entry, verdict, seen.get(entry.name))
+            if entry.is_dir and not checkpoint.state.settled:
+                judged.filling.add(entry.name)
             if self.policy.keep_best:
                 named = found.known[entry.series].names.metrics_of(entry.name)
                 checkpoint = replace(checkpoint, metrics=self._scores.of(entry, named, dir_fd=self.work.fd))
-            if verdict.checksum:
+            if verdict.checksum and checkpoint.state is not State.DOUBTFUL:
                 judged.checkable.add(entry.name)
                 known = seen.get(entry.name)
                 if self._content(checkpoint, known) is None and self.policy.verify == "full":
@@ -233,8 +233,12 @@ class Surveyor:
         checkpoint = Checkpoint(
             entry.series, entry.name, entry.step, entry.size_bytes, entry.mtime_ns, verdict.state, verdict.evidence,
             allocated_bytes=entry.allocated_bytes, inode=entry.inode, marker_bytes=entry.marker_bytes,
-            changes=entry.changes,
+            changes=entry.changes, older=entry.older, younger=entry.younger,
         )  # fmt: skip
+        if verdict.late and known is not None and known.was_written_over(checkpoint):
+            return replace(checkpoint, state=State.DOUBTFUL, evidence=verdict.late)
+        if checkpoint.state is State.DOUBTFUL:
+            return checkpoint
         fault = self._content(checkpoint, known)
         if fault:
             return replace(checkpoint, state=State.INCOMPLETE, evidence=fault)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .core.checkpoint import State
 from .core.plan import PRUNE, SKIP, Decision, SeriesPlan
 
 # What stands for a checkpoint; where several share a cell the first of these wins, so that what matters is seen.
@@ -39,7 +38,7 @@ def timeline(series: SeriesPlan, *, milestones: int | None, width: int) -> Itera
 def _mark(d: Decision, best: set[str], milestones: int | None) -> str:
     if d.decision == PRUNE:
         return "x"
-    if d.checkpoint.state in (State.INCOMPLETE, State.IN_FLIGHT):
+    if not d.checkpoint.state.whole:
         return "?"
     if d.checkpoint.name in best:
         return "*"

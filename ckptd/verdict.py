@@ -17,6 +17,7 @@ from .directories import structure_of_directory
 from .disk import check_depth, listed, opened_dir, opened_file
 from .errors import RefusedError
 from .formats import Structure, structure_of_file
+from .lateness import late_part
 from .scan import Entry
 
 SETTLE_LOCAL_S, SETTLE_NETWORK_S, SETTLE_UNMARKED_S = 5.0, 60.0, 300.0
@@ -31,6 +32,7 @@ class Verdict:
     structure: what they look like. activity: who is at them, or was a moment ago; empty if nobody.
     checksum: whether the content can be checked too. hasty: whole by its structure, before it has settled.
     settles_s: of one in flight, after how many quiet seconds it is to be judged again; None: once its writer is done.
+    late: of a directory, what speaks against it if that part of it which is younger than its marker was not so before.
     """
 
     state: State
@@ -41,6 +43,7 @@ class Verdict:
     checksum: bool = False
     kind: str = ""
     hasty: bool = False
+    late: str = ""
 
     @property
     def evidence(self) -> str:
@@ -131,10 +134,20 @@ def _directory(entry: Entry, dir_fd: int, settling: Settling, now_ns: int, wante
     with opened_dir(entry.name, dir_fd=dir_fd) as fd:
         writer = has_writer_inside(fd) if settling.local else None
         found = structure_of_directory(fd, wanted)
+        quiet_s = settling.quiet_s()
+        late = late_part(fd, found.kind, entry.touched_ns, quiet_s) if found.state.whole else None
+    if entry.linked:
+        text = f"{entry.linked} is a symlink, which is not followed: not checked, so kept, and not relied on"
+        return _judge(entry, replace(found, state=State.DOUBTFUL, text=text), writer, settling, now_ns)
+    if late is not None and late.by_s > quiet_s and not late.together:
+        doubtful = replace(found, state=State.DOUBTFUL, text=late.text)
+        verdict = _judge(replace(entry, mtime_ns=late.part_ns), doubtful, writer, settling, now_ns)
+        return replace(verdict, structure=late.doubt) if verdict.state is State.DOUBTFUL else verdict
     if entry.touched_ns > entry.mtime_ns and not (found.state.whole and found.marked):
         # Written over in place: its marker is that of an earlier save, and neither marks nor dates this one.
         found, entry = replace(found, marked=False), replace(entry, mtime_ns=entry.touched_ns)
-    return _judge(entry, found, writer, settling, now_ns)
+    verdict = _judge(entry, found, writer, settling, now_ns)
+    return replace(verdict, late=late.doubt) if late is not None else verdict
 
 
 def _judge(entry: Entry, found: Structure, writer: bool | None, settling: Settling, now_ns: int) -> Verdict:

@@ -42,6 +42,7 @@ SHARED_WITH_JOBS = {
     "frameworks",
     "directories",
     "content",
+    "lateness",
     "verdict",
     "place",
     "pointer",
@@ -116,6 +117,7 @@ SHELL = {
     "parts",
     "frameworks",
     "directories",
+    "lateness",
     "readers",
     "verdict",
     "delete",
@@ -139,6 +141,7 @@ BELOW = {
     "parts",
     "frameworks",
     "directories",
+    "lateness",
 }  # scan gives the others their Entry
 
 

@@ -22,7 +22,7 @@ FULL = Memory(
         "epoch_1.pth": Seen("epoch_{}.pth", "epoch_1.pth", 1, 1000, 10**18, 10**18, 1, durable=True, owed=True),
         "epoch_2.pth": Seen("epoch_{}.pth", "epoch_2.pth", 2, 1000, 10**18, 10**18, 2, whole=False),
         "epoch_3.pth": Seen("epoch_{}.pth", "epoch_3.pth", 3, 0, -5, 0, BROUGHT_BACK, durable=False),
-        "ü_4": Seen("ü_{}", "ü_4", 10**240, 2**63, 0, 0, 3, content="", inode=7, changes=10**20),
+        "ü_4": Seen("ü_{}", "ü_4", 10**240, 2**63, 0, 0, 3, content="", inode=7, changes=10**20, older=3, younger=1),
     },
     {"epoch_{}.pth": SeriesMemory(1, (1, 2, 3), True), "ü_{}": SeriesMemory()},
     4,

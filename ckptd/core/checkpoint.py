@@ -16,11 +16,17 @@ class State(str, Enum):
     INCOMPLETE = "incomplete"  # broken and quiet
     IN_FLIGHT = "in flight"  # open for writing, or broken and young
     UNVERIFIABLE = "unverifiable"  # a format without any check, quiet: counts as complete
+    DOUBTFUL = "in doubt"  # not all of it is of one save, or can be looked at: kept, and nothing relies on it
 
     @property
     def whole(self) -> bool:
         """Whether a training run may be resumed from it, as far as its bytes tell."""
         return self is State.COMPLETE or self is State.UNVERIFIABLE
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known what it is."""
+        return self is not State.IN_FLIGHT and self is not State.DOUBTFUL
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class Checkpoint:
     marker_bytes: int | None = None  # of a directory's marker, which tells one writing of it from another
     metrics: tuple[tuple[str, float], ...] = ()
     changes: int = 0  # another number after any change to its inode, or to one of its parts
+    older: int = 0  # how many parts of a directory are no younger than its marker
+    younger: int = 0  # and how many are
 
     @property
     def relied_on(self) -> bool:

@@ -30,9 +30,10 @@ class KeepEvery:
     def __post_init__(self) -> None:
         at_least_1("keep_every", self.n, "steps divisible by it are kept")
 
-    def keeps(self, whole: Sequence[Checkpoint], seen: Mapping[str, Seen]) -> Reasons:
-        """As all keepers: `whole` are the complete checkpoints of a series, the oldest first by writing."""
-        return {c.name: f"a milestone of {self}" for c in whole if c.step % self.n == 0}
+    def keeps(self, whole: Sequence[Checkpoint], broken: Sequence[Checkpoint], seen: Mapping[str, Seen]) -> Reasons:
+        """As all keepers: `whole` are the complete checkpoints of a series, the oldest first by writing. `broken` are
+        all others: they are kept as if they were complete, and take nobody's place."""
+        return {c.name: f"a milestone of {self}" for c in (*whole, *broken) if c.step % self.n == 0}
 
     def __str__(self) -> str:
         return f"{self.option} {self.n}"
@@ -43,7 +44,8 @@ class KeepBest:
     """Keep the `count` best by a metric; of equals the one written first, as frameworks do.
 
     One without the metric is kept while it is newer than the newest that has it: its score may still come. NaN is
-    worse than any number. What may yet turn out broken takes nobody's place: it is kept beside the best it would beat.
+    worse than any number. What is broken, or may yet turn out so, takes nobody's place: it is kept beside the best that
+    it would beat.
     """
 
     metric: str
@@ -72,17 +74,18 @@ class KeepBest:
             raise UsageError(f"keep_best {text!r}: {last!r} is no number of checkpoints")
         return cls(metric, mode, int(last))
 
-    def keeps(self, whole: Sequence[Checkpoint], seen: Mapping[str, Seen]) -> Reasons:
+    def keeps(self, whole: Sequence[Checkpoint], broken: Sequence[Checkpoint], seen: Mapping[str, Seen]) -> Reasons:
         """As all keepers."""
-        scores = {c.name: dict(c.metrics).get(self.metric) for c in whole}
-        newest_scored = max((seen[name].order for name, score in scores.items() if score is not None), default=-1)
+        every = sorted((*whole, *broken), key=lambda c: seen[c.name].rank)
+        scores = {c.name: dict(c.metrics).get(self.metric) for c in every}
+        newest_scored = max((seen[c.name].order for c in whole if scores[c.name] is not None), default=-1)
         reasons = {
             name: f"newer than the last with {self.metric}: {self} waits for its score"
             for name, score in scores.items()
             if score is None and seen[name].order > newest_scored
         }
         relied_on = 0
-        for c in self._ranked(whole, scores):
+        for c in self._ranked(every, scores):
             reasons[c.name] = f"{self.metric} {scores[c.name]:.6g} is among the best for {self}"
             relied_on += c.relied_on
             if relied_on == self.count:
@@ -118,12 +121,13 @@ class KeepWithin:
         if not 0 < self.seconds < math.inf:
             raise UsageError(f"keep_within_s is {self.seconds}: it would keep but the newest, which stays anyway")
 
-    def keeps(self, whole: Sequence[Checkpoint], seen: Mapping[str, Seen]) -> Reasons:
+    def keeps(self, whole: Sequence[Checkpoint], broken: Sequence[Checkpoint], seen: Mapping[str, Seen]) -> Reasons:
         """As all keepers."""
         if not whole:
             return {}
         since_ns = seen[whole[-1].name].written_ns - int(self.seconds * 1e9)
-        return {c.name: f"within {self} of the newest" for c in whole if seen[c.name].written_ns >= since_ns}
+        late = [c.name for c in (*whole, *broken) if seen[c.name].written_ns >= since_ns]
+        return dict.fromkeys(late, f"within {self} of the newest")
 
     def __str__(self) -> str:
         return f"{self.option} {self.seconds:g}s"

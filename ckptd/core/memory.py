@@ -26,7 +26,8 @@ class Seen:
     whole: complete, by what it was then. durable: an fsync has succeeded (True), failed (False), or None.
     owed: a rule has pruned it; it goes as soon as nothing else keeps it.
     content: what is wrong with its content, "" if nothing is, None if it was not read yet. inode, changes: of the
-    bytes that `durable` and `content` are about; changes is 0 where an earlier version remembered none.
+    bytes that `durable` and `content` are about; changes is 0 where an earlier version remembered none. older, younger:
+    as a checkpoint's, then.
     """
 
     series: str
@@ -42,6 +43,8 @@ class Seen:
     content: str | None = None
     inode: int = 0
     changes: int = 0
+    older: int = 0
+    younger: int = 0
 
     @property
     def identity(self) -> tuple[str, int, int]:
@@ -65,12 +68,20 @@ class Seen:
         """
         if (self.inode, self.changes) == (found.inode, found.changes):
             return self
-        durable = False if self.has_failed(found) else None
-        return replace(self, inode=found.inode, changes=found.changes, durable=durable, content=None)
+        return replace(
+            self, durable=False if self.has_failed(found) else None, content=None, inode=found.inode,
+            changes=found.changes, older=found.older, younger=found.younger,
+        )  # fmt: skip
 
     def has_failed(self, found: Checkpoint) -> bool:
         """Whether an fsync of `found` has failed that was not made good since."""
         return self.durable is False and (self.identity, self.inode) == (found.identity, found.inode)
+
+    def was_written_over(self, found: Checkpoint) -> bool:
+        """Whether a part of `found`, a directory, is younger than its marker that was not when all was whole."""
+        same = (self.identity, self.inode) == (found.identity, found.inode)
+        # One that has come since, a slow rank's, makes the younger more, but the older no fewer.
+        return self.whole and same and found.younger > self.younger and found.older < self.older
 
     def is_still(self, found: Checkpoint) -> bool:
         """Whether `found` is this checkpoint, and not one written over it since."""

@@ -122,7 +122,9 @@ def _plan_series(
     # Until it was read, one of the newest takes nobody's place, and nobody takes its own.
     newest_names = {c.name for c in (*relied_on, *fit[-at_least:])} if at_least else set()
     judge = _Judge(grid, seen, found, fit, good, has_budget=policy.max_bytes is not None)
-    kept = _kept(policy.keepers, whole, seen)
+    # What is broken stays where somebody has asked for it: perhaps it can be mended.
+    broken = [c for c in found if not c.state.whole and c.name in seen]
+    kept = _kept(policy.keepers, whole, broken, seen)
     decisions: list[Decision] = []
     beyond: list[Checkpoint] = []
     spare: list[Checkpoint] = []
@@ -130,7 +132,7 @@ def _plan_series(
         reasons = []
         if checkpoint.name in newest_names:
             reasons.append(f"one of the {at_least} newest" if at_least != 1 else "the newest")
-        if checkpoint.state is State.IN_FLIGHT:
+        if not checkpoint.state.settled:
             reasons.append(checkpoint.evidence or "being written")
         reasons.extend(protected.get(checkpoint.name, ()))
         vetoed = bool(reasons)
@@ -155,12 +157,12 @@ def _plan_series(
 
 
 def _kept(
-    keepers: Sequence[Keeper], whole: Sequence[Checkpoint], seen: Mapping[str, Seen]
+    keepers: Sequence[Keeper], whole: Sequence[Checkpoint], broken: Sequence[Checkpoint], seen: Mapping[str, Seen]
 ) -> Mapping[str, Sequence[str]]:
     """By name, why the keepers keep what they keep."""
     kept: dict[str, list[str]] = {}
     for keeper in keepers:
-        for name, reason in keeper.keeps(whole, seen).items():
+        for name, reason in keeper.keeps(whole, broken, seen).items():
             kept.setdefault(name, []).append(reason)
     return kept
 

@@ -118,8 +118,8 @@ def _sort_out(found: list[Checkpoint], memory: Memory) -> tuple[dict[str, Seen],
         if known is not None and not known.owed:
             there.setdefault(checkpoint.series, set()).add(checkpoint.step)
         if known is not None and (known.is_still(checkpoint) or checkpoint.state is State.IN_FLIGHT):
-            # Of what is being written nothing is known anew: what it was before tells later what has changed.
-            seen[known.name] = known if checkpoint.state is State.IN_FLIGHT else known.about(checkpoint)
+            # Of what is being written, or in doubt, nothing is known anew: what it was tells what has changed since.
+            seen[known.name] = known.about(checkpoint) if checkpoint.state.settled else known
         elif checkpoint.state is not State.IN_FLIGHT:
             unseen.append(checkpoint)
     return seen, unseen, there
@@ -163,6 +163,7 @@ class _Order:
         arrival = Seen(
             checkpoint.series, name, checkpoint.step, size_bytes, mtime_ns, written_ns, order, whole,
             durable=None if checkpoint.durable else False, inode=checkpoint.inode, changes=checkpoint.changes,
+            older=checkpoint.older, younger=checkpoint.younger,
         )  # fmt: skip
         if whole and order != BROUGHT_BACK:
             self._newest[checkpoint.series] = arrival

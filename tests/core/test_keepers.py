@@ -127,9 +127,39 @@ def test_the_best_is_read_and_durable_before_others_go_because_of_it() -> None:
     assert {1, 2, 4} == steps_of(decided, KEEP), "the unread one takes nobody's place, and stays"
 
 
-def test_a_broken_milestone_goes_once_enough_complete_ones_are_there() -> None:
+@pytest.mark.parametrize("spoiled", [{"state": State.INCOMPLETE}, {"state": State.DOUBTFUL}, {"durable": False}])
+@pytest.mark.parametrize("keeper", [{"keep_every": 4}, {"keep_best": ("mAP:max",)}, {"keep_within_s": 2.0}])
+def test_what_a_keeper_keeps_stays_whatever_became_of_it(keeper: dict[str, Any], spoiled: dict[str, Any]) -> None:
+    found = epochs(4, 5, 6, scores={4: 0.9, 5: 0.5, 6: 0.6})
+    broken = [replace(found[0], **spoiled), *found[1:]]
+    assert steps_of(decide(broken, Policy(max_keep=2, interval=1, **keeper)), PRUNE) == set()
+
+
+def test_the_best_of_the_broken_takes_nobodys_place() -> None:
+    found = epochs(1, 2, 3, 4, scores={1: 0.9, 2: 0.7, 3: 0.1, 4: 0.2})
+    broken = [replace(found[0], state=State.INCOMPLETE), *found[1:]]
+    decided = decide(broken, Policy(max_keep=1, rule="newest", keep_best=("mAP:max",)))
+    assert steps_of(decided, PRUNE) == {3}
+    assert {c.step for c in decided.relied_on} == {2, 4}
+
+
+def test_a_broken_one_with_a_score_lets_none_go_that_waits_for_its_own() -> None:
+    found = epochs(1, 2, 3, 4, scores={1: 0.5, 3: 0.9})
+    broken = [*found[:2], replace(found[2], state=State.INCOMPLETE), found[3]]
+    decided = decide(broken, Policy(max_keep=1, rule="newest", keep_best=("mAP:max",)))
+    assert steps_of(decided, PRUNE) == set()
+
+
+def test_a_broken_one_that_no_keeper_keeps_goes_once_enough_complete_ones_are_there() -> None:
     broken = [replace(epochs(4)[0], state=State.INCOMPLETE), *epochs(5, 6, start=1)]
-    assert steps_of(decide(broken, Policy(max_keep=2, interval=1, keep_every=4)), PRUNE) == {4}
+    assert steps_of(decide(broken, Policy(max_keep=2, interval=1, keep_every=3)), PRUNE) == {4}
+
+
+def test_what_is_in_doubt_stays_and_carries_nothing() -> None:
+    found = [replace(c, state=State.DOUBTFUL) if c.step > 2 else c for c in epochs(1, 2, 3, 4)]
+    decided = decide(found, Policy(max_keep=1, rule="newest", max_bytes=1))
+    assert (steps_of(decided, PRUNE), {c.step for c in decided.relied_on}) == ({1}, {2})
+    assert decided.newest == found[1]
 
 
 # --- laws -----------------------------------------------------------------------------------------------------
