@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable
 
 from .disk import check_depth, listed, opened_dir, opened_file
-from .formats import raise_disk_trouble
+from .formats import PACKED, raise_disk_trouble
 from .scan import PARTS, Entry, entry_of
 
 _CHUNK_BYTES = 1 << 20
@@ -86,7 +86,8 @@ def _zip_fault(fd: int, progress: Progress) -> str:
         member = None
         try:
             with zipfile.ZipFile(file) as archive:
-                members = [each for each in archive.infolist() if each.file_size]
+                # In other ways than these nobody packs states, and some of them take any memory to unpack.
+                members = [each for each in archive.infolist() if each.file_size and each.compress_type in PACKED]
                 if not any(each.CRC for each in members):
                     return ""
                 for member in members:

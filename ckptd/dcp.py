@@ -10,14 +10,25 @@ import errno
 import io
 import os
 import pickle
+import re
 from collections.abc import Iterable
 from typing import Any
 
-from .disk import opened_file
+from .disk import has_hole, opened_file
 
 MARKER = ".metadata"
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
 _LARGEST = 1 << 28  # bytes; the metadata of the largest models is a tenth of it
+
+# A pickle's opcodes, as pickletools lists them: those without a size of their own, a thousand at once, and of the
+# others how many bytes their size has. A frame only says how much comes, and a memo's index has no size.
+_PLAIN = re.compile(
+    rb"(?:[()012NQRabde}lo\]stu\x81\x85-\x89\x8f-\x94\x97\x98]|[Khq\x80\x82].|[M\x83]..|[Jj\x84].{4}|G.{8}"
+    rb"|[FILPSVg][^\n]*\n|[ic][^\n]*\n[^\n]*\n){1,1000}",
+    re.DOTALL,
+)
+_SIZED = {**dict.fromkeys(b"U\x8a\x8cC", 1), **dict.fromkeys(b"TXB\x8b", 4), **dict.fromkeys(b"\x8d\x8e\x96", 8)}
+_STOP, _FRAME, _PUT, _LONG_BINPUT = b".\x95pr"
 
 
 def missing_shard(dir_fd: int) -> str | None:
@@ -29,8 +40,10 @@ def missing_shard(dir_fd: int) -> str | None:
         size_bytes = os.fstat(fd).st_size
         if size_bytes > _LARGEST:
             return f"{MARKER} is too large to be one"
+        if has_hole(fd, size_bytes):
+            return f"{MARKER} is damaged"
         content = os.pread(fd, size_bytes, 0)
-    ends = _shard_ends(content)
+    ends = None if _asks_for_more(content) else _shard_ends(content)
     if ends is None:
         return f"{MARKER} is damaged"
     for path, end in sorted(ends.items()):
@@ -87,6 +100,41 @@ class _Husks(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         return _Husk()
+
+
+def _asks_for_more(content: bytes) -> bool:
+    """Whether a pickle, to be read, wants more memory than its own bytes account for: it is damaged, or made to.
+
+    The unpickler fills a table as long as the greatest index of its memo, and makes room for a text before it looks
+    whether there is one.
+    """
+    at, end = 0, len(content)
+    while at < end:
+        before, plain = at, _PLAIN.match(content, at)
+        at = plain.end() if plain else at
+        opcode = content[at] if at < end else None
+        if opcode == _STOP:
+            return False
+        if opcode in _SIZED:
+            width = _SIZED[opcode]
+            at += 1 + width + int.from_bytes(content[at + 1 : at + 1 + width], "little")
+        elif opcode == _FRAME:
+            if int.from_bytes(content[at + 1 : at + 9], "little") > end - at:
+                return True
+            at += 9
+        elif opcode == _LONG_BINPUT:
+            # Each index in an honest one is of something that came before.
+            if int.from_bytes(content[at + 1 : at + 5], "little") > at:
+                return True
+            at += 5
+        elif opcode == _PUT:
+            line = content[at + 1 : at + 1 + len(str(end))].partition(b"\n")
+            if not (line[1] and line[0].isdigit() and int(line[0]) <= at):
+                return True
+            at += 2 + len(line[0])
+        elif at == before:
+            return True
+    return True
 
 
 def _shard_ends(content: bytes) -> dict[str, int] | None:

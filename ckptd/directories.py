@@ -12,7 +12,7 @@ from .core import kinds
 from .core.checkpoint import State
 from .disk import names_in
 from .formats import Structure
-from .parts import incomplete, inside, json_of, missing_in_index, missing_of_distributed, parts_of
+from .parts import incomplete, inside, missing_in_index, missing_of_distributed, parts_of, trainer_state
 from .scan import INDEX_ENDING, PARTS, TRAINER_STATE
 
 _UNDER_WAY = "checkpoint-is-incomplete.txt"  # Transformers: there while it saves because of a signal
@@ -78,8 +78,8 @@ def _by_trainer(fd: int, names: set[str]) -> Structure:
     """What the Trainer of Hugging Face Transformers writes, its state last. Source: transformers 4.0 to 5.23."""
     if TRAINER_STATE not in names:
         return incomplete(kinds.TRAINER, f"no {TRAINER_STATE}, which is written last")
-    state = json_of(fd, TRAINER_STATE)
-    if not (isinstance(state, dict) and isinstance(state.get("global_step"), int)):
+    state = trainer_state(fd)
+    if state is None or not isinstance(state.get("global_step"), int):
         return incomplete(kinds.TRAINER, f"{TRAINER_STATE} is damaged")
     if _UNDER_WAY in names:
         return incomplete(kinds.TRAINER, f"{_UNDER_WAY} is there: its save was never finished")

@@ -251,6 +251,22 @@ def exists(name: str, *, dir_fd: int) -> bool:
     return True
 
 
+def has_hole(fd: int, size_bytes: int) -> bool:
+    """Whether some of a file's bytes were never written; False where the file system does not tell."""
+    return hole_in(fd, size_bytes) is not None
+
+
+def hole_in(fd: int, size_bytes: int) -> int | None:
+    """The first byte of a file of so many that was never written, and reads as zero; None if all were."""
+    try:
+        hole = os.lseek(fd, 0, os.SEEK_HOLE)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENXIO):
+            return None  # a file system that knows no holes, or an empty file
+        raise
+    return hole if hole < size_bytes else None
+
+
 def _rename_noreplace(src: str, dst: str, src_dir_fd: int, dst_dir_fd: int) -> None:
     names = os.fsencode(src), os.fsencode(dst)
     if any(b"\0" in each for each in names):

@@ -11,16 +11,22 @@ import os
 import struct
 import zipfile
 from dataclasses import dataclass
+from typing import Any
 
 from .core import kinds
 from .core.checkpoint import State
+from .disk import hole_in
 
 _ZIP = b"PK\x03\x04"
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa8")  # the pickled magic number of torch before 1.6
 _LONGEST_HEADER = 100_000_000  # bytes; the safetensors format's own limit
-_LARGEST_DIRECTORY = 1 << 28  # bytes of a zip's central directory: a million members
+_LARGEST_DIRECTORY, _MOST_MEMBERS = 1 << 26, 500_000  # bytes of a zip's central directory, and members in it
+_MOST_INFLATED = 100  # times the size of the file
+_MOST_VALUES = 2_000_000  # of a JSON text; each costs a hundred bytes or two, however short it is
 _LARGEST_FILE = 1 << 63
+PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _HEAD = 4096
+_LOCAL_HEADER = 30  # bytes before a member's name
 _UTF8 = 0x800
 _HARMLESS_FLAGS = _UTF8 | 0x8 | 0x6  # sizes behind the data, how hard a deflater tried; not: encrypted, patched
 _END, _END64, _LOCATOR64 = struct.Struct("<4sHHHHLLH"), struct.Struct("<4sQHHLLQQQQ"), struct.Struct("<4sLQL")
@@ -63,6 +69,13 @@ def structure_of_file(fd: int) -> Structure:
     return Structure(State.UNVERIFIABLE, "bytes of no known format", known=False)
 
 
+def parse_json(text: bytes) -> Any:
+    """What a JSON text says; raises ValueError if it is none, or holds more values than any that describes states."""
+    if sum(text.count(each) for each in (b",", b"[", b"{")) > _MOST_VALUES:
+        raise ValueError("more values than are looked at")
+    return json.loads(text)
+
+
 def raise_disk_trouble(error: BaseException) -> None:
     """Raise the OSError that `error` is, or that zipfile has hidden behind it: the disk's trouble, not the file's.
 
@@ -82,6 +95,10 @@ def _zip(fd: int, head: bytes, size_bytes: int) -> Structure:
     kind = kinds.TORCH if known else ""
     if end is None:
         return Structure(State.INCOMPLETE, "no end record: cut short", known, kind=kind)
+    entries, start, length = end
+    listed = _entries_in(os.pread(fd, length, start))
+    if listed is None or max(entries, listed) > _MOST_MEMBERS:
+        return Structure(State.INCOMPLETE, "its central directory is damaged", known, kind=kind)
     try:
         with open(fd, "rb", closefd=False) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
@@ -98,12 +115,16 @@ def _zip(fd: int, head: bytes, size_bytes: int) -> Structure:
         return Structure(State.INCOMPLETE, "its central directory cannot be read", known, kind=kind)
     known = any(_is_pickle_member(member.filename) for member in members)
     kind = kinds.TORCH if known else ""
-    entries, start, length = end
-    if not entries == len(members) == _entries_in(os.pread(fd, length, start)):
+    if not entries == len(members) == listed:
         return Structure(State.INCOMPLETE, "its central directory is damaged", known, kind=kind)
     for member in members:
         if not _fits(member, size_bytes):
             return Structure(State.INCOMPLETE, f"member {member.filename} does not fit into the file", known, kind=kind)
+        if known and member.compress_type not in PACKED:
+            return Structure(State.INCOMPLETE, f"member {member.filename} is packed as torch packs none", kind=kind)
+    fault = _fault_between(members, size_bytes)
+    if fault:
+        return Structure(State.INCOMPLETE, fault, known, kind=kind)
     text = "torch zip, structure intact" if known else "zip, structure intact"
     return Structure(State.COMPLETE, text, known, checksum=True, kind=kind)
 
@@ -115,6 +136,18 @@ def _fits(member: zipfile.ZipInfo, size_bytes: int) -> bool:
     # Only the name's last character may make a directory; the attributes' bit 4 would make one of any member.
     plain = member.volume == 0 and (not member.external_attr & 0x10 or member.is_dir())
     return inside and stored and plain and not member.flag_bits & ~_HARMLESS_FLAGS
+
+
+def _fault_between(members: list[zipfile.ZipInfo], size_bytes: int) -> str:
+    """What no writer does, and only a bomb: the bytes of a member twice, or far more of them than there are."""
+    end, name = 0, ""
+    for member in sorted(members, key=lambda member: member.header_offset):
+        if member.header_offset < end:
+            return f"members {name} and {member.filename} overlap"
+        end, name = member.header_offset + _LOCAL_HEADER + member.compress_size, member.filename
+    if sum(member.file_size for member in members) > _MOST_INFLATED * size_bytes:
+        return f"its members inflate to more than {_MOST_INFLATED} times its size"
+    return ""
 
 
 def _entries_in(directory: bytes) -> int | None:
@@ -165,7 +198,7 @@ def _safetensors(fd: int, head: bytes, size_bytes: int) -> Structure:
     if len(text) < length:
         return Structure(State.INCOMPLETE, "safetensors, header cut short", kind=kinds.SAFETENSORS)
     try:
-        header = json.loads(text)
+        header = parse_json(text)
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         end = max(ends, default=0)
         if not (isinstance(end, int) and 0 <= end < _LARGEST_FILE):
@@ -181,12 +214,7 @@ def _safetensors(fd: int, head: bytes, size_bytes: int) -> Structure:
 
 def _whole_unless_sparse(fd: int, size_bytes: int, whole: Structure) -> Structure:
     """A hole reads as zeros, and these formats have no checksum to find it by: it was never written."""
-    try:
-        hole = os.lseek(fd, 0, os.SEEK_HOLE)
-    except OSError as error:
-        if error.errno == errno.EINVAL:
-            return whole  # a file system that knows no holes
-        raise
-    if hole < size_bytes:
+    hole = hole_in(fd, size_bytes)
+    if hole is not None:
         return Structure(State.INCOMPLETE, f"a hole at byte {hole}: never written", kind=whole.kind)
     return whole

@@ -5,7 +5,6 @@ Scores are advice from outside: what is no number is none, and never an error of
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,10 +12,11 @@ from typing import Any
 
 from .disk import opened_dir, opened_file, read_small
 from .errors import CkptdError, RefusedError, why
+from .formats import parse_json
 from .scan import SIDECAR_ENDING, TRAINER_STATE, Entry
 
 _LARGEST_SIDECAR = 1 << 20  # bytes
-_LARGEST_STATE = 1 << 28  # bytes; the log of a long run is a hundredth of it
+_LARGEST_STATE = 1 << 26  # bytes; the log of a long run is a tenth of it
 _COUNTERS = frozenset({"step", "epoch"})
 
 Metrics = tuple[tuple[str, float], ...]
@@ -86,7 +86,7 @@ def _stamp(name: str, dir_fd: int) -> Stamp | None:
 
 
 def _beside(name: str, dir_fd: int) -> Any:
-    return json.loads(read_small(name, dir_fd=dir_fd, at_most=_LARGEST_SIDECAR) or b"{}")
+    return parse_json(read_small(name, dir_fd=dir_fd, at_most=_LARGEST_SIDECAR) or b"{}")
 
 
 def _of_trainer(name: str, dir_fd: int) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _of_trainer(name: str, dir_fd: int) -> dict[str, Any]:
     """
     try:
         with opened_dir(name, dir_fd=dir_fd) as fd, opened_file(TRAINER_STATE, dir_fd=fd) as file_fd:
-            state = json.loads(os.pread(file_fd, _LARGEST_STATE, 0))
+            state = parse_json(os.pread(file_fd, _LARGEST_STATE, 0))
     except (FileNotFoundError, RefusedError):
         return {}
     scores: dict[str, Any] = {}

@@ -19,10 +19,11 @@ from . import dcp
 from .core.checkpoint import State
 from .disk import check_depth, names_in, opened_dir, opened_file
 from .errors import RefusedError
-from .formats import Structure, structure_of_file
-from .scan import INDEX_ENDING, PARTS
+from .formats import Structure, parse_json, structure_of_file
+from .scan import INDEX_ENDING, PARTS, TRAINER_STATE
 
-_LONGEST_JSON = 1 << 28
+_LONGEST_JSON = 1 << 26  # bytes; the index of the largest models is a quarter of it
+_HEAD_BYTES, _TAIL_BYTES = 1 << 16, 1 << 10
 
 
 @dataclass
@@ -142,12 +143,36 @@ def json_of(fd: int, name: str) -> Any:
     """What a JSON file in the directory holds; None if it is none."""
     try:
         with opened_file(name, dir_fd=fd) as file_fd:
-            return json.loads(os.pread(file_fd, _LONGEST_JSON, 0))
+            return parse_json(os.pread(file_fd, _LONGEST_JSON, 0))
     except (ValueError, RecursionError, FileNotFoundError):
         return None
     except (RefusedError, OSError) as error:
         no_file(error)
         return None
+
+
+def trainer_state(fd: int) -> dict[str, Any] | None:
+    """What `trainer_state.json` in the directory holds; None if it is damaged or missing.
+
+    The log in it grows for as long as a run does. Of a huge one only what stands before the log: the keys are sorted.
+    """
+    try:
+        with opened_file(TRAINER_STATE, dir_fd=fd) as file_fd:
+            size_bytes = os.fstat(file_fd).st_size
+            if size_bytes <= _LONGEST_JSON:
+                head, tail = b"", b""
+            else:
+                head = os.pread(file_fd, _HEAD_BYTES, 0)
+                tail = os.pread(file_fd, _TAIL_BYTES, size_bytes - _TAIL_BYTES)
+    except (OSError, RefusedError):
+        head, tail = b"", b""
+    if not head:
+        state = json_of(fd, TRAINER_STATE)
+        return state if isinstance(state, dict) else None
+    if not tail.rstrip().endswith(b"}"):
+        return None
+    found = re.findall(rb'^ *"(global_step|best_model_checkpoint)": ([0-9]{1,20}|"[^"\\\n]*"),$', head, re.MULTILINE)
+    return {key.decode(): json.loads(value) for key, value in found}
 
 
 def no_file(error: RefusedError | OSError) -> str:

@@ -5,17 +5,15 @@ Reads and replaces; what it should name is service's business. Also reads the fr
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Iterable
 
 from .core.layouts import Pointer
-from .disk import opened_dir, opened_file, path_of, read_small, replace_file
+from .disk import opened_dir, opened_file, path_of, replace_file
 from .errors import CkptdError, RefusedError
-from .scan import TRAINER_STATE
+from .parts import trainer_state
 
-_LARGEST_STATE = 1 << 28  # bytes; it holds a line for every step that was logged
 _LONGEST = 8192  # bytes; two paths of PATH_MAX
 
 
@@ -64,9 +62,8 @@ def best_of_trainer(name: str, *, dir_fd: int) -> str | None:
     """The checkpoint that the state of a Trainer in the directory `name` calls the best, as a plain name."""
     try:
         with opened_dir(name, dir_fd=dir_fd) as fd:
-            content = read_small(TRAINER_STATE, dir_fd=fd, at_most=_LARGEST_STATE)
-            best = json.loads(content or b"{}").get("best_model_checkpoint")
-    except (OSError, CkptdError, ValueError, RecursionError, AttributeError):
+            best = (trainer_state(fd) or {}).get("best_model_checkpoint")
+    except (OSError, CkptdError):
         return None
     return named_by(best) if isinstance(best, str) else None
 
