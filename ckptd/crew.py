@@ -40,10 +40,11 @@ class Crew:
         tell: Callable[[str, str], None],
         stopping: Callable[[], bool],
         on_met: Callable[[], None],
+        beside_job: Callable[[], bool],
         dry_run: bool,
     ) -> None:
         self._lookouts, self._policy, self._tell = lookouts, policy, tell
-        self._stopping, self._on_met, self._dry_run = stopping, on_met, dry_run
+        self._stopping, self._on_met, self._beside_job, self._dry_run = stopping, on_met, beside_job, dry_run
         self._background, self._pool = Background(), Background(_AT_ONCE, idle=False)
         self._reader = Reader(self._background, wait=False, on_answer=lambda path: tell("changed", path))
         self._keepers: dict[str, FoundKeeper] = {}
@@ -82,6 +83,7 @@ class Crew:
                 path, self._policy, root=root, device=self._lookouts[root].device_of(path),
                 leave_alone=self._leave_alone, watcher=self._lookouts[root], background=self._background,
                 reader=self._reader, stopping=self._stopping, dry_run=self._dry_run, on_met=self._on_met,
+                beside_job=self._beside_job,
             )  # fmt: skip
         self._keepers[path].job_left = self._job_left
         if path not in self._queued:

@@ -19,6 +19,7 @@ from .core.schedule import Schedule
 from .errors import CkptdError, ReplacedError, why
 from .filesystem import is_local, is_read_only
 from .labelled import Labelled
+from .patience import Patience
 from .reading import Reader
 from .reconcile import Reconciler, Report
 from .render import summary, will_happen
@@ -55,6 +56,7 @@ class Keeper:
         scan_interval_s: float | None = None,
         label: str = "",
         on_met: Callable[[], None] = lambda: None,
+        beside_job: Callable[[], bool] = lambda: False,
     ) -> None:
         self._on_met = on_met
         self.path, self.label, self.due_s = path, label, 0.0
@@ -65,6 +67,7 @@ class Keeper:
         self._policy, self._watcher = policy, watcher
         self._background, self._reader, self._stopping = background, reader, stopping
         self._dry_run, self._scan_interval_s = dry_run, scan_interval_s
+        self._patience = Patience(beside_job)
         self._reconciler: Reconciler | None = None
         self._looked_for = False
         self._said = ""
@@ -146,7 +149,7 @@ class Keeper:
         return 0.0 if self._watch_inside(self.report.survey) else self.report.look_again_s
 
     def _summary(self, survey: Survey) -> list[str]:
-        return [summary(survey, self.path)]
+        return [summary(survey, self.path, self._policy)]
 
     def _say_lost(self) -> None:
         self._say(
@@ -192,6 +195,7 @@ class Keeper:
         return Reconciler(
             work, self._policy, self._background, reader=self._reader, stopping=self._stopping, label=self.label,
             beyond=self._beyond, expecting=functools.partial(self._watcher.expect_gone, self.path),
+            patience=self._patience,
         )  # fmt: skip
 
     def _say(self, level: int, text: str) -> None:

@@ -214,7 +214,8 @@ class Pruner:
 
     def _ttl_s(self, plan: Plan, prunes: Sequence[Decision]) -> float:
         """How long the trash is kept: as asked for, or an hour for more than the saves since the last pass account
-        for (first contact, a changed policy), room permitting: that on the disk, and that of the budget."""
+        for (first contact) and for all that goes by a changed max_keep, room permitting: that on the disk, and that
+        of the budget."""
         if plan.budget is not None:
             pruned_bytes = sum(decision.checkpoint.allocated_bytes for decision in prunes)
             if plan.budget.kept_bytes + pruned_bytes > plan.budget.limit_bytes:
@@ -222,7 +223,7 @@ class Pruner:
         if self._trash_ttl_s is not None:
             return self._trash_ttl_s
         expected = sum(max(1, 0 if s.grid.first_contact else s.grid.saves) for s in plan.series if s.decisions)
-        if len(prunes) <= expected or plan.newest is None:
+        if (len(prunes) <= expected and not plan.goes_late) or plan.newest is None:
             return 0.0
         return LARGE_PRUNE_TTL_S if free_bytes(self._work.fd) >= 2 * plan.newest.size_bytes else 0.0
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
-from .disk import check_depth, listed, opened_dir
+from .disk import OWN_DIR, check_depth, listed, opened_dir
 
 Inode: TypeAlias = tuple[int | bytes, int]  # its device, or the name of a file that is mapped, and its number
 _LONGEST_COMMAND = 80  # characters
@@ -85,6 +85,34 @@ def _written_by(pid: str) -> Iterator[Inode]:
                 if flags & os.O_ACCMODE != os.O_RDONLY:
                     info = os.stat(f"/proc/{pid}/fd/{fd}")
                     yield info.st_dev, info.st_ino
+
+
+def holder_of_files(*, dir_fd: int) -> int | None:
+    """The pid of a process that has a file below a directory open or mapped, ours and our own files aside; 0 where
+    not all of it can be read, so that nobody knows."""
+    try:
+        files = set(_files(".", dir_fd))
+    except OSError:
+        return 0
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        if pid != str(os.getpid()) and any(inode in files for inode in (*_opened_by(pid), *_mapped_by(pid))):
+            return int(pid)
+    return None
+
+
+def _files(name: str, dir_fd: int, depth: int = 0) -> Iterator[Inode]:
+    """Of files only: who merely stands in a directory, as a shell does, holds nothing."""
+    check_depth(depth, name)
+    with opened_dir(name, dir_fd=dir_fd) as fd, listed(fd) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if entry.name != OWN_DIR:
+                    yield from _files(entry.name, fd, depth + 1)
+            elif not entry.is_symlink():
+                with contextlib.suppress(FileNotFoundError):
+                    info = entry.stat(follow_symlinks=False)
+                    yield info.st_dev, info.st_ino
+                    yield os.fsencode(entry.name), info.st_ino
 
 
 def _inodes(name: str, dir_fd: int, depth: int = 0) -> Iterator[Inode]:

@@ -23,6 +23,7 @@ from .errors import NoRoomError, why
 from .held import Held
 from .labelled import Labelled
 from .last_look import Holders, reasons_to_stay
+from .patience import Patience
 from .pointer import named_by, replace_pointer
 from .pruner import Pruner
 from .reading import Reader
@@ -92,11 +93,12 @@ class Reconciler:
         label: str = "",
         beyond: dict[str, int] | None = None,
         expecting: Callable[[set[str]], None] = lambda names: None,
+        patience: Patience | None = None,
     ) -> None:
-        """expecting: told in each pass, before anything goes, of all checkpoints that may."""
+        """expecting: told in each pass, before anything goes, of all checkpoints that may. patience: as of Surveyor."""
         self.work, self.policy, self._clock = work, policy, clock
         self._log = Labelled(log, {"label": label})  # several work dirs share one log
-        self.surveyor = Surveyor(work, policy)
+        self.surveyor = Surveyor(work, policy, patience=patience)
         self._on_disk: Memory | None = None
         self._taken = False
         self._failures = 0
@@ -119,8 +121,8 @@ class Reconciler:
     @property
     def can_rest(self) -> bool:
         """Whether another object, made later, would find on the disk all that this one knows."""
-        said = self._unreadable or self._doubtful
-        quiet = not (self._failures or self._said_full or said or self._short_bytes)
+        named = self._unreadable or self._doubtful
+        quiet = not (self._failures or self._said_full or named or self._short_bytes)
         written = self.surveyor.memory == self._on_disk
         said = self.surveyor.has_said or self._reliance.has_said or self._held.has_said
         return quiet and written and not (said or self._pruner.is_busy)
@@ -181,7 +183,7 @@ class Reconciler:
         gone = {d.checkpoint.name for d in pruned}
         if gone:
             self.surveyor.findings.forget(gone.__contains__)
-            memory = replace(memory, seen={name: s for name, s in memory.seen.items() if name not in gone})
+            memory = memory.without(gone)
             self._remember(memory)
         given_back = self._pruner.settle(survey.plan.budget)
         if given_back:

@@ -54,7 +54,8 @@ class RecursiveService(Service):
             }  # fmt: skip
             crew = Crew(
                 lookouts, self.policy, tell=lambda what, path: self.inbox.put(Told(what, path)),
-                stopping=self._ending.is_set, on_met=self._say_policy, dry_run=self.dry_run,
+                stopping=self._ending.is_set, on_met=self._say_policy, beside_job=lambda: self._job_runs,
+                dry_run=self.dry_run,
             )  # fmt: skip
             try:
                 return self._look_out(lookouts, crew, job)
@@ -108,7 +109,7 @@ class RecursiveService(Service):
                 lookout.then(lambda: self.inbox.put(Told("reloaded", "")))
         for word in words:
             if isinstance(word, JobEnded) and job is not None:
-                self._code = word.code
+                self._code, self._job_runs = word.code, False
                 crew.finish(job_left=not job.has_left_nobody(LEAVING_S))
                 self._to_walk = len(lookouts)
                 for lookout in lookouts.values():

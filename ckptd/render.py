@@ -7,26 +7,33 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from .core.checkpoint import Checkpoint
+from .core.memory import BROUGHT_BACK
 from .core.plan import KEEP, PRUNE, SKIP, Decision, SeriesPlan
-from .core.policy import Policy
+from .core.policy import Policy, Stepped
 from .core.simulate import Simulation
 from .survey import Survey
 from .timeline import timeline
 from .units import human_age, human_bytes
 
 
-def summary(survey: Survey, work_dir: str) -> str:
-    """One line: what is there, what is kept of it, and what will be freed."""
+def summary(survey: Survey, work_dir: str, policy: Policy) -> str:
+    """One line: what is there, what is kept of it, what will be freed, and how more could be."""
     has_budget = survey.plan.budget is not None
     parts = [_series_summary(series, has_budget=has_budget) for series in survey.plan.series if series.decisions]
     if not parts:
         return f"watching {work_dir}: no checkpoint yet"
-    return f"watching {work_dir}: " + "; ".join(parts)
+    text = f"watching {work_dir}: " + "; ".join(parts)
+    if any(_has_more_to_free(series) for series in survey.plan.series):
+        command = ["ckptd", "prune", work_dir, *options_of(replace(policy, rule="newest"))]
+        text += f". To free what is beyond, stop this and run `{shlex.join(command)}`"
+    return text
 
 
 def will_happen(survey: Survey) -> Iterator[str]:
@@ -128,11 +135,26 @@ def _series_summary(series: SeriesPlan, *, has_budget: bool) -> str:
     if grid.interval_from and grid.interval_from.startswith("inferred"):
         known += f", {grid.interval_from}"
     text = f"{_plural(len(series.decisions), 'checkpoint')} of {grid.template.text}{known}; keeping {_steps(kept)}"
+    if series.beyond:
+        beyond = human_bytes(sum(c.allocated_bytes for c in series.beyond))
+        text += f", {len(series.beyond)} of them beyond --max-keep {grid.max_keep} ({beyond})"
     if grid.max_keep is None and not has_budget:
         return f"{text}: no --max-keep, so nothing is pruned"
-    if not gone:
-        return f"{text}, pruning none"
-    return f"{text}, pruning {len(gone)}, freeing {human_bytes(sum(c.allocated_bytes for c in gone))}"
+    text += f", pruning {len(gone)}" if gone else ", pruning none"
+    if grid.waits_for_end:
+        text += " before the next save, or before the run has ended"
+    return f"{text}, freeing {human_bytes(sum(c.allocated_bytes for c in gone))}" if gone else text
+
+
+def _has_more_to_free(series: SeriesPlan) -> bool:
+    """Whether the rule `newest` would free some of what the stepped one leaves beyond K."""
+    newest = max((d for d in series.decisions if d.checkpoint.state.whole), key=lambda d: d.order, default=None)
+    beyond = {c.name for c in series.beyond} if isinstance(series.grid.rule, Stepped) else set()
+    return newest is not None and any(
+        d.order != BROUGHT_BACK and d.checkpoint.step <= newest.checkpoint.step
+        for d in series.decisions
+        if d.checkpoint.name in beyond
+    )
 
 
 def _steps(checkpoints: Sequence[Checkpoint]) -> str:
@@ -170,6 +192,27 @@ def policy_text(policy: Policy) -> str:
     parts = [f"keep {', '.join(keeps)}", budget, f"rule {policy.rule}", interval, names, layouts, settle,
              f"verify {policy.verify}", trash, f"pointer {policy.pointer}"]  # fmt: skip
     return "policy: " + "; ".join(part for part in parts if part)
+
+
+def options_of(policy: Policy) -> list[str]:
+    """The options that give this policy again."""
+    options: list[str] = []
+    default = Policy()
+    for name, option in (
+        ("max_keep", "--max-keep"), ("interval", "--interval"), ("rule", "--rule"), ("settle_s", "--settle"),
+        ("verify", "--verify"), ("trash_ttl_s", "--trash-ttl"), ("pointer", "--pointer"),
+        ("keep_every", "--keep-every"), ("keep_within_s", "--keep-within"), ("max_bytes", "--max-bytes"),
+    ):  # fmt: skip
+        value = getattr(policy, name)
+        if value != getattr(default, name):
+            options += [option, f"{value:.12g}" if isinstance(value, float) else str(value)]
+    for keeper in policy.keep_best:
+        options += str(keeper).split(" ", 1)
+    for template in policy.templates:
+        options += ["--template", template]
+    for layout in policy.layouts:
+        options += ["--layout", layout]
+    return options
 
 
 def _totals(series: SeriesPlan) -> str:

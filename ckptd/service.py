@@ -84,6 +84,7 @@ class Service:
     command: Sequence[str] = ()
     inbox: queue.SimpleQueue[Word] = field(default_factory=queue.SimpleQueue)
     _policy_said: bool = False
+    _job_runs: bool = False
     _ending: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> int:
@@ -100,7 +101,7 @@ class Service:
             path: Keeper(
                 path, self.policy, watcher=watcher, background=background, reader=reader, dry_run=self.dry_run,
                 scan_interval_s=self.scan_interval_s, label=path if len(paths) > 1 else "", stopping=self._stopping,
-                on_met=self._say_policy,
+                on_met=self._say_policy, beside_job=lambda: self._job_runs,
             )
             for path in paths
         }  # fmt: skip
@@ -140,6 +141,7 @@ class Service:
                 job.send_signal(number)
         for word in words:
             if isinstance(word, JobEnded) and job is not None:
+                self._job_runs = False
                 left = not job.has_left_nobody(LEAVING_S)
                 for keeper in keepers.values():
                     keeper.job_left = left
@@ -223,6 +225,7 @@ class Service:
 
     def _start_job(self) -> Job | None:
         if self.command:
+            self._job_runs = True
             return Job(self.command, lambda code: self.inbox.put(JobEnded(code)))
         let_orphans_go()
         return None

@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from .core.keyed import names_from
-from .core.memory import BROUGHT_BACK, Memory, Seen, SeriesMemory
+from .core.memory import BROUGHT_BACK, InForce, Memory, Seen, SeriesMemory
 from .disk import read_small, replace_file
 from .errors import CkptdError, UsageError
 
@@ -31,10 +31,13 @@ def read_state(own_fd: int) -> Memory | None:
         raw = json.loads(content)
         if raw["version"] != VERSION:
             raise ValueError(f"version {raw['version']!r}")
-        changes = raw.get("changes", {})
+        changes, policies = raw.get("changes", {}), raw.get("policies", {})
         memory = Memory(
             {name: _seen(name, *changes.get(name, ()), **known) for name, known in raw["seen"].items()},
-            {names_from(text).text: _series(**known) for text, known in raw["series"].items()},
+            {
+                names_from(text).text: _series(**known, **policies.get(text, {}))
+                for text, known in raw["series"].items()
+            },
             _number(raw["next_order"]),
         )
         if not all(BROUGHT_BACK <= known.order < memory.next_order for known in memory.seen.values()):
@@ -47,21 +50,35 @@ def read_state(own_fd: int) -> Memory | None:
 def write_state(memory: Memory, own_fd: int) -> None:
     """Replace the state, durably and whole at every moment. Raises OSError."""
     seen = {name: _plain(known) for name, known in memory.seen.items()}
-    series = {text: vars(known) for text, known in memory.series.items()}
-    # Beside the rest, where 0.1.0 passes over it: it would take a number that it does not know for a broken state.
+    # Beside the rest, where 0.1.0 passes over it: it would take what it does not know for a broken state.
     changes = {name: [getattr(known, each) for each in _APART] for name, known in memory.seen.items() if known.changes}
-    raw = {"version": VERSION, "next_order": memory.next_order, "series": series, "seen": seen, "changes": changes}
+    series = {text: _plain_series(known) for text, known in memory.series.items()}
+    policies = {text: _plain_policy(known) for text, known in memory.series.items()}
+    raw = {
+        "version": VERSION, "next_order": memory.next_order, "series": series, "seen": seen, "changes": changes,
+        "policies": {text: known for text, known in policies.items() if known},
+    }  # fmt: skip
     replace_file(NAME, json.dumps(raw, separators=(",", ":")).encode(), dir_fd=own_fd)
 
 
 _DEFAULTS = {f.name: f.default for f in fields(Seen)}
 _APART = ("changes", "older", "younger")
+_SERIES_DEFAULTS = {f.name: f.default for f in fields(SeriesMemory)}
+_SERIES_APART = ("in_force", "walked", "late")
 
 
 def _plain(known: Seen) -> dict[str, Any]:
     return {
         key: value for key, value in vars(known).items() if key not in ("name", *_APART) and value != _DEFAULTS[key]
     }
+
+
+def _plain_series(known: SeriesMemory) -> dict[str, Any]:
+    return {key: value for key, value in vars(known).items() if key not in _SERIES_APART}
+
+
+def _plain_policy(known: SeriesMemory) -> dict[str, Any]:
+    return {key: value for key in _SERIES_APART if (value := getattr(known, key)) != _SERIES_DEFAULTS[key]}
 
 
 def _seen(
@@ -89,10 +106,32 @@ def _seen(
     return replace(known, owed=owed is True, whole=whole is True, durable=durable, content=content)
 
 
-def _series(interval: int | None = None, recent: list[int] | None = None, waits: bool = False) -> SeriesMemory:
+def _series(
+    interval: int | None = None,
+    recent: list[int] | None = None,
+    waits: bool = False,
+    in_force: list[Any] | None = None,
+    walked: int | None = None,
+    late: list[int] | None = None,
+) -> SeriesMemory:
     if interval is not None and _number(interval) < 1:
         raise ValueError("an interval below 1")
-    return SeriesMemory(interval, tuple(_number(step) for step in recent or ()), waits is True)
+    return SeriesMemory(
+        interval,
+        tuple(_number(step) for step in recent or ()),
+        waits is True,
+        None if in_force is None else _in_force(*in_force),
+        None if walked is None else _number(walked),
+        tuple(_number(step) for step in late or ()),
+    )
+
+
+def _in_force(max_keep: int, rule: str, interval: int | None) -> InForce:
+    if not isinstance(rule, str):
+        raise TypeError("a rule is not a name")
+    if _number(max_keep) < 1 or (interval is not None and _number(interval) < 1):
+        raise ValueError("a rule that keeps nothing, or never steps")
+    return InForce(max_keep, rule, interval)
 
 
 def _number(value: Any) -> int:

@@ -163,5 +163,13 @@ def beyond_text(series: SeriesPlan) -> str:
     freed = human_bytes(sum(c.allocated_bytes for c in series.beyond))
     text = f"{series.grid.template.text}: {len(series.beyond)} beyond --max-keep {series.grid.max_keep} ({freed})"
     if isinstance(series.grid.rule, Stepped):
-        return f"{text} where the stepped rule does not reach; `--rule newest` goes by order of writing instead"
+        other = "`--rule newest` goes by order of writing instead"
+        if series.grid.waits_for_end:
+            return f"{text}: a changed --max-keep acts at the next save, or once the run has ended; {other}"
+        if series.grid.waits_for_interval:
+            return (
+                f"{text}: a smaller --max-keep acts at the next save where the interval is only inferred; "
+                f"`--interval {series.grid.interval}` has it act now, {other}"
+            )
+        return f"{text} where the stepped rule does not reach; {other}"
     return f"{text}: above the newest's step, or brought back; delete them by hand, or wait until a run reaches them"

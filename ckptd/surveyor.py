@@ -26,6 +26,7 @@ from .errors import CkptdError, RefusedError, why
 from .filesystem import is_local
 from .last_look import Holders
 from .metrics import Scores
+from .patience import Patience
 from .pointer import best_of_trainer, framework_pointers, link_target, named_by, read_pointer
 from .scan import Entry, Found, LeftAlone, scan, scan_marks, stat_entry
 from .state import read_state
@@ -58,6 +59,7 @@ class Surveyor:
     memory: what passes of this process saw; None until the state file has been read.
     as_remembered: where the policy names no templates, look also for those of earlier passes.
     hasty: what its structure proves whole need not settle. alone: nobody can be writing on this host any more.
+    patience: tells which runs have ended, where a new save is to be waited for; None: none is.
     """
 
     work: WorkDir
@@ -66,6 +68,7 @@ class Surveyor:
     as_remembered: bool = False
     hasty: bool = False
     alone: bool = False
+    patience: Patience | None = None
     findings: Findings = field(default_factory=Findings)
     _verdicts: dict[str, tuple[Entry, Verdict]] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
@@ -100,11 +103,20 @@ class Surveyor:
         self.findings.forget(lambda name: name not in entries)
         protected = self._protections(found, judged)
         trusted = None if remembered else self._trusted({c.name for c in judged.checkpoints if c.state.whole})
+        ended: frozenset[str] | None = None if self.patience is None else frozenset()
         while True:
             decided = plan(
                 judged.checkpoints, self.policy, memory=remembered or Memory(), now_ns=now_ns,
                 protected=protected, declared=declared, trusted=trusted, patterns=patterns,
+                ended=_any if ended is None else ended.__contains__,
             )  # fmt: skip
+            if self.patience is not None and not ended:
+                waiting = [series for series in decided.series if series.grid.waits_for_end]
+                ended, again_s = self.patience.ended(waiting, dir_fd=work.fd, now_ns=now_ns)
+                if again_s is not None:
+                    judged.settles_s = min(again_s, judged.settles_s or again_s)
+                if ended:
+                    continue
             used = self._uses([entries[d.checkpoint.name] for d in decided.prune])
             if not used:
                 break
@@ -342,6 +354,10 @@ class Surveyor:
 
     def _once(self, message: str) -> None:
         _once(self._said, message)
+
+
+def _any(series: str) -> bool:
+    return True
 
 
 def _once(said: set[str], message: str) -> None:

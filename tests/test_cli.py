@@ -319,11 +319,11 @@ def test_history_tells_what_was_pruned_and_why(with_checkpoints: Builder, ckptd:
 
 def test_unit_prints_a_unit_that_watches_this_work_dir(with_checkpoints: Builder, ckptd: Ckptd) -> None:
     work_dir = with_checkpoints("epoch_1.pth")
-    done = ckptd("unit", work_dir, "--max-keep", 3)
+    done = ckptd("unit", work_dir, "--max-keep", 3, "--keep-within", "60d", "--settle", "0.5")
     assert done.returncode == 0
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("ExecStart=")]
     assert str(work_dir) in line
-    assert "--max-keep 3" in line
+    assert line.endswith("--max-keep 3 --settle 0.5 --keep-within 5184000")
 
 
 def test_the_version_is_the_packages(ckptd: Ckptd) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ckptd.core.memory import BROUGHT_BACK, Memory, Seen, SeriesMemory
+from ckptd.core.memory import BROUGHT_BACK, InForce, Memory, Seen, SeriesMemory
 from ckptd.disk import opened_dir
 from ckptd.errors import CkptdError, RefusedError
 from ckptd.state import NAME, read_state, write_state
@@ -24,7 +24,11 @@ FULL = Memory(
         "epoch_3.pth": Seen("epoch_{}.pth", "epoch_3.pth", 3, 0, -5, 0, BROUGHT_BACK, durable=False),
         "ü_4": Seen("ü_{}", "ü_4", 10**240, 2**63, 0, 0, 3, content="", inode=7, changes=10**20, older=3, younger=1),
     },
-    {"epoch_{}.pth": SeriesMemory(1, (1, 2, 3), True), "ü_{}": SeriesMemory()},
+    {
+        "epoch_{}.pth": SeriesMemory(1, (1, 2, 3), True, InForce(3, "stepped", 1), 2, (1,)),
+        "iter_{}.pth": SeriesMemory(in_force=InForce(1, "newest", None), walked=0),
+        "ü_{}": SeriesMemory(),
+    },
     4,
 )
 
@@ -96,6 +100,21 @@ BROKEN = [
     ),
     pytest.param(
         b'{"version": 1, "next_order": 1, "series": {"a": {"recent": ["x"]}}, "seen": {}}', id="a step in words"
+    ),
+    *(
+        pytest.param(
+            json.dumps({"version": 1, "next_order": 1, "series": {"a": known}, "seen": {}}).encode(), id=f"{known}"
+        )
+        for known in (
+            {"in_force": 3},
+            {"in_force": [3]},
+            {"in_force": [0, "stepped", 1]},
+            {"in_force": [3, 1, 1]},
+            {"in_force": [3, "stepped", 0]},
+            {"walked": "x"},
+            {"late": [None]},
+            {"late": 1},
+        )
     ),
     pytest.param(changed(step="1"), id="a step that is text"),
     pytest.param(changed(step=True), id="a step that is true"),

@@ -20,7 +20,7 @@ from ..core.policy import Policy
 from ..errors import CkptdError, DoubtError, one_line, why
 from . import completion
 from .log import log_to_stderr, say, say_exactly
-from .options import Duration, layout_option, options_of, policy_options, verify_option
+from .options import Duration, layout_option, policy_options, verify_option
 
 _EPILOG = """\b
 Exit codes: 0 done; 1 failed, or nothing found; 2 wrong use; 3 some deletions failed or were refused by the
@@ -293,6 +293,7 @@ def _progress(path: str) -> Iterator[Callable[[int], None] | None]:
 @click.option("--user", is_flag=True, help="For a user's own service manager.")
 def unit(work_dir: str, user: bool, **policy: Any) -> None:
     """Print the finished systemd unit for a work dir."""
+    from ..render import options_of
     from ..unit import render as render_unit
 
     made = Policy(**policy)

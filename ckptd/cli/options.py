@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.layouts import LAYOUTS
-from ..core.policy import RULES, VERIFY, Policy
+from ..core.policy import RULES, VERIFY
 from .completion import layouts
 
 _UNITS_S = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -119,31 +119,10 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
         verify_option,
         click.option("--trash-ttl", "trash_ttl_s", type=Duration(), metavar="D", envvar="CKPTD_TRASH_TTL",
                      help="Keep what was pruned for so long, for `ckptd restore`. Default: free it at once, "
-                          "an hour for more than the saves since the last pass account for."),
+                          "an hour for more than the saves since the last pass account for, or a changed --max-keep."),
         click.option("--pointer", default="last_ckpt", show_default=True, metavar="NAME", envvar="CKPTD_POINTER",
                      help="Name of the pointer file; last_checkpoint makes mmengine's own resume work."),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
     return command
-
-
-def options_of(policy: Policy) -> list[str]:
-    """The options that give this policy again."""
-    options: list[str] = []
-    default = Policy()
-    for name, option in (
-        ("max_keep", "--max-keep"), ("interval", "--interval"), ("rule", "--rule"), ("settle_s", "--settle"),
-        ("verify", "--verify"), ("trash_ttl_s", "--trash-ttl"), ("pointer", "--pointer"),
-        ("keep_every", "--keep-every"), ("keep_within_s", "--keep-within"), ("max_bytes", "--max-bytes"),
-    ):  # fmt: skip
-        value = getattr(policy, name)
-        if value != getattr(default, name):
-            options += [option, f"{value:g}" if isinstance(value, float) else str(value)]
-    for keeper in policy.keep_best:
-        options += str(keeper).split(" ", 1)
-    for template in policy.templates:
-        options += ["--template", template]
-    for layout in policy.layouts:
-        options += ["--layout", layout]
-    return options

@@ -6,8 +6,9 @@ Pure: a value that goes into a decision and comes out of it. How it is kept on d
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from .checkpoint import Checkpoint
 
@@ -90,17 +91,31 @@ class Seen:
         return same and (self.whole or not found.state.whole)
 
 
+class InForce(NamedTuple):
+    """The rule by which a series was last judged: what a changed max_keep is a change of."""
+
+    max_keep: int
+    rule: str
+    interval: int | None
+
+
 @dataclass(frozen=True)
 class SeriesMemory:
     """What is remembered of a series beside its checkpoints.
 
     interval: as last inferred. recent: the steps of the latest saves, in order of writing, gone ones too.
     waits: first met in doubt, so nothing of it is pruned before a save is seen.
+    in_force: the rule that acted last, or None if no max_keep ever has. walked: the order up to which every save has
+    had its walk, or never gets one; None where that was not written down, as in the states of 0.1.0. late: the steps
+    that are owed because of a changed max_keep, and of no new save.
     """
 
     interval: int | None = None
     recent: tuple[int, ...] = ()
     waits: bool = False
+    in_force: InForce | None = None
+    walked: int | None = None
+    late: tuple[int, ...] = ()
 
     def after(self, steps: Sequence[int]) -> SeriesMemory:
         """The memory once saves of `steps` were seen, in order of writing.
@@ -110,7 +125,12 @@ class SeriesMemory:
         recent = (*self.recent, *steps)[-_GAPS - 1 :]
         gap, count, of = _commonest_gap(recent)
         known = of >= _FEWEST_GAPS and 2 * count > of
-        return SeriesMemory(gap if known else self.interval, recent, self.waits and not steps)
+        return replace(self, interval=gap if known else self.interval, recent=recent, waits=self.waits and not steps)
+
+    def met_anew(self, steps: Sequence[int]) -> SeriesMemory:
+        """The memory with the interval as a first contact with saves of `steps` finds it."""
+        first = SeriesMemory().after(steps)
+        return replace(self, interval=first.interval, recent=first.recent)
 
     @property
     def evidence(self) -> str:
@@ -126,6 +146,17 @@ class Memory:
     seen: Mapping[str, Seen] = field(default_factory=dict)
     series: Mapping[str, SeriesMemory] = field(default_factory=dict)
     next_order: int = 1
+
+    def without(self, gone: Container[str]) -> Memory:
+        """The memory once the checkpoints `gone` are no longer there."""
+        kept = {name: known for name, known in self.seen.items() if name not in gone}
+        lost = {(known.series, known.step) for name, known in self.seen.items() if name in gone}
+
+        def of(text: str, series: SeriesMemory) -> SeriesMemory:
+            late = tuple(step for step in series.late if (text, step) not in lost)
+            return series if late == series.late else replace(series, late=late)
+
+        return replace(self, seen=kept, series={text: of(text, series) for text, series in self.series.items()})
 
 
 def _commonest_gap(steps: Sequence[int]) -> tuple[int, int, int]:

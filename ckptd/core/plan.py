@@ -5,7 +5,7 @@ Pure: the same arguments give the same plan, in any order. What is on disk is sc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .budget import Budget, over_budget
@@ -65,6 +65,12 @@ class Plan:
         )
 
     @property
+    def goes_late(self) -> bool:
+        """Whether something of `prune` goes because of a changed max_keep, and of no new save."""
+        late = {text: set(known.late) for text, known in self.memory.series.items() if known.late}
+        return any(d.checkpoint.step in late.get(d.checkpoint.series, ()) for d in self.prune)
+
+    @property
     def relied_on(self) -> tuple[Checkpoint, ...]:
         """What has to be durable before any of `prune` goes."""
         pruned = [s for s in self.series if any(d.decision == PRUNE for d in s.decisions)]
@@ -81,15 +87,18 @@ def plan(
     declared: Mapping[str, Schedule],
     trusted: str | None = None,
     patterns: Sequence[Names] | None = None,
+    ended: Callable[[str], bool] = lambda series: False,
 ) -> Plan:
     """Decide for every checkpoint in `found`.
 
     `protected` maps a name to the reasons for which it stays whatever a rule says; `memory` is what earlier passes
-    saw, `now_ns` the time (nanoseconds since 1970), `trusted` as in `replay`, `patterns` the templates looked for,
-    where they are not the policy's. Names are unique.
+    saw, `now_ns` the time (nanoseconds since 1970), `trusted` and `ended` as in `replay`, `patterns` the templates
+    looked for, where they are not the policy's. Names are unique.
     """
     found = list(found)
-    replayed = replay(found, memory, policy, now_ns=now_ns, declared=declared, trusted=trusted, patterns=patterns)
+    replayed = replay(
+        found, memory, policy, now_ns=now_ns, declared=declared, trusted=trusted, patterns=patterns, ended=ended
+    )
     seen = replayed.memory.seen
     by_series: dict[str, list[Checkpoint]] = {text: [] for text in replayed.grids}
     for checkpoint in found:

@@ -5,11 +5,12 @@ Pure. This is why one pass after many saves decides what a pass after each of th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .checkpoint import Checkpoint, State
-from .memory import BROUGHT_BACK, Memory, Seen, SeriesMemory
+from .late import after_pass, is_behind, is_larger, late_walks, quiet_from_ns
+from .memory import BROUGHT_BACK, InForce, Memory, Seen, SeriesMemory
 from .naming import Names
 from .policy import Policy, Rule, Stepped
 from .schedule import WITNESSES, Schedule
@@ -29,6 +30,19 @@ class Grid:
     saves: int  # how many no earlier pass saw
     ignored: Schedule | None = None  # what a run has declared, and the last saves contradict
     no_grid: bool = False  # the stepped rule was asked for, and these names have no grid to step on
+    waits_for_end: bool = False  # a changed max_keep acts at the next save, or once the run may be taken to have ended
+    waits_for_interval: bool = False  # ... at the next save, or once somebody gives or declares the interval
+    quiet_from_ns: int | None = None  # of one that waits: from when there was no save for long enough
+
+    @property
+    def asked(self) -> InForce | None:
+        """What a changed max_keep is a change to."""
+        return InForce(self.rule.max_keep, self.rule.name, self.interval) if self.rule is not None else None
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether somebody gave or declared the interval."""
+        return self.interval_from in ("given", "declared")
 
 
 @dataclass(frozen=True)
@@ -48,11 +62,13 @@ def replay(
     declared: Mapping[str, Schedule],
     trusted: str | None = None,
     patterns: Sequence[Names] | None = None,
+    ended: Callable[[str], bool] = lambda series: False,
 ) -> Replayed:
     """Put the unseen among `found` in order, and let each save walk by its series' rule.
 
     `declared` are the schedules by template; `trusted` is the name that a pointer in the work dir gives: the newest
-    where the order of writing is in doubt. Steps that a rule prunes come out as `owed`.
+    where the order of writing is in doubt. Steps that a rule prunes come out as `owed`. `ended` tells of which series
+    no new save is waited for, so that a changed max_keep acts on what is there.
     """
     found = list(found)
     looked_for: tuple[Names, ...] = policy.patterns if patterns is None else tuple(patterns)
@@ -77,33 +93,95 @@ def replay(
 
     series: dict[str, SeriesMemory] = dict(memory.series)
     grids: dict[str, Grid] = {}
+    walks = _Walks(seen, there)
     for template in looked_for:
         text = template.text
         if text not in first_met and text not in series:
             continue
         steps = [save.step for save in saves.get(text, ())]
+        was = series.get(text, SeriesMemory(walked=0))
         if text in doubtful:
-            series[text] = replace(SeriesMemory().after(sorted(steps)), waits=True)
+            series[text] = replace(SeriesMemory(walked=order.next - 1).after(sorted(steps)), waits=True)
+        elif was.walked == 0 and not steps and policy.max_keep is not None and ended(text):
+            series[text] = was.met_anew([save.step for save in _complete(text, found, seen)])
         else:
-            series[text] = series.get(text, SeriesMemory()).after(steps)
+            series[text] = was.after(steps)
         obeyed, ignored = declared.get(text), None
         if obeyed is not None and obeyed.is_contradicted_by(_since(obeyed, template, series[text].recent, seen)):
             obeyed, ignored = None, obeyed
         grid = _grid(template, series[text], policy, obeyed, text in first_met, len(steps))
         grids[text] = replace(grid, ignored=ignored)
+        series[text] = walks.take_back(grid, series[text])
 
     for arrival in arrivals:
-        grid, present = grids[arrival.series], there.setdefault(arrival.series, set())
-        present.add(arrival.step)
-        # An earlier save may have walked over what stood under this name before.
-        seen[arrival.name] = arrival
         is_save = arrival.whole and arrival.order != BROUGHT_BACK and arrival.series not in doubtful
-        if is_save and isinstance(grid.rule, Stepped):
-            for step in grid.rule.walk(arrival.step, present.__contains__):
-                present.discard(step)
-                name = grid.template.name_of(step)
-                seen[name] = replace(seen[name], owed=True)
+        walks.arrive(arrival)
+        if is_save:
+            walks.make(grids[arrival.series], arrival)
+
+    for text, grid in grids.items():
+        was, asked, walked, settled = series[text], grid.asked, text in saves, policy.max_keep is not None
+        if asked is not None and settled and not walked and is_behind(was, asked, order.newest(text)):
+            complete = _complete(text, found, seen)
+            late = late_walks(complete, was, asked, on_grid=grid.on_grid)
+            settled, walked = late == (), bool(late) and ended(text)
+            if late and walked:
+                was = replace(was, late=(*was.late, *walks.make_late(grid, late)))
+            elif late != ():
+                grids[text] = replace(
+                    grid, waits_for_interval=late is None, waits_for_end=bool(late),
+                    quiet_from_ns=quiet_from_ns(complete),
+                )  # fmt: skip
+        series[text] = after_pass(was, asked, memory.next_order - 1, order.next - 1, walked=walked, settled=settled)
     return Replayed(Memory(seen, series, order.next), grids)
+
+
+class _Walks:
+    """Lets saves walk, and knows what is there for the next one."""
+
+    def __init__(self, seen: dict[str, Seen], there: dict[str, set[int]]) -> None:
+        self._seen, self._there = seen, there
+
+    def arrive(self, arrival: Seen) -> None:
+        """It is there from now on; an earlier save may have walked over what stood under this name before."""
+        self._there.setdefault(arrival.series, set()).add(arrival.step)
+        self._seen[arrival.name] = arrival
+
+    def make(self, grid: Grid, save: Seen) -> list[int]:
+        """Let `save` walk by its series' rule; the steps that are owed for it."""
+        present, gone = self._there.setdefault(save.series, set()), []
+        for step in grid.rule.walk(save.step, present.__contains__) if isinstance(grid.rule, Stepped) else ():
+            present.discard(step)
+            name = grid.template.name_of(step)
+            self._seen[name] = replace(self._seen[name], owed=True)
+            gone.append(step)
+        return gone
+
+    def make_late(self, grid: Grid, saves: Sequence[Seen]) -> list[int]:
+        """Let `saves` walk one after the other, each over what was there before it."""
+        present = self._there.setdefault(grid.template.text, set())
+        present.difference_update(save.step for save in saves)
+        gone = []
+        for save in saves:
+            present.add(save.step)
+            gone += self.make(grid, save)
+        return gone
+
+    def take_back(self, grid: Grid, was: SeriesMemory) -> SeriesMemory:
+        """Forget what late walks have asked for, where it is gone, and all of it where K has become larger since."""
+        there = [self._seen.get(grid.template.name_of(step)) for step in was.late]
+        owed = [known for known in there if known is not None and known.owed]
+        if grid.asked is not None and is_larger(grid.asked, was.in_force):
+            for known in owed:
+                self.arrive(replace(known, owed=False))
+            owed = []
+        return replace(was, late=tuple(known.step for known in owed)) if was.late else was
+
+
+def _complete(series: str, found: Iterable[Checkpoint], seen: Mapping[str, Seen]) -> list[Seen]:
+    """The saves of a series that are complete now, in order of writing."""
+    known = [seen[c.name] for c in found if c.series == series and c.state.whole]
+    return sorted((each for each in known if each.order != BROUGHT_BACK), key=lambda each: each.order)
 
 
 def _sort_out(found: list[Checkpoint], memory: Memory) -> tuple[dict[str, Seen], list[Checkpoint], dict[str, set[int]]]:
@@ -168,6 +246,10 @@ class _Order:
         if whole and order != BROUGHT_BACK:
             self._newest[checkpoint.series] = arrival
         return arrival
+
+    def newest(self, series: str) -> int:
+        """The order of the newest save of a series."""
+        return self._newest[series].order if series in self._newest else BROUGHT_BACK
 
 
 def _since(schedule: Schedule, template: Names, recent: Sequence[int], seen: Mapping[str, Seen]) -> list[int]:
