@@ -13,7 +13,7 @@ from .core.checkpoint import State
 from .core.layouts import FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS
 from .core.policy import Policy
 from .directories import is_claimed
-from .disk import exists, opened_dir, opened_file
+from .disk import exists, listed, names_in, opened_dir, opened_file
 from .errors import DoubtError, RefusedError
 from .formats import structure_of_file
 from .pointer import framework_pointers, link_target, named_by
@@ -82,12 +82,12 @@ def _pointed(work: WorkDir, survey: Survey, policy: Policy) -> Iterator[tuple[st
 
 def _nameless(fd: int) -> Iterator[str]:
     """What has a checkpoint's bytes, whatever its name."""
-    with os.scandir(fd) as entries:
+    with listed(fd) as entries:
         for entry in sorted(entries, key=lambda each: each.name):
             try:
                 if entry.is_dir(follow_symlinks=False):
                     with opened_dir(entry.name, dir_fd=fd) as inside:
-                        looks_like_one = is_claimed(inside, set(os.listdir(inside)))
+                        looks_like_one = is_claimed(inside, set(names_in(inside)))
                 elif entry.name.endswith((*PARTS, ".tar")):
                     with opened_file(entry.name, dir_fd=fd) as inside:
                         looks_like_one = structure_of_file(inside).known

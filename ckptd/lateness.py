@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .core import kinds
-from .disk import check_depth, opened_dir
+from .disk import check_depth, listed, opened_dir
 from .scan import DCP_MARKER, TRAINER_STATE
 
 _SLOWEST_COPY = 50_000_000  # bytes a second
@@ -95,7 +95,7 @@ def late_part(fd: int, kind: str, touched_ns: int, pause_s: float) -> Late | Non
 def _files_in(dir_fd: int, below: str = "", depth: int = 0) -> dict[str, os.stat_result]:
     check_depth(depth, below)
     found: dict[str, os.stat_result] = {}
-    with os.scandir(dir_fd) as entries:
+    with listed(dir_fd) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 with opened_dir(entry.name, dir_fd=dir_fd) as fd:
