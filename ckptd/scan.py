@@ -265,8 +265,7 @@ def _note_link(found: Found, work_dir: str, dir_fd: int, link: str) -> None:
     """Remember what a symlink names inside the work dir: the name it holds, and the one it ends at.
 
     One that leads nowhere here may well lead somewhere in a container, on another host, or before the run was moved:
-    there it names what bears the name here, so all names on its way count. One that leads to another file elsewhere
-    names that one.
+    there it names what bears a name of its path here. One that leads to another file elsewhere names that one.
     """
     try:
         target = os.readlink(link, dir_fd=dir_fd)
@@ -274,21 +273,22 @@ def _note_link(found: Found, work_dir: str, dir_fd: int, link: str) -> None:
         return
     here = os.path.realpath(work_dir)
     paths = os.path.normpath(os.path.join(here, target)), os.path.realpath(os.path.join(here, link))
-    firsts = [os.path.relpath(path, here).split(os.sep)[0] for path in paths]
-    if all(first == os.pardir for first in firsts) and not _leads_elsewhere(link, os.path.basename(paths[1]), dir_fd):
-        firsts = [part for path in paths for part in path.split(os.sep)]
-    for name in firsts:
-        if name not in ("", os.curdir, os.pardir, link):
-            found.linked[name] = link
-
-
-def _leads_elsewhere(link: str, name: str, dir_fd: int) -> bool:
-    """Whether a symlink ends at something that is there, and not what `name` in this directory is by another way."""
+    ways = [os.path.relpath(path, here).split(os.sep) for path in paths]
     try:
         there = os.stat(link, dir_fd=dir_fd)
     except OSError:
-        return False
+        names = [part for way in ways for part in way]
+    else:
+        names = [way[0] for way in ways]
+        if _is_the_same(there, ways[1][-1], dir_fd):
+            names.append(ways[1][-1])  # by another way, such as a bind mount
+    for name in names:
+        if name not in (os.curdir, os.pardir, link):
+            found.linked[name] = link
+
+
+def _is_the_same(there: os.stat_result, name: str, dir_fd: int) -> bool:
     try:
-        return not os.path.samestat(there, stat_entry(name, dir_fd=dir_fd))
+        return os.path.samestat(there, stat_entry(name, dir_fd=dir_fd))
     except OSError:
-        return True
+        return False

@@ -134,7 +134,7 @@ def test_a_symlink_into_a_checkpoints_directory_names_the_checkpoint(with_checkp
 
 
 @pytest.mark.parametrize("target", [
-    "/workspace/run/epoch_1.pth", "/workspace/run/epoch_1.pth/", "../moved/epoch_1.pth",
+    "/workspace/run/epoch_1.pth", "/workspace/run/epoch_1.pth/", "../moved/epoch_1.pth", "work_dirs/run/epoch_1.pth",
     "/workspace/run/epoch_1.pth/model.safetensors",
 ])  # fmt: skip
 def test_a_symlink_that_leads_nowhere_here_names_what_bears_the_name_it_ends_with(
