@@ -269,22 +269,26 @@ class Pruner:
     def _still_unwanted(
         self, survey: Survey, binned: list[tuple[Decision, str]], trash_fd: int
     ) -> list[tuple[Decision, str]]:
-        """What of `binned` nobody has named, opened or come to rely on since the last look; the others go back."""
+        """What of `binned` nobody has named, opened or written to since the last look, and may go by what it was judged
+        by; the others go back. Raises OSError if that cannot be told, or one cannot go back."""
         holders = Holders()
         decisions = [decision for decision, _ in binned]
         stays = reasons_to_stay(survey, decisions, self._named_now(), work_fd=self._work.fd)
         unwanted, lines = [], []
-        for decision, item in binned:
-            name = decision.checkpoint.name
-            with contextlib.suppress(OSError, RefusedError):  # then it is asked again before it is freed
-                reason = stays.get(name) or holders.of(item, dir_fd=trash_fd)
-                if not (reason or entry_of(item, dir_fd=trash_fd).is_same_as(survey.entries[name])):
-                    reason = "written to while it was renamed"
+        try:
+            for decision, item in binned:
+                name = decision.checkpoint.name
+                reason = stays.get(name, "")
+                with contextlib.suppress(OSError, RefusedError):  # then it is asked again before it is freed
+                    reason = reason or holders.of(item, dir_fd=trash_fd)
+                    if not (reason or entry_of(item, dir_fd=trash_fd).is_same_as(survey.entries[name])):
+                        reason = "written to while it was renamed"
                 if reason:
                     lines.append(self._give_back(item, name, reason, trash_fd))
-                    continue
-            unwanted.append((decision, item))
-        self._write_down(*lines)
+                else:
+                    unwanted.append((decision, item))
+        finally:
+            self._write_down(*lines)
         return unwanted
 
     def _without_held(self, due: list[str], now_ms: int) -> tuple[list[str], list[Seen]]:

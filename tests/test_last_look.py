@@ -25,6 +25,7 @@ from ckptd.last_look import Holders
 from ckptd.reconcile import Reconciler, Report
 from ckptd.scan import entry_of
 from ckptd.state import read_state
+from ckptd.surveyor import Surveyor
 from ckptd.workdir import WorkDir
 
 from .conftest import Builder, a_pass, epochs, holding_open, left, torch_zip
@@ -341,6 +342,43 @@ def test_nothing_goes_where_what_is_to_stay_in_its_place_is_no_longer_what_it_wa
     assert report.pruned == ()
     assert set(FILES[:3]) <= set(left(work_dir))
     assert trash(work_dir) == []
+
+
+@pytest.mark.parametrize("what", ["the look", "the way back"])
+def test_nothing_is_freed_for_an_hour_where_a_look_in_the_trash_or_the_way_back_fails(
+    what: str, saved: Callable[[list[str]], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = saved(FILES)
+    now_ns = (work_dir / FILES[-1]).stat().st_mtime_ns + 3600 * 10**9
+    looked: list[str] = []
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    named_now = Surveyor.named_now
+
+    def second_fails(surveyor: Surveyor) -> dict[str, list[str]]:
+        looked.append("")
+        if len(looked) == 2 and what == "the look":
+            refuse()
+        return {FILES[0]: ["pinned"]} if len(looked) == 2 else named_now(surveyor)
+
+    background = Background()
+    with WorkDir(work_dir) as work, monkeypatch.context() as patch:
+        patch.setattr(Surveyor, "named_now", second_fails)
+        patch.setattr(delete, "give_back", refuse)
+        reconciler = Reconciler(work, Policy(**POLICY), background, clock=lambda: now_ns)
+        report = reconciler.reconcile()
+        assert (report.exit_code, sorted(report.failed)) == (3, FILES[:2])
+        for _ in range(2):
+            background.wait()
+            assert len(trash(work_dir)) == 2
+            reconciler.reconcile()
+        now_ns += 3601 * 10**9
+        reconciler.reconcile()
+        background.wait()
+        assert trash(work_dir) == []
+    background.close()
 
 
 def test_a_writer_that_comes_before_an_unlink_without_the_trash_keeps_his_file(
