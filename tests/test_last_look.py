@@ -22,13 +22,14 @@ from ckptd.core.policy import Policy
 from ckptd.disk import opened_dir
 from ckptd.filesystem import is_local
 from ckptd.last_look import Holders
+from ckptd.readers import OpenFiles
 from ckptd.reconcile import Reconciler, Report
 from ckptd.scan import entry_of
 from ckptd.state import read_state
 from ckptd.surveyor import Surveyor
 from ckptd.workdir import WorkDir
 
-from .conftest import Builder, a_pass, epochs, holding_open, left, torch_zip
+from .conftest import Builder, epochs, holding_open, left, torch_zip
 
 POLICY: dict[str, Any] = {"max_keep": 2, "interval": 1, "trash_ttl_s": 0.0}
 FILES, DIRECTORIES = epochs(1, 2, 3, 4), [f"epoch_{step}" for step in (1, 2, 3, 4)]
@@ -394,22 +395,28 @@ def test_a_writer_that_comes_before_an_unlink_without_the_trash_keeps_his_file(
     assert left(work_dir) == FILES
 
 
-def test_a_look_for_a_hundred_directories_is_not_a_hundred_looks(
+def test_one_look_through_all_processes_serves_for_as_long_as_it_took(
     with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks, listdir = [], os.listdir
+    """So that at most half of the time goes into looking, however many directories go."""
+    now_s, looked_at_s, listdir = 100.0, [], os.listdir
 
-    def counting(path: Any = ".") -> list[str]:
+    def listing(path: Any = ".") -> list[str]:
+        nonlocal now_s
         if path == "/proc":
-            looks.append(path)
+            looked_at_s.append(now_s)
+            now_s += 3.0  # so long it takes
         return listdir(path)
 
-    for step in range(1, 101):
-        with_checkpoints.shards(f"epoch_{step}")
-    monkeypatch.setattr(os, "listdir", counting)
-    report = a_pass(with_checkpoints.work_dir, **POLICY)
-    assert len(report.pruned) == 98
-    assert len(looks) < 50
+    monkeypatch.setattr(os, "listdir", listing)
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    with_checkpoints.shards("epoch_1")
+    open_files = OpenFiles()
+    with opened_dir(str(with_checkpoints.work_dir)) as fd:
+        for _ in range(8):
+            assert open_files.user_of("epoch_1", dir_fd=fd) is None
+            now_s += 1.0
+    assert looked_at_s == [100.0, 107.0]
 
 
 def opening(
