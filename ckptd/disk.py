@@ -53,8 +53,15 @@ def listed(dir_fd: int) -> Iterator[Iterator[os.DirEntry[str]]]:
     Through another descriptor of the same directory: a FUSE file system may read a directory once for each descriptor,
     and give nothing, or what it was then, when it is read again.
     """
-    with opened_dir(".", dir_fd=dir_fd) as fd, os.scandir(fd) as entries:
-        yield entries
+    try:
+        fd = os.open(".", _DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror) from error  # without the ".", which tells nobody anything
+    try:
+        with os.scandir(fd) as entries:
+            yield entries
+    finally:
+        os.close(fd)
 
 
 def names_in(dir_fd: int) -> list[str]:
