@@ -12,13 +12,18 @@ from .core import kinds
 from .core.checkpoint import State
 from .disk import names_in
 from .formats import Structure
-from .parts import incomplete, inside, missing_in_index, missing_of_distributed, parts_of, trainer_state
-from .scan import INDEX_ENDING, PARTS, TRAINER_STATE
+from .parts import incomplete, inside, is_result, missing_in_index, missing_of_distributed, parts_of, trainer_state
+from .scan import INDEX_ENDING, TRAINER_STATE
 
 _UNDER_WAY = "checkpoint-is-incomplete.txt"  # Transformers: there while it saves because of a signal
+_OPTIMIZERS = ("optimizer.pt", "scheduler.pt", "optimizer.pdopt", "scheduler.pdparams")
 _TRAINERS = ("rng_state", "optimizer_", "global_step")  # of every rank, of FSDP, of DeepSpeed
 _RANDOM_STATE = "random_states_"
-_NO_WEIGHTS = ("optimizer", "scheduler", "sampler", "scaler", "dl_state_dict", "custom_checkpoint", _RANDOM_STATE)
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pdparams", ".h5", ".msgpack")
+_NO_WEIGHTS = (
+    "optimizer", "scheduler", "sampler", "scaler", "dl_state_dict", "custom_checkpoint", _RANDOM_STATE, "rng_state",
+    "training_args", "master_weights",
+)  # fmt: skip
 
 # What is half of one kind is a whole of another: the last file that makes it the first, and what it is until then.
 _LAST = {kinds.LIGHTNING: (kinds.DCP, "meta.pt"), kinds.MEGATRON: (kinds.DCP, "metadata.json")}
@@ -70,12 +75,15 @@ def _distributed(fd: int, names: set[str]) -> Structure:
 
 def _is_trainers(_: int, names: set[str]) -> bool:
     # Its arguments come after the weights, and before all else; with nothing else they are what `save_model` exports.
-    states = any(name in ("optimizer.pt", "scheduler.pt") or name.startswith(_TRAINERS) for name in names)
+    states = any(name in _OPTIMIZERS or name.startswith(_TRAINERS) for name in names)
     return TRAINER_STATE in names or ("training_args.bin" in names and states)
 
 
 def _by_trainer(fd: int, names: set[str]) -> Structure:
-    """What the Trainer of Hugging Face Transformers writes, its state last. Source: transformers 4.0 to 5.23."""
+    """What the Trainer of Hugging Face Transformers writes, its state last, and PaddleNLP's, which was made after it.
+
+    Source: transformers 4.0 to 5.23; paddlenlp, trainer/trainer.py, utils/env.py.
+    """
     if TRAINER_STATE not in names:
         return incomplete(kinds.TRAINER, f"no {TRAINER_STATE}, which is written last")
     state = trainer_state(fd)
@@ -83,9 +91,9 @@ def _by_trainer(fd: int, names: set[str]) -> Structure:
         return incomplete(kinds.TRAINER, f"{TRAINER_STATE} is damaged")
     if _UNDER_WAY in names:
         return incomplete(kinds.TRAINER, f"{_UNDER_WAY} is there: its save was never finished")
+    if not _has_any_weights(fd, names):
+        return incomplete(kinds.TRAINER, f"no weights beside its {TRAINER_STATE}")
     parts = parts_of(fd)
-    if not parts.count:
-        return incomplete(kinds.TRAINER, "no weights beside its trainer_state.json")
     parts.fault = parts.fault or frameworks.fault_of_deepspeed_inside(fd, names)
     return parts.structure(kinds.TRAINER, f"{TRAINER_STATE}, and every file beside it intact", marked=True)
 
@@ -101,17 +109,22 @@ def _by_accelerate(fd: int, names: set[str]) -> Structure:
     missing = frameworks.missing_rank(names, rf"{_RANDOM_STATE}([0-9]+)\.pkl")
     if missing is not None:
         return incomplete(kinds.ACCELERATE, f"no {_RANDOM_STATE}{missing}.pkl, though others are there")
-    if not any(_has_weights(fd, name) for name in names if not name.startswith(_NO_WEIGHTS)):
+    if not _has_any_weights(fd, names):
         return incomplete(kinds.ACCELERATE, "no weights beside its random states")
     parts = parts_of(fd)
     parts.fault = parts.fault or frameworks.fault_of_deepspeed_inside(fd, names)
     return parts.structure(kinds.ACCELERATE, "what Accelerate saves, every file intact")
 
 
-def _has_weights(fd: int, name: str) -> bool:
-    """Whether `name` is a file of weights, or a directory with some in it."""
+def _has_any_weights(fd: int, names: set[str]) -> bool:
+    """Whether one of `names` is a file of weights, of a model or an adapter, or a directory with some in it."""
+    others = sorted(name for name in names if not (name.startswith(_NO_WEIGHTS) or is_result(name)))
+    return any(name.endswith(_WEIGHTS) for name in others) or any(_is_of_weights(fd, name) for name in others)
+
+
+def _is_of_weights(fd: int, name: str) -> bool:
     with inside(fd, name) as inside_fd:
-        return name.endswith(PARTS) if inside_fd is None else bool(parts_of(inside_fd, depth=1).count)
+        return inside_fd is not None and bool(parts_of(inside_fd, depth=1).count)
 
 
 def _has_index(_: int, names: set[str]) -> bool:

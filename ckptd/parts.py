@@ -20,8 +20,10 @@ from .core.checkpoint import State
 from .disk import check_depth, names_in, opened_dir, opened_file
 from .errors import RefusedError
 from .formats import Structure, parse_json, structure_of_file
-from .scan import INDEX_ENDING, PARTS, TRAINER_STATE
+from .scan import INDEX_ENDING, STATES, TRAINER_STATE
 
+_ONE_OF = re.compile(r"(.+)-([0-9]{1,9})-of-([0-9]{1,9})(\.[^/]+)")
+_RESULT = re.compile(r"(?:^|[_-])(?:eval|predictions|generations|results|metrics|scores|logits|outputs)(?:[_.-]|$)")
 _LONGEST_JSON = 1 << 26  # bytes; the index of the largest models is a quarter of it
 _HEAD_BYTES, _TAIL_BYTES = 1 << 16, 1 << 10
 
@@ -69,11 +71,12 @@ def parts_of(fd: int, *, below: str = "", depth: int = 0, into: Parts | None = N
                 parts_of(inside_fd, below=f"{below}{name}/", depth=depth + 1, into=found)
         elif name.endswith(INDEX_ENDING):
             found.fault = _below(below, missing_in_index(fd, name)[0])
-        elif name.endswith(PARTS):
+        elif name.endswith(STATES):
             part = part_of(fd, name)
             found.count += 1
             found.checksum = found.checksum or part.checksum
             found.fault = _below(below, _fault(name, part))
+    found.fault = found.fault or _below(below, missing_of_numbered(names))
     return found
 
 
@@ -112,6 +115,34 @@ def missing_in_index(fd: int, index: str) -> tuple[str | None, int]:
         if fault is not None:
             return f"shard {fault}", 0
     return None, len(shards)
+
+
+def missing_of_numbered(names: Iterable[str]) -> str | None:
+    """What is missing of parts that say in their names how many there are, where no index says which; None if nothing.
+
+    An earlier save may have left some of another number: one number of which all are there is enough.
+    """
+    names = list(names)
+    found: dict[tuple[str, str], dict[int, set[int]]] = {}
+    for name in names:
+        match = _ONE_OF.fullmatch(name)
+        listed = match is not None and f"{match[1]}{match[4]}{INDEX_ENDING}" in names
+        if match and name.endswith((*STATES, ".h5")) and not (listed or is_result(name)):
+            found.setdefault((match[1], match[4]), {}).setdefault(int(match[3]), set()).add(int(match[2]))
+    for (name, ending), by_total in sorted(found.items()):
+        if not any(_are_all(there, total) for total, there in by_total.items()):
+            total, there = max(by_total.items())
+            return f"{name}-*-of-{total:05d}{ending}: {len(there)} of {total} are there"
+    return None
+
+
+def is_result(name: str) -> bool:
+    """Whether a file is called as evaluators call theirs: no part of a checkpoint."""
+    return _RESULT.search(name) is not None
+
+
+def _are_all(there: set[int], total: int) -> bool:
+    return len(there) == total == max(there) - min(there) + 1 and min(there) in (0, 1)
 
 
 def numbered(names: Iterable[str], pattern: re.Pattern[str]) -> list[tuple[int, ...]]:

@@ -25,6 +25,7 @@ _MARKERS = {DCP_MARKER, TRAINER_STATE, "meta.pt", "metadata.json", "_CHECKPOINT_
 # Where there is no marker, the files that hold the state itself tell one writing from another.
 PARTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt")
 SHARDS = (*PARTS, ".distcp")
+STATES = (*PARTS, ".pdparams", ".pdopt")  # and of Paddle
 # Names of parts without an ending: directories of parts, and what Orbax calls its data.
 _PART_WITHOUT_ENDING = re.compile(
     r"(?:global_step|pytorch_model|optim|model|ema|actor|critic|policy|value|mp_rank|rank|dist_ckpt|checkpoint|weights"
@@ -43,8 +44,8 @@ class Entry:
     the entry itself. marker_bytes: of a directory's marker, or of its parts. touched_ns: when the last file in it was
     written, whatever that is. changes: another number after every change to the inode of the file, or of any part of
     the directory, whatever times of writing they then bear: the times of change, added up. linked: the path of a part
-    of the directory that is a symlink; empty if none is. older, younger: how many parts
-    of a directory are no younger than its marker, and how many are.
+    of the directory that is a symlink; empty if none is. older, younger: how many parts of a directory are no younger
+    than its marker, and how many are.
     """
 
     series: str
@@ -125,7 +126,7 @@ def entry_of(name: str, *, dir_fd: int) -> Entry:
 
 def _is_part(name: str) -> bool:
     """Whether what is called so in a directory is a part of a checkpoint, or a directory of some."""
-    known = name in _MARKERS or name.endswith((*SHARDS, INDEX_ENDING, ".ocdbt", ".pdparams", ".pdopt"))
+    known = name in _MARKERS or name.endswith((*STATES, ".distcp", INDEX_ENDING, ".ocdbt"))
     return known or _PART_WITHOUT_ENDING.fullmatch(name) is not None
 
 

@@ -20,6 +20,7 @@ from .formats import Structure, structure_of_file
 from .lateness import late_part
 from .scan import Entry
 
+_ONE_SAVE_S = 1.0  # by so much the ranks of one save may differ, however little has to settle
 SETTLE_LOCAL_S, SETTLE_NETWORK_S, SETTLE_UNMARKED_S = 5.0, 60.0, 300.0
 OPEN_FOR_WRITING = "open for writing"
 
@@ -134,12 +135,12 @@ def _directory(entry: Entry, dir_fd: int, settling: Settling, now_ns: int, wante
     with opened_dir(entry.name, dir_fd=dir_fd) as fd:
         writer = has_writer_inside(fd) if settling.local else None
         found = structure_of_directory(fd, wanted)
-        quiet_s = settling.quiet_s()
-        late = late_part(fd, found.kind, entry.touched_ns, quiet_s) if found.state.whole else None
+        moment_s = max(settling.quiet_s(), _ONE_SAVE_S)
+        late = late_part(fd, found.kind, entry.touched_ns, moment_s) if found.state.whole else None
     if entry.linked:
         text = f"{entry.linked} is a symlink, which is not followed: not checked, so kept, and not relied on"
         return _judge(entry, replace(found, state=State.DOUBTFUL, text=text), writer, settling, now_ns)
-    if late is not None and late.by_s > quiet_s and not late.together:
+    if late is not None and late.by_s > moment_s and not late.together:
         doubtful = replace(found, state=State.DOUBTFUL, text=late.text)
         verdict = _judge(replace(entry, mtime_ns=late.part_ns), doubtful, writer, settling, now_ns)
         return replace(verdict, structure=late.doubt) if verdict.state is State.DOUBTFUL else verdict

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ckptd.scan import scan
 from ckptd.verdict import Settling, Verdict, judge
 
 from .conftest import a_pass, dcp_metadata, left, pointed, safetensors, torch_zip
+from .layouts.writers import Run, dcp, deepspeed, index, put, the
 
 ZIP, TENSORS = torch_zip(), safetensors()
 DCP = {"__0_0.distcp": b"s" * 10, "__1_0.distcp": b"s" * 10,
@@ -218,3 +220,85 @@ def test_no_moment_of_a_trainers_save_of_shards_looks_whole_before_the_last(tmp_
         write(work_dir / "checkpoint-5", dict(list(files.items())[:count]))
         whole = [d.checkpoint.name for d in ckptd.plan(work_dir).decisions if d.checkpoint.state.whole]
         assert whole == (["checkpoint-5"] if count == len(files) else []), list(files)[count - 1]
+
+
+# --- weights ----------------------------------------------------------------------------------------------------
+
+TRAINERS = {"trainer_state.json": b'{"global_step": 1}', "optimizer.pt": torch_zip(), "scheduler.pt": torch_zip(),
+            "rng_state.pth": torch_zip(), "training_args.bin": torch_zip(), "config.json": b"{}"}  # fmt: skip
+FSDP = {f"pytorch_model_fsdp_0/{name}": content for name, content in dcp("__0_0.distcp").items()}
+OPTIMIZER_OF_FSDP = {f"optimizer_0/{name}": content for name, content in dcp("__0_0.distcp").items()}
+PICKLED = pickle.dumps({"w": b"w" * 300}, protocol=4)
+
+
+def files_of(*names: str) -> dict[str, bytes]:
+    return {name: safetensors() if name.endswith(".safetensors") else torch_zip() for name in names}
+
+
+@pytest.mark.parametrize("weights", [
+    files_of("model.safetensors"), files_of("pytorch_model.bin"), files_of("adapter_model.safetensors"),
+    files_of("adapter_model.bin"), files_of("default/adapter_model.safetensors"), files_of("mm_projector.bin"),
+    files_of("pytorch_model_fsdp.bin"), files_of("unet/diffusion_pytorch_model.safetensors"), FSDP,
+    {f"global_step1/{name}": content for name, content in deepspeed(1).items()},
+    files_of("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"),
+    files_of("w-00001-of-00003.safetensors", "w-00001-of-00002.safetensors", "w-00002-of-00002.safetensors"),
+    {"model_state.pdparams": PICKLED}, {"lora_model_state.pdparams": PICKLED}, {"tf_model.h5": b"\x89HDF" + bytes(99)},
+    {"model_state-00001-of-00002.pdparams": PICKLED, "model_state-00002-of-00002.pdparams": PICKLED},
+    {"flax_model.msgpack": b"\x81" * 9},
+], ids=lambda files: min(files))  # fmt: skip
+def test_weights_of_any_kind_make_a_checkpoint_of_a_trainer(weights: dict[str, bytes], tmp_path: Path) -> None:
+    put(tmp_path / "checkpoint-1", {**TRAINERS, **weights})
+    verdict = ckptd.verify(tmp_path / "checkpoint-1", settle_s=0)
+    assert (verdict.state.value, verdict.kind) == ("complete", "Trainer")
+
+
+@pytest.mark.parametrize("beside", [
+    {}, OPTIMIZER_OF_FSDP, files_of("rng_state_0.pth", "rng_state_1.pth"), files_of("scaler.pt"),
+    files_of("eval_predictions.pt", "eval/logits.bin"), {"model.safetensors.6eF3b2A1": b"x"},
+    {"optimizer.pdopt": PICKLED, "scheduler.pdparams": PICKLED}, files_of("optimizer.safetensors"),
+    {"global_step1/zero_pp_rank_0_mp_rank_00_optim_states.pt": torch_zip()},
+    {"global_step1/x.txt": b""}, files_of("optimizer-00001-of-00001.safetensors"),
+], ids=lambda files: min(files, default="nothing"))  # fmt: skip
+def test_without_weights_it_is_none(beside: dict[str, bytes], tmp_path: Path) -> None:
+    put(tmp_path / "checkpoint-1", {**TRAINERS, **beside})
+    verdict = ckptd.verify(tmp_path / "checkpoint-1", settle_s=0)
+    assert (verdict.state.value, "weights" in verdict.evidence or "model states" in verdict.evidence) == (
+        "incomplete", True,
+    )  # fmt: skip
+
+
+def test_what_has_no_weights_carries_no_deletion(work_dir: Path) -> None:
+    run = Run(work_dir, the("transformers"))
+    names = run.saves((1, 2))
+    (work_dir / names[1] / "model.safetensors").unlink()
+    a_pass(work_dir, max_keep=1, trash_ttl_s=0)
+    assert {path.name for path in work_dir.glob("checkpoint-*")} == set(names)
+    assert pointed(work_dir) == names[0]
+
+
+@pytest.mark.parametrize(("what", "name"), [
+    ("transformers", "model-00001-of-00002.safetensors"), ("transformers", "pytorch_model-00002-of-00003.bin"),
+    ("transformers", "model_state-00001-of-00002.pdparams"), ("transformers", "optimizer-00001-of-00002.safetensors"),
+    ("accelerate", "model-00001-of-00002.safetensors"), ("deepspeed", "extra-00001-of-00002.pt"),
+    ("mmengine with ColossalAI", "model/base-00001-of-00002.bin"), ("verl", "actor/huggingface/m-00001-of-00002.bin"),
+])  # fmt: skip
+def test_a_part_that_says_how_many_there_are_is_whole_with_all_of_them(what: str, name: str, tmp_path: Path) -> None:
+    writer = the(what)
+    path = tmp_path / writer.name(1)
+    writer.whole(path, 1)
+    put(path, files_of(name))
+    verdict = ckptd.verify(path, settle_s=0)
+    assert verdict.state.value == "incomplete"
+    assert "are there" in verdict.evidence
+
+
+def test_what_an_evaluator_counts_by_its_own_ranks_is_no_part(tmp_path: Path) -> None:
+    put(tmp_path / "checkpoint-1", {**TRAINERS, **files_of("model.safetensors", "predictions-00001-of-00008.pt")})
+    assert ckptd.verify(tmp_path / "checkpoint-1", settle_s=0).state.value == "complete"
+
+
+def test_an_index_knows_better_than_numbers_in_names(tmp_path: Path) -> None:
+    weights = files_of("model-00001-of-00002.safetensors")
+    listed = {"model.safetensors.index.json": index("model-00001-of-00002.safetensors")}
+    put(tmp_path / "checkpoint-1", {**TRAINERS, **weights, **listed})
+    assert ckptd.verify(tmp_path / "checkpoint-1", settle_s=0).state.value == "complete"

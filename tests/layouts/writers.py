@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import struct
 import time
 import zipfile
@@ -239,6 +240,14 @@ def olmo_unsharded(step: int) -> dict[str, bytes]:
     return {"config.yaml": b"a: 1", "model.pt": torch_zip(), "optim.pt": torch_zip(), "train.pt": torch_zip()}
 
 
+def paddle(step: int) -> dict[str, bytes]:
+    """As PaddleNLP's Trainer leaves it: its weights and states are pickles."""
+    pickled = pickle.dumps({"w": b"w" * 300}, protocol=4)
+    names = ("model_state.pdparams", "optimizer.pdopt", "scheduler.pdparams", "training_args.bin")
+    state = json.dumps({"global_step": step, "best_model_checkpoint": None}).encode()
+    return {**dict.fromkeys(names, pickled), "trainer_state.json": state}
+
+
 # --- pointers --------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +302,7 @@ WRITERS = [
     Writer("lightning", "with text in front", lambda n: f"sample-mnist-epoch={n:02d}-val_loss=0.5.ckpt", *of_file()),
     Writer("transformers", "", lambda n: f"checkpoint-{n * 500}", *of_files(trainer)),
     Writer("transformers", "of diffusers", lambda n: f"checkpoint-{n * 500}", *of_files(diffusers)),
+    Writer("transformers", "of PaddleNLP", lambda n: f"checkpoint-{n * 500}", *of_files(paddle)),
     Writer("accelerate", "", lambda n: f"checkpoint_{n - 1}", *of_files(accelerate)),
     Writer("transformers", "with DeepSpeed", lambda n: f"checkpoint-{n * 500}", *of_files(trainer_deepspeed)),
     Writer("accelerate", "with DeepSpeed", lambda n: f"checkpoint_{n - 1}", *of_files(accelerate_deepspeed)),
