@@ -16,8 +16,10 @@ PY39 := $(addprefix ckptd/,__init__.py __main__.py python.py errors.py disk.py s
 # What tests/root needs of Debian: strace injects faults, xfsprogs and e2fsprogs make the file systems
 # whose power is cut, sshfs lists a directory once for each descriptor, the others run a systemd of our own.
 ROOT_PACKAGES := strace xfsprogs sshfs openssh-sftp-server systemd dbus e2fsprogs util-linux procps
+# What tests/field needs of Debian: a Slurm of one node.
+FIELD_PACKAGES := munge slurmctld slurmd slurm-client
 
-.PHONY: all test lint format soak real bench root smoke smoke-39 demo install uninstall clean help check-python check-root
+.PHONY: all test lint format soak real bench root field smoke smoke-39 demo install uninstall clean help check-python check-root
 all: lint test
 
 test: .venv/.test  ## the tests that need neither root nor other frameworks
@@ -46,13 +48,12 @@ bench: .venv/.real  ## how fast, small and asleep ckptd is, each against a named
 	@$(BIN)/python -m tests.bench.run $(ARGS)
 
 root: check-root .venv/.test  ## the tests that need root: systemd, mounts, power cuts
-	@missing=$$(for package in $(ROOT_PACKAGES); do \
-	    dpkg-query -W -f '$${Status}\n' "$$package" 2>/dev/null | grep -q '^install ok' || echo "$$package"; done); \
-	[ -z "$$missing" ] || { \
-	  command -v apt-get >/dev/null || { echo "make root: not Debian; install these by hand:" $$missing; exit 1; }; \
-	  echo "installing" $$missing "..."; apt-get update -qq; \
-	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
+	@$(call install_packages,root,$(ROOT_PACKAGES))
 	$(BIN)/python -m pytest tests/root $(ARGS)
+
+field: check-root .venv/.test  ## the tests beside other people's services, each of our own: Slurm
+	@$(call install_packages,field,$(FIELD_PACKAGES))
+	$(BIN)/python -m pytest tests/field $(ARGS)
 
 smoke: check-python smoke-39  ## a fresh install without torch, and does the command start
 	@echo 'making a fresh environment ...'; \
@@ -147,8 +148,17 @@ check-python:
 
 check-root:
 	@[ "$$(id -u)" = 0 ] || { \
-	  echo 'make root: needs root. Without it these cannot run:'; ls tests/root/test_*.py | sed 's/^/  /'; \
+	  echo 'This needs root. Without it these cannot run:'; ls tests/root/test_*.py tests/field/test_*.py | sed 's/^/  /'; \
 	  exit 1; }
+
+define install_packages
+missing=$$(for package in $(2); do \
+    dpkg-query -W -f '$${Status}\n' "$$package" 2>/dev/null | grep -q '^install ok' || echo "$$package"; done); \
+[ -z "$$missing" ] || { \
+  command -v apt-get >/dev/null || { echo "make $(1): not Debian; install these by hand:" $$missing; exit 1; }; \
+  echo "installing" $$missing "..."; apt-get update -qq; \
+  DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends $$missing >/dev/null; }
+endef
 
 # Builds leave files beside the source: built from a copy, they leave none here, and none of root's.
 define copy_source

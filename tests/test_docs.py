@@ -35,8 +35,8 @@ MAKEFILE = (REPOSITORY / "Makefile").read_text()
 CHANGELOG = (REPOSITORY / "CHANGELOG.md").read_text()
 POLICY_COMMANDS = {"watch", "plan", "prune", "unit", "unpin"}
 OTHERS_OPTIONS = {"systemctl": {"--user", "--now"}, "systemd-escape": {"--template", "--path"},
-                  "SBATCH": {"--signal", "--requeue"},
-                  "Slurm": {"--signal"}, "train.py": {"--resume-from"}, "script": {"--resume-from"}}  # fmt: skip
+                  "SBATCH": {"--signal", "--requeue"}, "Slurm": {"--signal"}, "train.py": {"--resume-from"},
+                  "script": {"--resume-from"}}  # fmt: skip
 
 
 # --- transcripts ----------------------------------------------------------------------------------------------
