@@ -197,6 +197,11 @@ def test_a_directory_is_listed_through_a_descriptor_of_its_own(path: Path) -> No
             for item in node.items
             if item.optional_vars is not None
         }
+        opened_here |= {
+            ast.unparse(node.targets[0])
+            for node in ast.walk(function)
+            if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("os.open(")
+        }
         for call in ast.walk(function):
             if isinstance(call, ast.Call) and ast.unparse(call.func) in ("os.scandir", "os.listdir"):
                 listed = ast.unparse(call.args[0])
