@@ -101,9 +101,13 @@ def holder_of_files(*, dir_fd: int) -> int | None:
 
 
 def _files(name: str, dir_fd: int, depth: int = 0) -> Iterator[Inode]:
-    """Of files only: who merely stands in a directory, as a shell does, holds nothing."""
+    """Of files only: who merely stands in a directory, as a shell does, holds nothing. Work dirs below it are others'
+    runs."""
     check_depth(depth, name)
-    with opened_dir(name, dir_fd=dir_fd) as fd, listed(fd) as entries:
+    with opened_dir(name, dir_fd=dir_fd) as fd, listed(fd) as there:
+        entries = list(there)
+        if depth and any(entry.name == OWN_DIR for entry in entries):
+            return
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 if entry.name != OWN_DIR:

@@ -58,9 +58,9 @@ class Survey:
 
     entries: what a scan found, by name. unreadable: names with the system's reason. remembered: whether an earlier
     pass left a state. pointed: the line in the pointer file, if any. settles_s: after how many seconds something
-    that is in flight now can have become quiet, if nothing else happens. filling: directories in flight, of which
-    only events inside them tell. checkable: names whose format holds a
-    checksum; unread: those of them whose content is to be read before anything relies on it.
+    that is in flight now can have become quiet, if nothing else happens, or a run have ended that a changed max_keep
+    waits for. filling: directories in flight, of which only events inside them tell. checkable: names whose format
+    holds a checksum; unread: those of them whose content is to be read before anything relies on it.
     """
 
     plan: Plan

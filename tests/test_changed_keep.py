@@ -236,6 +236,16 @@ def test_what_ckptd_itself_keeps_there_is_no_file_of_the_run(ended: Callable[...
             assert holder_of_files(dir_fd=work.fd) == reader.pid
 
 
+def test_the_files_of_a_run_below_are_that_runs(ended: Callable[..., Path]) -> None:
+    work_dir = ended(1, 2)
+    (work_dir / "other" / "logs").mkdir(parents=True)
+    (work_dir / "other" / "logs" / "log.txt").touch()
+    with holding_open(work_dir / "other" / "logs" / "log.txt", "r") as reader, WorkDir(work_dir) as work:
+        assert holder_of_files(dir_fd=work.fd) == reader.pid
+        (work_dir / "other" / ".ckptd").mkdir()
+        assert holder_of_files(dir_fd=work.fd) is None
+
+
 def test_watch_waits_while_the_newest_is_being_written(ended: Callable[..., Path], at_once: None) -> None:
     work_dir = ended(*range(1, 8))
     a_pass(work_dir, max_keep=5, interval=1)

@@ -194,6 +194,10 @@ class Life(RuleBasedStateMachine):
         self.world.restart(policy, state=state)
         self.look(seen)
 
+    @rule()
+    def look_without_max_keep(self) -> None:
+        self.world.look()
+
     @rule(series=series, count=st.integers(0, 4), at=st.integers(1, 40))
     def crash(self, series: str, count: int, at: int) -> None:
         for _ in range(count):

@@ -23,6 +23,7 @@ import pytest
 
 from ckptd import delete, restore
 from ckptd.background import Background
+from ckptd.core.memory import Memory
 from ckptd.core.naming import Template
 from ckptd.core.policy import Policy
 from ckptd.errors import OwnedError
@@ -394,6 +395,25 @@ class World:
         self._check_pointer(settled, since)
         assert self._reconciler.survey().prune == (), "a second pass would prune what the first has kept"
         return report
+
+    def look(self) -> None:
+        """A pass without max_keep: what the policy would prune then is what it would have pruned before."""
+        self._meet()
+        settled, since, before = self._settled, list(self._since), self.plan()
+        idle = replace(self.policy, max_keep=None, max_bytes=None)
+        with self._calls().watched():
+            self._new(self._work, idle).reconcile()
+        assert self._gone == [], "a pass that nobody asked to delete has deleted something"
+        self._check_pointer(settled, since)
+        unread = {name for name, saved in self.files.items() if saved.kind == ZEROED}
+        if before.remembered is not None and self._is_all_seen(before.remembered) and not unread:
+            assert before.prune == self.plan().prune, "a look without max_keep has changed what prune does"
+        self._start()
+
+    def _is_all_seen(self, remembered: Memory) -> bool:
+        """Whether no save has come since; one that has walks alone, and after a look with those before it."""
+        good = {name: saved.mtime_ns for name, saved in self.files.items() if self.is_good(name)}
+        return all(name in remembered.seen and remembered.seen[name].mtime_ns == at for name, at in good.items())
 
     def crash(self, at: int) -> None:
         """A pass that ends at its `at`-th change of the disk, then another: all is as if one had been whole."""

@@ -113,12 +113,7 @@ def replay(
         grids[text] = replace(grid, ignored=ignored)
         series[text] = walks.take_back(grid, series[text])
 
-    for arrival in arrivals:
-        is_save = arrival.whole and arrival.order != BROUGHT_BACK and arrival.series not in doubtful
-        walks.arrive(arrival)
-        if is_save:
-            walks.make(grids[arrival.series], arrival)
-
+    # Before anything arrives: what somebody has just brought back goes for no walk that is made up for.
     for text, grid in grids.items():
         was, asked, walked, settled = series[text], grid.asked, text in saves, policy.max_keep is not None
         if asked is not None and settled and not walked and is_behind(was, asked, order.newest(text)):
@@ -133,6 +128,12 @@ def replay(
                     quiet_from_ns=quiet_from_ns(complete),
                 )  # fmt: skip
         series[text] = after_pass(was, asked, memory.next_order - 1, order.next - 1, walked=walked, settled=settled)
+
+    for arrival in arrivals:
+        is_save = arrival.whole and arrival.order != BROUGHT_BACK and arrival.series not in doubtful
+        walks.arrive(arrival)
+        if is_save:
+            walks.make(grids[arrival.series], arrival)
     return Replayed(Memory(seen, series, order.next), grids)
 
 

@@ -214,6 +214,13 @@ def test_a_brought_back_newest_walks_nothing() -> None:
     assert directory.prune(1) == [2, 3, 4]
 
 
+@pytest.mark.parametrize("before", [None, 5])
+def test_what_somebody_has_just_brought_back_does_not_go_for_a_late_walk(before: int | None) -> None:
+    directory = ran(1, 2, 3, 5, max_keep=before)
+    directory.written["epoch_4.pth"] = 0
+    assert directory.prune(1) == ([3, 4, 5] if before is None else [1, 2, 3, 4, 5])
+
+
 def test_a_state_that_does_not_tell_what_was_in_force_walks_nothing() -> None:
     directory = ran(*range(1, 8), max_keep=5)
     series = {text: SeriesMemory(known.interval, known.recent) for text, known in directory.memory.series.items()}
@@ -267,6 +274,13 @@ def test_saves_seen_between_two_ks_walk_by_the_second() -> None:
     directory.prune(None)
     assert directory.steps() == [3, 4, 5, 6, 7]
     assert directory.prune(3) == [5, 6, 7]
+
+
+def test_a_save_that_walks_late_walks_over_nothing_that_came_after_it() -> None:
+    directory = ran(5, 6, 7, max_keep=3)
+    directory.save(10, 9, 20)
+    directory.prune(None)
+    assert directory.prune(1) == [5, 6, 7, 9, 10, 20]
 
 
 def test_an_inferred_interval_is_that_of_a_first_contact() -> None:
@@ -409,6 +423,30 @@ def test_restarts_under_the_new_k_before_the_first_save_leave_what_the_hook_left
     assert compared == 2449
 
 
+@pytest.mark.parametrize("missed", [0.3, 0.9])
+def test_between_two_changes_of_policy_any_passes_may_be_missed(missed: float) -> None:
+    """Confluence, where `prune` stands at the beginning of every segment and takes its policy for a changed one."""
+    for case in CASES:
+        rng = random.Random(case["id"])
+        each_seen, some_seen = Directory(case["pre"]), Directory(case["pre"])
+        for segment in case["segments"]:
+            for directory in (each_seen, some_seen):
+                directory.reconcile(policy_of(segment))
+            for each in happenings({"segments": [segment]}):
+                for directory in (each_seen, some_seen):
+                    if isinstance(each, Outside):
+                        directory.reconcile(each.policy)
+                        directory.written = {n: at for n, at in directory.written.items() if n not in each.remove}
+                        for name in each.create:
+                            directory.write(name)
+                        directory.reconcile(each.policy)
+                    else:
+                        directory.write(each.name)
+                        if directory is each_seen or each.last or rng.random() >= missed:
+                            directory.reconcile(each.policy)
+            assert set(each_seen.written) == set(some_seen.written), case["id"]
+
+
 # --- saves, looks and changes of K in any order
 
 
@@ -449,8 +487,9 @@ class Oracle:
         self.is_met = self.is_met or bool(self.files)
         self.unseen, self.known = [], set(self.files) - self.owed
 
-    def prune(self, max_keep: int) -> None:
+    def prune(self, max_keep: int, *, ended: bool = True) -> None:
         before, self.max_keep = self.max_keep, max_keep
+        waits = False
         if before is not None and max_keep > before:
             self.owed -= self.late
             self.late = set()
@@ -460,13 +499,18 @@ class Oracle:
             self.waits = False
             self.walk(*self.unseen)
         elif self.unwalked:
-            if not (self.never_walked and self.unwalked != sorted(self.unwalked)):
+            waits = not ended and not (self.never_walked and self.unwalked != sorted(self.unwalked))
+            if ended and not (self.never_walked and self.unwalked != sorted(self.unwalked)):
                 self.late |= self.walk(*self.unwalked)
-        elif before is not None and max_keep < before and not self.waits:
-            self.late |= self.walk(*self.files[-1:])
+        elif before is not None and max_keep < before and not self.waits and self.files:
+            waits = not ended
+            self.late |= self.walk(*self.files[-1:]) if ended else set()
         self.is_met = self.is_met or bool(self.files)
-        self.unseen, self.unwalked = [], []
-        self.never_walked = self.never_walked and not self.is_met
+        self.unseen = []
+        if waits:
+            self.max_keep = before
+        else:
+            self.unwalked, self.never_walked = [], self.never_walked and not self.is_met
         for step in self.owed - set(self.files[-max_keep:]):
             self.delete(step)
         self.known = set(self.files) - self.owed
@@ -498,7 +542,7 @@ def test_saves_looks_and_changes_of_k_in_any_order_leave_what_the_law_says(seed:
         interval = rng.choice([1, 1, 2, 3])
         directory, oracle, step, did = Directory(), Oracle(interval), 0, []
         for _ in range(rng.randint(3, 30)):
-            what = rng.choice(["save", "save", "save", "look", "prune", "prune", "lower", "delete", "resume"])
+            what = rng.choice(["save", "save", "save", "look", "prune", "prune", "watch", "lower", "delete", "resume"])
             if what == "resume" and oracle.files:
                 step = rng.choice(oracle.files)
             elif what == "save":
@@ -513,10 +557,11 @@ def test_saves_looks_and_changes_of_k_in_any_order_leave_what_the_law_says(seed:
                 directory.plan(Policy(max_keep=rng.randint(1, 5), interval=interval))
                 directory.prune(None, interval)
                 oracle.look()
-            elif what in ("prune", "lower"):
-                keep = rng.randint(1, 6) if what == "prune" else max(1, (oracle.max_keep or 4) - 1)
+            elif what in ("prune", "watch", "lower"):
+                keep = rng.randint(1, 6) if what != "lower" else max(1, (oracle.max_keep or 4) - 1)
+                directory.ended = what != "watch"
                 directory.prune(keep, interval)
-                oracle.prune(keep)
-                what = f"prune {keep}"
+                oracle.prune(keep, ended=directory.ended)
+                what = f"{what} {keep}"
             did.append(f"{what} {step}" if what == "save" else what)
             assert sorted(oracle.files) == directory.steps(), f"{interval} {did}"
