@@ -14,7 +14,7 @@ from .core.plan import Decision
 from .disk import opened_dir, opened_file
 from .filesystem import is_local
 from .readers import OpenFiles
-from .scan import entry_of, stat_entry
+from .scan import Entry, entry_of, stat_entry
 from .survey import Survey
 from .verdict import OPEN_FOR_WRITING, has_writer, has_writer_inside
 
@@ -58,16 +58,17 @@ def reasons_to_stay(
     for series in survey.plan.series:
         going = [d.checkpoint.name for d in prunes if d.checkpoint.series == series.grid.template.text]
         for kept in (*series.relied_on, *series.best) if going else ():
-            if not _is_still(kept.name, survey, work_fd):
+            if not is_still(survey.entries[kept.name], kept.name, dir_fd=work_fd):
                 stays |= dict.fromkeys(going, f"{kept.name}, which stays in its place, has changed or is gone")
     return stays
 
 
-def _is_still(name: str, survey: Survey, work_fd: int) -> bool:
+def is_still(entry: Entry, name: str, *, dir_fd: int) -> bool:
+    """Whether `name` is what was scanned as `entry`, and not written to since. Raises OSError if that cannot be told."""
     try:
-        now = entry_of(name, dir_fd=work_fd)
+        now = entry_of(name, dir_fd=dir_fd)
     except FileNotFoundError:
         return False
     if now.forbidden:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
-    return now.is_same_as(survey.entries[name])
+    return now.is_same_as(entry)

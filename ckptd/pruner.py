@@ -21,7 +21,7 @@ from .disk import NO_ROOM, SyncError, exists
 from .errors import RefusedError, why
 from .filesystem import free_bytes
 from .labelled import Labelled
-from .last_look import Holders, reasons_to_stay
+from .last_look import Holders, is_still, reasons_to_stay
 from .remover import Remover
 from .scan import SIDECAR_ENDING, Entry, entry_of
 from .survey import Survey
@@ -281,7 +281,7 @@ class Pruner:
                 reason = stays.get(name, "")
                 with contextlib.suppress(OSError, RefusedError):  # then it is asked again before it is freed
                     reason = reason or holders.of(item, dir_fd=trash_fd)
-                    if not (reason or entry_of(item, dir_fd=trash_fd).is_same_as(survey.entries[name])):
+                    if not (reason or is_still(survey.entries[name], item, dir_fd=trash_fd)):
                         reason = "written to while it was renamed"
                 if reason:
                     lines.append(self._give_back(item, name, reason, trash_fd))

@@ -122,7 +122,11 @@ class End:
             remembered = asdict(memory) if memory else {"seen": {}}
             for seen in remembered["seen"].values():
                 seen.pop("inode", None)  # another in every work dir
-            pruned = sorted(str(line["name"]) for line in journal.read(own_fd) if line["did"] == "pruned")
+            lines = journal.read(own_fd)
+            back = {line["trash"] for line in lines if line["did"] == "gave back"}
+            pruned = sorted(
+                str(line["name"]) for line in lines if line["did"] == "pruned" and line["trash"] not in back
+            )
         trash = sorted(os.listdir(work_dir / OWN_DIR / "trash"))
         return cls(world.whole(work_dir), sorted(os.listdir(work_dir)), pointed(work_dir), remembered, pruned, trash)
 
