@@ -64,7 +64,7 @@ def reasons_to_stay(
 
 
 def is_still(entry: Entry, name: str, *, dir_fd: int) -> bool:
-    """Whether `name` is what was scanned as `entry`, and not written to since. Raises OSError if that cannot be told."""
+    """Whether `name` is what was scanned as `entry`, not written to since. Raises OSError if that cannot be told."""
     try:
         now = entry_of(name, dir_fd=dir_fd)
     except FileNotFoundError:
