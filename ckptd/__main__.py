@@ -10,7 +10,6 @@ from .python import why_not_here
 
 _DEPENDENCIES = ("click", "watchdog")
 _WRONG_USE = 2  # not 1: of `latest` that means that there is nothing to resume from
-_DOUBT = 6
 
 
 def main() -> None:
@@ -18,6 +17,19 @@ def main() -> None:
     reason = why_not_here("the command ckptd")
     if reason is not None:
         _fail(reason)
+    try:
+        if sys.argv[1:2] == ["latest"] and not {"-h", "--help"}.intersection(sys.argv):
+            from .apart import answer_of
+
+            sys.exit(answer_of(_run))
+        _run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        gc.freeze()  # else Python looks for cycles in all of this before it ends, a tenth of a short command's time
+
+
+def _run() -> None:
     try:
         from .cli import main as run
 
@@ -28,13 +40,6 @@ def main() -> None:
             raise
         _fail(f"the command ckptd needs {missing}, which is not installed here: `{sys.executable} -m pip install "
               f"{' '.join(_DEPENDENCIES)}`, or install ckptd apart; ckptd.shim works without")  # fmt: skip
-    except Exception:
-        if sys.argv[1:2] != ["latest"]:
-            raise
-        sys.excepthook(*sys.exc_info())
-        sys.exit(_DOUBT)  # a bug of ours must not tell a job to start anew
-    finally:
-        gc.freeze()  # else Python looks for cycles in all of this before it ends, a tenth of a short command's time
 
 
 def _fail(text: str) -> NoReturn:

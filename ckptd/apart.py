@@ -1,69 +1,88 @@
-"""A look at a disk that may not answer, made by a process that can be left behind.
+"""A command made by a process that can be left behind, for it asks a disk that may not answer.
 
-Who asks a file system that does not answer hangs in the kernel, beyond any signal, and so does who waits for him.
+Who asks a file system that does not answer hangs in the kernel, beyond any signal, and so does who waits for him: a job
+script, by `$(ckptd latest ...)`. Imported before all else, so that the two processes have little to share.
 """
 
 from __future__ import annotations
 
+import gc
 import io
-import json
 import os
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import NamedTuple
+from typing import NoReturn
+
+PATIENCE_S = 120.0
+DOUBT = 6  # as errors.DoubtError
 
 
-class Answer(NamedTuple):
-    """What a call has ended with, and what it has printed."""
+def answer_of(run: Callable[[], object]) -> int:
+    """Make `run`, which ends by sys.exit, in a process of its own; pass on what it prints, and return its exit code.
 
-    code: int
-    out: str
-    err: str
-
-
-def answer_of(call: Callable[[], int], *, patience_s: float) -> Answer | None:
-    """What `call` answers, made in a process of its own; None if it does not within `patience_s`, and is left behind.
-
-    Raises OSError if that process cannot be made, or was killed. For the main thread of a process that has no other.
+    That is DOUBT, with a message, where it does not end in time, or not by itself. For a process with one thread.
     """
+    try:
+        said = _said_by(run)
+        if said is None:
+            raise OSError(f"the disk has not answered for {PATIENCE_S:.0f} s. See to it, and ask again")
+        if not said:
+            raise OSError("the process that looked was killed")
+        head, _, text = said.partition(b"\n")
+        code, length = map(int, head.split())
+        sys.stderr.buffer.write(text[length:])
+        sys.stderr.flush()
+        sys.stdout.buffer.write(text[:length])
+        sys.stdout.flush()
+    except OSError as error:
+        sys.stderr.write(f"error: ckptd {' '.join(sys.argv[1:])}: {error.strerror or error}\n")
+        return DOUBT
+    return code
+
+
+def _said_by(run: Callable[[], object]) -> bytes | None:
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
         os.close(reader)
-        _be_apart(call, writer)
+        _be_apart(run, writer)
     os.close(writer)
-    said = _read(reader, patience_s)
+    said = _read(reader)
     os.close(reader)
-    if said is None:
-        return None
-    os.waitpid(child, 0)
-    if not said:
-        raise ChildProcessError("the process that looked was killed")
-    return Answer(*json.loads(said))
+    if said is not None:
+        os.waitpid(child, 0)
+    return said
 
 
-def _be_apart(call: Callable[[], int], writer: int) -> None:
+def _be_apart(run: Callable[[], object], writer: int) -> NoReturn:
     """Be the process that may hang: it holds nothing open for whose end somebody waits."""
-    code = os.EX_SOFTWARE
+    gc.disable()  # it lives too briefly for that
+    code = DOUBT
     try:
         nowhere = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(nowhere, fd)
         out, err = sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
-        code = call()
-        with os.fdopen(writer, "w") as pipe:
-            json.dump(Answer(code, out.getvalue(), err.getvalue()), pipe)
+        try:
+            run()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else DOUBT
+        except Exception:  # noqa: BLE001 - not even a bug of ours may tell a job to start anew
+            sys.excepthook(*sys.exc_info())
+        printed, told = (text.getvalue().encode(errors="surrogateescape") for text in (out, err))
+        with os.fdopen(writer, "wb") as pipe:
+            pipe.write(b"%d %d\n" % (code, len(printed)) + printed + told)
     finally:
-        os._exit(code)
+        os._exit(0)
 
 
-def _read(reader: int, patience_s: float) -> bytes | None:
+def _read(reader: int) -> bytes | None:
     """All that comes until the end; None if that has not come in time."""
     said = bytearray()
-    before = signal.signal(signal.SIGALRM, _give_up)
-    signal.setitimer(signal.ITIMER_REAL, patience_s)
+    signal.signal(signal.SIGALRM, _give_up)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
     try:
         while more := os.read(reader, 1 << 16):
             said += more
@@ -71,7 +90,6 @@ def _read(reader: int, patience_s: float) -> bytes | None:
         return None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)
     return bytes(said)
 
 

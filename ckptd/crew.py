@@ -120,8 +120,9 @@ class Crew:
     def finish(self, *, job_left: bool) -> None:
         """The job has ended: make the passes that something waits for, and all others too as those after it."""
         self._job_left = job_left
-        for path in [path for path, keeper in self._keepers.items() if keeper.due_s < math.inf or path in self._queued]:
-            self.look(path)
+        for path, keeper in self._keepers.items():
+            if keeper.due_s < math.inf or path in self._under_way:
+                self.look(path)
 
     def let_go(self, path: str) -> None:
         """A work dir is gone: so is its keeper."""

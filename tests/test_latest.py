@@ -7,14 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ckptd import absence
-from ckptd.apart import answer_of
 from ckptd.errors import DoubtError
 
 from .conftest import Builder, Somebody, a_pass, environment, epochs, holding_open, torch_zip, truncated
@@ -240,31 +238,40 @@ def test_a_bug_of_ours_is_a_doubt(broken: str, work_dir: Path, tmp_path: Path) -
     assert "half an upgrade" in done.stderr
 
 
-def test_a_disk_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
-    """What hangs is another process: it holds nothing of ours open for whose end somebody waits."""
-    os.mkfifo(tmp_path / "hangs")
-    began_s = time.monotonic()
-    script = (
-        "import sys; from ckptd.apart import answer_of\n"
-        "print(answer_of(lambda: open(sys.argv[1]).close() or 0, patience_s=0.3))"
-    )
-    done = subprocess.run([sys.executable, "-c", script, tmp_path / "hangs"], capture_output=True, text=True,
-                          env=environment(), timeout=20, check=False)  # fmt: skip
-    assert (done.stdout, done.stderr) == ("None\n", "")
-    assert time.monotonic() - began_s < 15
-    with open(tmp_path / "hangs", "w"):  # so that it ends
+_APART = """
+import os, sys, time
+from ckptd import apart
+apart.PATIENCE_S = float(sys.argv[1])
+def run():
+    {does}
+sys.exit(apart.answer_of(run))
+"""
+
+
+def run_apart(does: str, *, patience_s: float = 20.0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", _APART.format(does=does), str(patience_s)], capture_output=True,
+                          text=True, env=environment(), timeout=60, check=False)  # fmt: skip
+
+
+def test_a_disk_that_does_not_answer_is_given_up_and_nobody_waits_for_who_hangs(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    done = run_apart(f"open({str(gate)!r})", patience_s=0.3)
+    assert (done.returncode, done.stdout) == (DOUBT, "")
+    assert done.stderr == "error: ckptd 0.3: the disk has not answered for 0 s. See to it, and ask again\n"
+    with open(gate, "w"):  # so that it ends
         pass
 
 
-def test_what_a_call_apart_says_is_handed_on() -> None:
-    def call() -> int:
-        print("x" * 200_000)
-        print("a warning", file=sys.stderr)
-        return 5
-
-    assert answer_of(call, patience_s=20) == (5, "x" * 200_000 + "\n", "a warning\n")
+def test_what_is_said_apart_is_passed_on_with_the_code() -> None:
+    done = run_apart("print('x' * 200_000); print('a warning', file=sys.stderr); sys.exit(5)")
+    assert (done.returncode, done.stdout, done.stderr) == (5, "x" * 200_000 + "\n", "a warning\n")
 
 
-def test_a_call_apart_that_is_killed_is_an_error() -> None:
-    with pytest.raises(OSError, match="killed"):
-        answer_of(lambda: os.kill(os.getpid(), 9) or 0, patience_s=20)
+@pytest.mark.parametrize(("does", "said"), [
+    ("os.kill(os.getpid(), 9)", "error: ckptd 20.0: the process that looked was killed"),
+    ("raise MemoryError('none left')", "MemoryError: none left"),
+])  # fmt: skip
+def test_who_ends_otherwise_than_by_itself_is_a_doubt(does: str, said: str) -> None:
+    done = run_apart(does)
+    assert (done.returncode, done.stdout, done.stderr.splitlines()[-1]) == (DOUBT, "", said)

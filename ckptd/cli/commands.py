@@ -32,8 +32,6 @@ none can be named; 75 the work dir was replaced under systemd; 126 the command b
 Every option of the policy is also an environment variable: --max-keep 3 is CKPTD_MAX_KEEP=3. What ckptd did goes
 to stderr, what was asked for goes to stdout."""
 
-_PATIENCE_S = 120.0  # with a disk that is asked for the newest checkpoint
-
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -203,47 +201,27 @@ def latest(work_dir: str, json_: bool, **policy: Any) -> None:
     yet. Exits 6 if there is something, or may be, and none can be named: one that is incomplete, still being written
     or cannot be read, or a disk that does not answer. Then a job must not start anew.
     """
-    from ..apart import answer_of
+    log_to_stderr()
+    from .. import api
+    from ..workdir import become_owner
 
     made = Policy(**policy)
     try:
-        answer = answer_of(lambda: _latest(work_dir, made, json_), patience_s=_PATIENCE_S)
-        if answer is None:
-            raise DoubtError(f"{work_dir}: the disk has not answered for {_PATIENCE_S:.0f} s. See to it, and ask again")
-        sys.stderr.write(answer.err)
-        sys.stdout.write(answer.out)
-        sys.stdout.flush()
-    except OSError as error:
-        raise DoubtError(f"{work_dir}: {why(error)}") from error
-    raise click.exceptions.Exit(answer.code)
-
-
-def _latest(work_dir: str, policy: Policy, json_: bool) -> int:
-    """In a process that can be left behind: a disk may not answer."""
-    log_to_stderr()
-    log = logging.getLogger("ckptd")
-    try:
-        from .. import api
-        from ..workdir import become_owner
-
         become_owner([work_dir])
-        path, nothing = api.latest_or_why(work_dir, policy)
+        path, nothing = api.latest_or_why(work_dir, made)
     except CkptdError as error:
-        log.error("%s", error)
-        return error.exit_code if error.exit_code != CkptdError.exit_code else DoubtError.exit_code
+        if error.exit_code != CkptdError.exit_code:
+            raise
+        raise DoubtError(str(error)) from error
     except OSError as error:
-        log.error("%s: %s", error.filename or work_dir, why(error))
-        return DoubtError.exit_code
-    except Exception:  # not even a bug of ours may tell a job to start anew
-        log.exception("%s: a bug in ckptd", work_dir)
-        return DoubtError.exit_code
+        raise DoubtError(f"{error.filename or work_dir}: {why(error)}") from error
     if path is None:
-        log.warning("%s", nothing)
+        logging.getLogger("ckptd").warning("%s", nothing)
     if json_:
         click.echo(json.dumps({"work_dir": os.path.abspath(work_dir), "latest": str(path) if path else None}))
     elif path is not None:
         say_exactly(str(path))
-    return 0 if path is not None else 1
+    raise click.exceptions.Exit(0 if path is not None else 1)
 
 
 @cli.command()

@@ -18,10 +18,10 @@ pytestmark = pytest.mark.root
 
 _LATEST = """
 import sys
-from ckptd.cli import commands, main
-commands._PATIENCE_S = 1.0
+from ckptd import __main__, apart
+apart.PATIENCE_S = 1.0
 sys.argv = ["ckptd", "latest", *sys.argv[1:]]
-main()
+__main__.main()
 """
 
 
@@ -51,5 +51,7 @@ def test_latest_gives_up_and_says_so_and_holds_up_nobody_who_waits_for_its_words
     done = subprocess.run([sys.executable, "-c", _LATEST, dead / below], capture_output=True, text=True,
                           env=environment(), timeout=60, check=False)  # fmt: skip
     assert (done.returncode, done.stdout) == (6, "")
-    assert done.stderr == (f"error: {dead / below}: the disk has not answered for 1 s. See to it, and ask again\n")
+    assert done.stderr == (
+        f"error: ckptd latest {dead / below}: the disk has not answered for 1 s. See to it, and ask again\n"
+    )
     assert time.monotonic() - began_s < 30
