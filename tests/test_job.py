@@ -176,20 +176,21 @@ def last_pass(work_dir: Path, *, alone: bool, **policy: object) -> None:
         background.close()
 
 
+@pytest.mark.parametrize("rule", [{"rule": "newest"}, {"rule": "stepped", "interval": 1}], ids=["newest", "stepped"])
 @pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize("writer", [ACCELERATE, the("mmcv")], ids=str)
 def test_where_other_hosts_may_write_the_pointer_goes_at_once_and_nothing_goes_for_it(
-    writer: Writer, alone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    writer: Writer, alone: bool, rule: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(surveyor, "is_local", lambda _: False)
     work_dir = tmp_path / "project" / "run"
     work_dir.mkdir(parents=True)
     run = Run(work_dir, writer)
-    run.saves([1, 2])
-    last = run.save(3, young=True)
-    last_pass(work_dir, alone=alone, max_keep=1, rule="newest", trash_ttl_s=0.0)
+    run.saves([2, 3])
+    last = run.save(4, young=True)
+    last_pass(work_dir, alone=alone, max_keep=1, trash_ttl_s=0.0, **rule)
     assert api.latest(work_dir) == work_dir / last
-    assert {path.name for path in work_dir.iterdir()} - {".ckptd", "last_ckpt"} == {writer.name(2), last}
+    assert {path.name for path in work_dir.iterdir()} - {".ckptd", "last_ckpt"} == {writer.name(3), last}
 
 
 def test_what_proves_nothing_by_its_structure_is_not_pointed_at_where_others_may_write(work_dir: Path) -> None:
