@@ -368,7 +368,11 @@ def test_no_option_or_variable_is_mentioned_that_does_not_exist() -> None:
         others = {option for word, options in OTHERS_OPTIONS.items() if word in line for option in options}
         mentioned = set(re.findall(r"(?<![\w|-])--[a-z][a-z-]*", line))
         assert mentioned <= ours | others, line
-    assert set(re.findall(r"CKPTD_\w+", README)) == variables() | {"CKPTD_DEBUG", "CKPTD_COMPLETE"}
+    assert set(re.findall(r"CKPTD_\w+", README)) == variables() | {
+        "CKPTD_DEBUG",
+        "CKPTD_COMPLETE",
+        "CKPTD_SAVE_TIMEOUT",
+    }
 
 
 def test_every_command_line_shown_is_one_that_ckptd_takes() -> None:

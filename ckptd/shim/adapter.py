@@ -10,7 +10,7 @@ from ..core.naming import Template
 from ..errors import UsageError
 from .attendance import warn_if_unattended
 from .declaration import declare
-from .ranks import agree, rank_of
+from .ranks import agree, own_group, rank_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Series:
             save()
         except Exception as error:  # noqa: BLE001 - raised by agree, on this rank and all others
             failure = error
-        agree(failure)
+        agree(failure, own_group(), at=f"the save of {self.template}")
         declare(
             self.place,
             template=self.template,

@@ -119,11 +119,11 @@ def _check_alike(held: str, refusal: RefusedError | None, group: Group) -> None:
     least, negative, accepted = found.tolist()
     if least == -negative:
         if not accepted:
-            agree(refusal, group)
+            agree(refusal, group, at="average_buffers")
         return
     theirs = broadcast_text(held, group=group)
     told = _difference(held.splitlines(), theirs.splitlines(), rank_of(group)) if held != theirs else ""
-    agree(CkptdError(told) if told else None, group)
+    agree(CkptdError(told) if told else None, group, at="average_buffers")
 
 
 def _described(named: list[tuple[str, Tensor]]) -> str:

@@ -30,7 +30,7 @@ from .attendance import warn_if_unattended
 from .buffers import average_buffers
 from .declaration import declare
 from .publish import check_writable, link_latest, publish, sweep
-from .ranks import agree, broadcast_text, rank_of, world_size
+from .ranks import agree, broadcast_text, own_group, rank_of, world_size
 from .resume import Progress, newest_complete
 from .snapshot import HostCopy
 from .writer import Writer
@@ -99,9 +99,14 @@ class CheckpointHook:
     def before_run(self, *, model: nn.Module, optimizer: Any = None, **states: Any) -> None:
         """Bind what is to be saved, and fail now for what could only fail later.
 
+        Every rank calls it: where one does not, the others wait for it, for an hour or CKPTD_SAVE_TIMEOUT seconds, and
+        then raise. Here they make a process group of their own over gloo, in which all later calls agree, and compare
+        interval, by_epoch, filename_tmpl, sync_buffer and background.
+
         optimizer: one, or a dict of them. states: what else a checkpoint holds, each under its name: anything with
         `state_dict()`, and plain values, as they are when they are saved. Raises CkptdError, on every rank, if
-        checkpoints cannot be written to `out_dir`, or hold sharded state or what torch.load would refuse.
+        checkpoints cannot be written to `out_dir`, or hold sharded state or what torch.load would refuse, or if those
+        settings differ.
         """
         self.wait()
         failure: Exception | None = None
@@ -114,7 +119,7 @@ class CheckpointHook:
         except Exception as error:  # noqa: BLE001 - raised by agree, on this rank and all others
             failure = error
         with self._bound_or_not():
-            agree(failure)
+            agree(failure, own_group(), at=self._settings)
         self._model, self._states = model, states
         self._optimizer = optimizer if self.save_optimizer else None
         self._declare()  # here for a resumed run: the ckptd beside it may have another run's word
@@ -145,8 +150,8 @@ class CheckpointHook:
                 name = newest_complete(str(self.out_dir), self.template) or ""
         except OSError as error:
             failure = CkptdError(f"{self.out_dir}: cannot be read: {why(error)}")
-        agree(failure)
-        name = broadcast_text(name)
+        agree(failure, own_group(), at="the choice of a checkpoint to resume from")
+        name = broadcast_text(name, group=own_group())
         if not name:
             return Progress()
         progress, failed = Progress(), None
@@ -154,7 +159,7 @@ class CheckpointHook:
             progress = self._load(self.out_dir / name, map_location, weights_only)
         except Exception as error:  # noqa: BLE001 - raised by agree, on this rank and all others
             failed = error
-        agree(failed)
+        agree(failed, own_group(), at=f"resume from {name}")
         self.last_ckpt = progress.path
         self._finished = {"epoch": progress.epoch, "iter": progress.iteration}
         if rank_of() == 0:
@@ -199,7 +204,7 @@ class CheckpointHook:
         except Exception as error:  # noqa: BLE001 - raised by agree, on this rank and all others
             failure = error
         path, self._in_flight = self._in_flight, None
-        agree(failure)
+        agree(failure, own_group(), at=f"the end of the save of {path.name}")
         self.last_ckpt = path
 
     def close(self) -> None:
@@ -224,6 +229,14 @@ class CheckpointHook:
         self._let_go()
 
     @property
+    def _settings(self) -> str:
+        """What must be the same on every rank, or they would not make the same calls."""
+        return (
+            f"before_run\ninterval={self.interval}\nby_epoch={self.by_epoch}\nfilename_tmpl={self.template.text}"
+            f"\nsync_buffer={self.sync_buffer}\nbackground={self.background}"
+        )
+
+    @property
     def _unit(self) -> str:
         return "epoch" if self.by_epoch else "iter"
 
@@ -233,9 +246,11 @@ class CheckpointHook:
         if not self.should_save(step, last=last):
             return None
         self.wait()
-        if self.sync_buffer:
-            average_buffers(self._model)
         path = self.out_dir / self.template.name_of(step)
+        at = f"the save of {path.name}"
+        if self.sync_buffer:
+            agree(None, own_group(), at=at)  # here still: buffers go through the training's own group
+            average_buffers(self._model)
         failure: Exception | None = None
         try:
             if rank_of() == 0:
@@ -243,7 +258,12 @@ class CheckpointHook:
                 self._save(path, self._model, _scores(metrics))
         except Exception as error:  # noqa: BLE001 - raised by agree, on this rank and all others
             failure = error
-        agree(failure)
+        try:
+            agree(failure, own_group(), at=at)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._writer.wait()  # what this rank has begun alone, no later call would ask for
+            raise
         if self.background:
             self._in_flight = path
         else:

@@ -14,6 +14,7 @@ from mmcv.runner import HOOKS, CheckpointHook, EpochBasedRunner
 from ..errors import UsageError
 from .adapter import Series
 from .buffers import average_buffers
+from .ranks import own_group
 
 
 @HOOKS.register_module()
@@ -33,6 +34,7 @@ class CkptdHook(CheckpointHook):
     def before_run(self, runner: Any) -> None:
         """Raises UsageError where checkpoints would not go into a directory of this host, and for a second hook."""
         super().before_run(runner)
+        own_group()  # on every rank, before the first save needs it
         if not isinstance(self.file_client.client, HardDiskBackend):
             raise UsageError(f"checkpoints go to {self.out_dir} by {self.file_client.name}, where ckptd prunes nothing")
         # What the names count is for the runner to say; the interval may count something else.

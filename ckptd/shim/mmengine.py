@@ -15,6 +15,7 @@ from mmengine.registry import HOOKS
 from ..errors import UsageError
 from .adapter import Series
 from .buffers import average_buffers
+from .ranks import own_group
 
 
 @HOOKS.register_module()
@@ -34,6 +35,7 @@ class CkptdHook(CheckpointHook):
     def before_train(self, runner: Any) -> None:
         """Raises UsageError where checkpoints would not go into a directory of this host, and for a second hook."""
         super().before_train(runner)
+        own_group()  # on every rank, before the first save needs it
         backend = getattr(self.file_backend, "client", self.file_backend)
         if not isinstance(backend, LocalBackend):
             name = type(backend).__name__

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import resource
+import signal
 import sys
 import time
 from datetime import timedelta
@@ -383,6 +384,171 @@ def sharded(rank: int, place: Path) -> Any:
     return [at_start, error_of(lambda: hook.after_train_epoch(0)), os.listdir(place / "run")]
 
 
+# --- the group in which the ranks agree -----------------------------------------------------------------------
+
+
+def in_our_own_group(rank: int, place: Path) -> Any:
+    """What the training's own group has done meanwhile, and how many groups there are."""
+    world = dist.group.WORLD
+    before = world._get_sequence_number_for_group()
+    for background in (False, True):
+        with CheckpointHook(place / str(background), interval=1, background=background) as hook:
+            hook.before_run(model=network())
+            for epoch in range(3):
+                hook.after_train_epoch(epoch)
+        CheckpointHook(place / str(background)).resume(model=network())
+    return [world._get_sequence_number_for_group() - before, len(dist.distributed_c10d._world.pg_map)]
+
+
+def settings_differ(rank: int, place: Path) -> Any:
+    """Each is named on both ranks, which are in step afterwards."""
+    of_rank = {
+        "interval": rank + 1,
+        "by_epoch": rank == 1,
+        "filename_tmpl": f"{'ab'[rank]}_{{}}.pth",
+        "sync_buffer": rank == 1,
+        "background": rank == 1,
+    }
+    told = {}
+    for name, value in of_rank.items():
+        hook = CheckpointHook(place / name, **{"interval": 1, "filename_tmpl": "epoch_{}.pth", name: value})
+        told[name] = error_of(lambda hook=hook: hook.before_run(model=network()))
+    with CheckpointHook(place / "run", interval=1) as hook:
+        hook.before_run(model=network())
+        hook.after_train_epoch(0)
+    return told
+
+
+def leaves_one_out(rank: int, place: Path) -> Any:
+    """Rank 1 leaves out a save, and comes to the next one while rank 0 is still at the first."""
+    told = []
+    for background in (False, True):
+        hook = CheckpointHook(place / str(background), interval=1, background=background)
+        hook.before_run(model=network())
+        hook.after_train_epoch(0)
+        if rank == 0:
+            told.append([error_of(lambda hook=hook: hook.after_train_epoch(1))])
+        else:
+            told.append([error_of(lambda hook=hook: hook.after_train_epoch(2))])
+        told[-1].append(error_of(hook.close))
+        hook.before_run(model=network())
+        told[-1].append(str(hook.after_train_epoch(3)))
+        hook.close()
+    return told
+
+
+def leaves_one_out_and_trains(rank: int, place: Path) -> Any:
+    """Rank 1 leaves out a save for good. Its gradients are paired with those of rank 0, which come after the error."""
+    told = []
+    for sync_buffer in (False, True):
+        model = nn.parallel.DistributedDataParallel(network(), broadcast_buffers=False)
+        hook = CheckpointHook(place / str(sync_buffer), interval=1, sync_buffer=sync_buffer)
+        hook.before_run(model=model)
+        hook.after_train_epoch(0)
+        failed = error_of(lambda hook=hook: hook.after_train_epoch(1)) if rank == 0 else ""
+        model(torch.full((2, 4), float(rank))).sum().backward()
+        gradient = model.module[1].bias.grad.tolist()
+        if rank == 1:
+            failed = error_of(lambda hook=hook: hook.after_train_epoch(2))
+        told.append([failed, gradient])
+        dist.barrier()
+        again()
+    return told
+
+
+def again() -> None:
+    """End the process group and begin another one, as an elastic agent has it done."""
+    size, rank = dist.get_world_size(), dist.get_rank()
+    dist.barrier()
+    dist.destroy_process_group()
+    begin(rank, size)
+
+
+def groups_come_and_go(rank: int, place: Path) -> Any:
+    """A process group that is made after before_run, one that is gone before close, and others after it."""
+    size = dist.get_world_size()
+    told = []
+    dist.barrier()
+    dist.destroy_process_group()
+    hook = CheckpointHook(place / "run", interval=1, background=True)
+    hook.before_run(model=network())  # alone, by RANK
+    begin(rank, size)
+    told.append(str(hook.after_train_epoch(0)))
+    hook.wait()
+    hook.after_train_epoch(1)
+    dist.barrier()
+    dist.destroy_process_group()
+    hook.close()
+    told.append(str(hook.last_ckpt))
+    for epoch in (2, 3):
+        begin(rank, size)
+        with CheckpointHook(place / "run", interval=1) as hook:
+            told.append(hook.resume(model=network()).epoch)
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            if rank == 0:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+            told.append(error_of(lambda hook=hook, epoch=epoch: hook.after_train_epoch(epoch)))
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            hook.after_train_epoch(epoch)
+            dist.barrier()
+            dist.destroy_process_group()
+    begin(rank, size)
+    return told
+
+
+def without_gloo(rank: int, place: Path) -> Any:
+    """A torch without gloo for our own group: that is said, once, and the training's own serves."""
+    heard: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())
+    logging.getLogger("ckptd.shim").addHandler(handler)
+    with mock.patch.object(dist, "is_gloo_available", return_value=False):
+        again()
+        told = [save_fails(rank, place / "1"), background_fails(rank, place / "2")["wait"][:2]]
+    with (
+        mock.patch.object(dist, "get_backend", return_value="another"),
+        mock.patch.object(dist, "new_group", side_effect=RuntimeError("no route")),
+    ):
+        again()
+        told.append(save_fails(rank, place / "3"))
+    logging.getLogger("ckptd.shim").removeHandler(handler)
+    again()
+    return [*told, [line.partition(":")[0] for line in heard if " gloo" in line]]
+
+
+def one_of_three_cannot_save(rank: int, place: Path) -> Any:
+    from ckptd.shim.adapter import Series
+
+    def save() -> None:
+        if rank == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    series = Series(str(place), "epoch_{}.pth", "epoch", 1, 1)
+    return [save_fails(rank, place)[0], error_of(lambda: series.save(save))]
+
+
+def rank_1_ends(rank: int, place: Path) -> Any:
+    """At once, as by kill -9, in the middle of rank 0's save."""
+    hook = CheckpointHook(place / "run", interval=1, background=True)
+    hook.before_run(model=network())
+    hook.after_train_epoch(0)
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    told = error_of(lambda: hook.after_train_epoch(1))
+    (place / "told").write_text(told)
+    os._exit(0)
+
+
+def rank_1_never_comes(rank: int, place: Path) -> Any:
+    """To before_run, on which rank 0 waits in vain."""
+    if rank == 0:
+        (place / "told").write_text(error_of(lambda: CheckpointHook(place / "run").before_run(model=network())))
+        (place / "done").touch()
+    while not (place / "done").exists():
+        time.sleep(0.01)
+    os._exit(0)
+
+
 def error_of(call: Any) -> str:
     try:
         call()
@@ -391,13 +557,21 @@ def error_of(call: Any) -> str:
     return ""
 
 
+def begin(rank: int, size: int) -> None:
+    begun.append(rank)
+    store = Path(sys.argv[1], f"store-{len(begun)}").as_uri()
+    # A rank that waits for another for so long is one that hangs.
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=timedelta(seconds=40))
+
+
+begun: list[int] = []  # process groups
+
+
 def main() -> None:
     place, names = Path(sys.argv[1]), sys.argv[2:]
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
-    store = (place / "store").as_uri()
-    # A rank that waits for another for so long is one that hangs.
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=timedelta(seconds=40))
+    begin(rank, size)
     for name in names:
         (place / name).mkdir(exist_ok=True)
         dist.barrier()
