@@ -20,11 +20,12 @@ MARKER = ".metadata"
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
 _LARGEST = 1 << 28  # bytes; the metadata of the largest models is a tenth of it
 
+_AT_ONCE, _MOST_BARE = 1000, 256
 # A pickle's opcodes, as pickletools lists them: those without a size of their own, a thousand at once, and of the
 # others how many bytes their size has. A frame only says how much comes, and a memo's index has no size.
 _PLAIN = re.compile(
     rb"(?:[()012NQRabde}lo\]stu\x81\x85-\x89\x8f-\x94\x97\x98]|[Khq\x80\x82].|[M\x83]..|[Jj\x84].{4}|G.{8}"
-    rb"|[FILPSVg][^\n]*\n|[ic][^\n]*\n[^\n]*\n){1,1000}",
+    rb"|[FILPSVg][^\n]*\n|[ic][^\n]*\n[^\n]*\n){1,%d}" % _AT_ONCE,
     re.DOTALL,
 )
 _SIZED = {**dict.fromkeys(b"U\x8a\x8cC", 1), **dict.fromkeys(b"TXB\x8b", 4), **dict.fromkeys(b"\x8d\x8e\x96", 8)}
@@ -108,10 +109,14 @@ def _asks_for_more(content: bytes) -> bool:
     The unpickler fills a table as long as the greatest index of its memo, and makes room for a text before it looks
     whether there is one.
     """
-    at, end = 0, len(content)
+    at, end, bare = 0, len(content), 0
     while at < end:
         before, plain = at, _PLAIN.match(content, at)
         at = plain.end() if plain else at
+        # Opcodes of one byte each, and nothing else: objects that hold nothing, sixty times as large as the file.
+        bare = bare + 1 if at - before == _AT_ONCE else 0
+        if bare == _MOST_BARE:
+            return True
         opcode = content[at] if at < end else None
         if opcode == _STOP:
             return False

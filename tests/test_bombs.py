@@ -60,6 +60,8 @@ PICKLES = {
     "a bytearray": b"\x80\x05\x96" + Q(2**36) + b"x.",
     "a frame": b"\x80\x04\x95" + Q(2**36) + b"N.",
     "a number": b"\x80\x02\x8b" + L(2**31 - 1) + b"x.",
+    "lists without end": b"\x80\x04" + b"]" * 10**7 + b".",
+    "sets and tuples without end": b"\x80\x04" + b"\x8f)(" * 10**7 + b".",
     "a short text": b"\x80\x02X" + L(2**32 - 1) + b"x.",
 }
 
