@@ -15,6 +15,8 @@ from collections.abc import Callable
 from watchdog.observers.inotify_c import CallbackId, InotifyEvent, InotifyFD, Mask, WatchCallback, WatchDescriptor
 from watchdog.observers.inotify_c import InotifyConstants as In
 
+from .watch import limit_of
+
 # Asked of the kernel, so that the thousands of writes into one big file never wake this process.
 _MASK = In.IN_CLOSE_WRITE | In.IN_MOVED_FROM | In.IN_MOVED_TO | In.IN_CREATE | In.IN_DELETE | In.IN_ONLYDIR
 _FATE = In.IN_DELETE_SELF | In.IN_MOVE_SELF
@@ -59,7 +61,7 @@ class DirectoryWatch(WatchCallback):
             if not self._full:
                 self._full = True
                 log.warning("could not watch %s: %s; scanning it, and all others that cannot be watched "
-                            "(see fs.inotify.max_user_watches)", path, error)  # fmt: skip
+                            "(see %s)", path, error, limit_of(error))  # fmt: skip
             return False
         if wd < 0:
             return False  # not ours to read

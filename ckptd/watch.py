@@ -71,11 +71,11 @@ class Watcher:
         return bool(added)
 
     def _schedule(self, path: str, place: str) -> bool:
-        if self._observer is None:
-            self._observer = Observer()
-            logging.getLogger("watchdog").addHandler(self._alarm)  # adding it again does nothing
         handler = _Handler(self, path, path if len(place) < len(path) else None)
         try:
+            if self._observer is None:
+                self._observer = Observer()
+                logging.getLogger("watchdog").addHandler(self._alarm)  # adding it again does nothing
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # watchdog's own, about directories that churn
                 scheduled = self._observer.schedule(handler, place, event_filter=_EVENTS)
@@ -85,8 +85,8 @@ class Watcher:
             # Out of watches or instances (ENOSPC, EMFILE), or gone again: scanning goes on without.
             if error.errno != errno.ENOENT and not self._said_full:
                 self._said_full = True
-                log.warning("could not watch %s: %s; scanning instead (see fs.inotify.max_user_watches)", place, error)
-            if not any(self._watches.values()):
+                log.warning("could not watch %s: %s; scanning instead (see %s)", place, error, limit_of(error))
+            if self._observer is not None and not any(self._watches.values()):
                 self._observer.stop()  # it has an inotify instance and a thread from the moment it was made
                 self._observer = None
             return False
@@ -143,6 +143,11 @@ class Watcher:
         if event.event_type == "deleted" and names[0].removesuffix(SIDECAR_ENDING) in self._gone.get(path, ()):
             return
         self._hint(path)
+
+
+def limit_of(error: OSError) -> str:
+    """The kernel's limit that stands behind an error of inotify."""
+    return "fs.inotify.max_user_instances" if error.errno == errno.EMFILE else "fs.inotify.max_user_watches"
 
 
 class _Handler(FileSystemEventHandler):

@@ -73,3 +73,24 @@ def test_where_the_kernel_has_no_more_watches_the_rest_is_scanned(tmp_path: Path
         eventually(keeps(tmp_path / "root" / "later", 3), what="a work dir that no watch tells of")
         assert watch.stop() == 0
     assert watch.said("fs.inotify.max_user_watches") == 1
+
+
+@pytest.mark.parametrize("recursive", [False, True], ids=["one work dir", "below a root"])
+def test_where_the_kernel_has_no_inotify_instance_left_all_is_scanned(
+    recursive: bool, tmp_path: Path, watching: Watch
+) -> None:
+    """Each user has 128 of them on many machines, and editors and their servers take them all."""
+    needs("unshare")
+    run = saved(tmp_path / "root" / "run")
+    none = 'echo 0 > /proc/sys/user/max_inotify_instances && exec "$@"'
+    alone = ["unshare", "--user", "--map-root-user", "sh", "-c"]
+    if subprocess.run([*alone, none, "sh", "true"], capture_output=True).returncode:
+        pytest.skip("no limit of inotify instances can be set here: it takes a user namespace of one's own")
+    what = ["--recursive", str(run.parent)] if recursive else [str(run)]
+    command = [sys.executable, "-m", "ckptd", "watch", *what, *OPTIONS, "--scan-interval", "0.2"]
+    with watching(command=[*alone, none, "sh", *command]) as watch:
+        eventually(keeps(run, 3), what="the first pass")
+        (run / "epoch_4.pth").write_bytes(torch_zip())
+        eventually(lambda: left(run) == epochs(4), what="a save that no event tells of")
+        assert watch.stop() == 0
+    assert watch.said("max_user_instances") == 1 + recursive  # of the root's parent, too
