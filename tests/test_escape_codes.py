@@ -117,7 +117,7 @@ def test_what_a_command_prints_is_clean(command: str, how: str, root: Path, ckpt
 def test_what_was_typed_is_quoted_clean(args: list[str], root: Path, ckptd: Ckptd) -> None:
     (run,) = root.iterdir()
     done = ckptd(*(arg.replace("RUN", str(run)).replace("EVIL", EVIL) for arg in args))
-    assert done.returncode in (1, 2)
+    assert done.returncode in (1, 2, 127)
     assert done.stderr
     assert not unclean(done.stderr)
     assert not forged(done.stderr)
