@@ -247,7 +247,11 @@ class Surveyor:
             allocated_bytes=entry.allocated_bytes, inode=entry.inode, marker_bytes=entry.marker_bytes,
             changes=entry.changes, older=entry.older, younger=entry.younger,
         )  # fmt: skip
-        if verdict.late and known is not None and known.was_written_over(checkpoint):
+        if (
+            verdict.late
+            and known is not None
+            and (known.was_written_over(checkpoint) or known.was_in_doubt(checkpoint))
+        ):
             return replace(checkpoint, state=State.DOUBTFUL, evidence=verdict.late)
         if checkpoint.state is State.DOUBTFUL:
             return checkpoint

@@ -78,6 +78,25 @@ def test_a_part_younger_than_its_marker_puts_the_whole_in_doubt(
 
 
 @EVERY
+@pytest.mark.parametrize("how", ["chmod", "link"])
+def test_what_changed_without_its_bytes_stays_in_doubt(
+    how: str, what: str, part: str, marker: str, work_dir: Path, tmp_path: Path
+) -> None:
+    run = Run(work_dir, the(what))
+    names = run.saves((1, 2))
+    again(work_dir / names[1] / part)
+    assert states(a_pass(work_dir, **policy(run.writer))) == {names[0]: "complete", names[1]: "in doubt"}
+    for path in (work_dir / names[1]).rglob("*"):
+        if path.is_dir() or how == "chmod":
+            path.chmod(0o750)
+        else:
+            os.link(path, tmp_path / f"{len(os.listdir(tmp_path))}.bak")
+    report = a_pass(work_dir, **policy(run.writer))
+    assert states(report) == {names[0]: "complete", names[1]: "in doubt"}
+    assert (checkpoints(work_dir), pointed(work_dir)) == (set(names), names[0])
+
+
+@EVERY
 def test_the_doubt_ends_with_the_next_save_of_it(what: str, part: str, marker: str, work_dir: Path) -> None:
     run = Run(work_dir, the(what))
     names = run.saves((1, 2))

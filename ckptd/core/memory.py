@@ -84,6 +84,12 @@ class Seen:
         # One that has come since, a slow rank's, makes the younger more, but the older no fewer.
         return self.whole and same and found.younger > self.younger and found.older < self.older
 
+    def was_in_doubt(self, found: Checkpoint) -> bool:
+        """Whether `found`, a directory with a part younger than its marker, was not whole before, and no part of it was
+        written since: a change of mode, or another link, changes their times as a copy does, but makes none of it."""
+        same = (self.identity, self.inode) == (found.identity, found.inode)
+        return not self.whole and same and (self.older, self.younger) == (found.older, found.younger)
+
     def is_still(self, found: Checkpoint) -> bool:
         """Whether `found` is this checkpoint, and not one written over it since."""
         same = (self.series, self.identity) == (found.series, found.identity)
