@@ -9,6 +9,7 @@ from typing import NoReturn
 from .python import why_not_here
 
 _DEPENDENCIES = ("click", "watchdog")
+_DOUBT = 6  # as errors.DoubtError
 _WRONG_USE = 2  # not 1: of `latest` that means that there is nothing to resume from
 
 
@@ -19,14 +20,24 @@ def main() -> None:
         _fail(reason)
     try:
         if sys.argv[1:2] == ["latest"] and not {"-h", "--help"}.intersection(sys.argv):
-            from .apart import answer_of
-
-            sys.exit(answer_of(_run))
+            _answer()
         _run()
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
         gc.freeze()  # else Python looks for cycles in all of this before it ends, a tenth of a short command's time
+
+
+def _answer() -> NoReturn:
+    """Run `latest`. Python ends with 1 what it cannot import or go on with, and a job would take that for an answer."""
+    try:
+        from .apart import answer_of
+
+        code = answer_of(_run)
+    except Exception:  # noqa: BLE001 - such as a module of the job's that bears the name of one of Python's
+        sys.excepthook(*sys.exc_info())
+        code = _DOUBT
+    sys.exit(code)
 
 
 def _run() -> None:

@@ -24,7 +24,10 @@ def answer_of(run: Callable[[], object]) -> int:
 
     That is DOUBT, with a message, where it does not end in time, or not by itself. For a process with one thread.
     """
+    _fill_closed()
     try:
+        if sys.stdout is None:
+            raise OSError("stdout is closed, so that no answer can be given")
         said = _said_by(run)
         if said is None:
             raise OSError(f"the disk has not answered for {PATIENCE_S:.0f} s. See to it, and ask again")
@@ -32,14 +35,23 @@ def answer_of(run: Callable[[], object]) -> int:
             raise OSError("the process that looked was killed")
         head, _, text = said.partition(b"\n")
         code, length = map(int, head.split())
-        sys.stderr.buffer.write(text[length:])
-        sys.stderr.flush()
+        if sys.stderr is not None:
+            sys.stderr.buffer.write(text[length:])
+            sys.stderr.flush()
         sys.stdout.buffer.write(text[:length])
         sys.stdout.flush()
     except OSError as error:
-        sys.stderr.write(f"error: ckptd {' '.join(sys.argv[1:])}: {error.strerror or error}\n")
+        if sys.stderr is not None:
+            sys.stderr.write(f"error: ckptd {' '.join(sys.argv[1:])}: {error.strerror or error}\n")
         return DOUBT
     return code
+
+
+def _fill_closed() -> None:
+    """Let no descriptor of ours take the place of stdin, stdout or stderr where we were started without."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
 
 
 def _said_by(run: Callable[[], object]) -> bytes | None:

@@ -275,3 +275,30 @@ def test_what_is_said_apart_is_passed_on_with_the_code() -> None:
 def test_who_ends_otherwise_than_by_itself_is_a_doubt(does: str, said: str) -> None:
     done = run_apart(does)
     assert (done.returncode, done.stdout, done.stderr.splitlines()[-1]) == (DOUBT, "", said)
+
+
+# --- where Python itself would exit with 1 ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("closed", "code"), [("2>&-", 0), ("<&- 2>&-", 0), (">&-", DOUBT), (">&- 2>&-", DOUBT)])
+def test_a_stream_that_is_closed_is_no_answer(closed: str, code: int, with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints("epoch_1.pth")
+    command = f'exec "{sys.executable}" -m ckptd latest "{work_dir}" {closed}'
+    done = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, env=environment(), check=False)
+    assert (done.returncode, done.stdout) == (code, b"" if code else os.fsencode(work_dir / "epoch_1.pth") + b"\n")
+
+
+@pytest.mark.parametrize("content", ["x = 1", "raise RuntimeError('mine')"])
+@pytest.mark.parametrize("module", ["signal", "json", "click"])
+def test_a_module_of_the_job_that_bears_the_name_of_one_that_we_need_is_no_answer(
+    module: str, content: str, with_checkpoints: Builder, tmp_path: Path
+) -> None:
+    work_dir = with_checkpoints("epoch_1.pth")
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / f"{module}.py").write_text(content)
+    env = environment()
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(tmp_path / "job"), env.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-m", "ckptd", "latest", work_dir], capture_output=True, env=env, check=False
+    )
+    assert done.returncode in (0, DOUBT), done.stderr
