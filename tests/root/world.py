@@ -121,7 +121,8 @@ class End:
             memory = read_state(own_fd)
             remembered = asdict(memory) if memory else {"seen": {}}
             for seen in remembered["seen"].values():
-                seen.pop("inode", None)  # another in every work dir
+                for other in ("inode", "changes"):  # another in every work dir
+                    seen.pop(other, None)
             lines = journal.read(own_fd)
             back = {line["trash"] for line in lines if line["did"] == "gave back"}
             pruned = sorted(
