@@ -374,7 +374,7 @@ def latest(work_dir: Path) -> str | None:
 
 
 def pruned_by_the_journal(history: str) -> list[str]:
-    """What is pruned for good: what went while the job wrote over something that stays has come back, and gone again."""
+    """What is pruned for good: what went while the job wrote over something that stays came back, and went again."""
     lines = json.loads(history)
     back = {line["trash"] for line in lines if line["did"] == "gave back"}
     return sorted(line["name"] for line in lines if line["did"] == "pruned" and line["trash"] not in back)
