@@ -61,7 +61,9 @@ class Pruner:
         self._said: dict[str, str] = {}
         self._left: dict[str, str] = {}  # what the last pass was to prune and has left alone, and why
         self._said_full = False
+        self._said_alone = False
         self._unsynced = False
+        self._looked_at: set[str] = set()  # what came into the trash in this pass, and nobody named then
 
     def adopt(self, memory: Memory | None) -> None:
         """Finish what a crash left in the trash, and go on waiting for what is to be kept there.
@@ -105,6 +107,7 @@ class Pruner:
         pruned: list[Decision] = []
         failed: dict[str, str] = {}
         said_before, self._left = self._left, {}
+        self._looked_at.clear()
         if not prunes:
             return pruned, failed
         now_ms = self._clock() // 1_000_000
@@ -163,17 +166,19 @@ class Pruner:
             pruned.append(decision)
             self._say_pruned(decision)
         self._expires_ms |= {item: until_ms for _, item in binned}
+        self._looked_at.update(item for _, item in binned)
         self._bytes |= {item: decision.checkpoint.allocated_bytes for decision, item in binned}
         self._make_journal_durable()  # before the state forgets their names
         if binned and until_ms > now_ms:
             self._say_kept(binned, (until_ms - now_ms) / 60_000)
         return pruned, failed
 
-    def settle(self, budget: Budget | None = None) -> list[Seen]:
+    def settle(self, budget: Budget | None = None, *, alone: bool = False) -> list[Seen]:
         """Hand to the remover what has been in the trash long enough, once the journal tells where it came from.
 
         With a budget the trash goes first, the oldest before the others, until all that is left fits. What somebody is
-        at by now is not freed, but goes back under its name; returns what is to be remembered of that, as owed.
+        at by now, or names, is not freed, but goes back under its name; returns what is to be remembered of that, as
+        owed. alone: whether the work dir holds no complete checkpoint any more; then nothing is freed.
         """
         now_ms = self._clock() // 1_000_000
         while self._remover.failed:
@@ -186,6 +191,10 @@ class Pruner:
         self._make_journal_durable()
         if not due:
             return []
+        if alone:
+            self._keep_all(due, now_ms)
+            return []
+        self._said_alone = False
         due, back = self._without_held(due, now_ms)
         for item in due:
             self._forget(item)
@@ -292,15 +301,16 @@ class Pruner:
         return unwanted
 
     def _without_held(self, due: list[str], now_ms: int) -> tuple[list[str], list[Seen]]:
-        """What of `due` may be freed, and what went back because somebody is at it."""
+        """What of `due` may be freed, and what went back because somebody is at it, or names it."""
         free: list[str] = []
         back: list[Seen] = []
         lines: list[dict[str, Any]] = []
         holders, known = Holders(), functools.cache(self._lines)
+        named = self._named_in_trash(due, known)
         with delete.opened_trash(self._own_fd) as trash_fd:
             for item in due:
                 try:
-                    reason = _holder_of(item, holders, trash_fd)
+                    reason = named.get(item) or _holder_of(item, holders, trash_fd)
                     if reason:
                         pruned, entry = known().get(item, {}), entry_of(item, dir_fd=trash_fd)
                         lines.append(self._give_back(item, pruned.get("name"), reason, trash_fd))
@@ -319,6 +329,28 @@ class Pruner:
         self._write_down(*lines)
         self._make_journal_durable()
         return free, back
+
+    def _named_in_trash(self, due: list[str], lines: Callable[[], dict[str, dict[str, Any]]]) -> dict[str, str]:
+        """What of `due` was pinned or named since it came into the trash, with the reason; only the last of a name, and
+        where nothing bears that by now."""
+        if self._looked_at.issuperset(due):
+            return {}
+        named = {name: why[0] for name, why in self._named_now().items() if not exists(name, dir_fd=self._work.fd)}
+        if not named:
+            return {}
+        names = {lines()[item]["name"]: item for item in sorted(due, key=delete.age) if item in lines()}
+        return {item: named[name] for name, item in names.items() if name in named}
+
+    def _keep_all(self, due: list[str], now_ms: int) -> None:
+        """Free nothing of `due` for now: it is all that there is."""
+        self._expires_ms |= dict.fromkeys(due, now_ms + _UNNAMED_TTL_MS)
+        if not self._said_alone:
+            self._log.warning(
+                "no complete checkpoint is left in %s, so its trash is not freed: `ckptd restore --all %s` brings back "
+                "what is there, `rm -r %s/trash/*` frees it",
+                self._work.path, self._work.path, self._work.own_path,
+            )  # fmt: skip
+        self._said_alone = True
 
     def _give_back(self, item: str, name: str | None, reason: str, trash_fd: int) -> dict[str, Any]:
         """Let a checkpoint have its name again, if that is free; returns the line for the journal. Raises OSError if it

@@ -185,7 +185,7 @@ class Reconciler:
             self.surveyor.findings.forget(gone.__contains__)
             memory = memory.without(gone)
             self._remember(memory)
-        given_back = self._pruner.settle(survey.plan.budget)
+        given_back = self._pruner.settle(survey.plan.budget, alone=survey.plan.newest is None)
         if given_back:
             memory = replace(memory, seen={**memory.seen, **{seen.name: seen for seen in given_back}})
             self._remember(memory)

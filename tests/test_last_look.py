@@ -330,6 +330,53 @@ def test_what_somebody_names_while_checkpoints_go_stays(
     assert trash(work_dir) == []
 
 
+@pytest.mark.parametrize("claim", [pin, link, name_in_a_tracker], ids=lambda claim: claim.__name__)
+def test_what_is_named_when_its_hour_in_the_trash_is_over_gets_its_name_back(
+    claim: Callable[[Path], None], saved: Callable[[list[str]], Path]
+) -> None:
+    work_dir = saved(FILES)
+    hour = {**POLICY, "trash_ttl_s": 3600.0}
+    now_ns = (work_dir / FILES[-1]).stat().st_mtime_ns + 3600 * 10**9
+    reconcile(work_dir, policy=hour, clock=lambda: now_ns)
+    claim(work_dir)
+    now_ns += 3601 * 10**9
+    reconcile(work_dir, policy=hour, clock=lambda: now_ns)
+    assert (work_dir / "epoch_2.pth").read_bytes() == torch_zip()
+    assert (journal(work_dir)[-1], trash(work_dir)) == (("gave back", "epoch_2.pth"), [])
+
+
+def test_what_is_named_and_there_again_is_freed_from_the_trash(saved: Callable[[list[str]], Path]) -> None:
+    work_dir = saved(FILES)
+    hour = {**POLICY, "trash_ttl_s": 3600.0}
+    now_ns = (work_dir / FILES[-1]).stat().st_mtime_ns + 3600 * 10**9
+    reconcile(work_dir, policy=hour, clock=lambda: now_ns)
+    (work_dir / "epoch_2.pth").write_bytes(torch_zip(b"n" * 900))
+    pin(work_dir)
+    now_ns += 3601 * 10**9
+    reconcile(work_dir, policy=hour, clock=lambda: now_ns)
+    assert (work_dir / "epoch_2.pth").read_bytes() == torch_zip(b"n" * 900)
+    assert trash(work_dir) == []
+
+
+def test_the_trash_is_not_freed_while_no_complete_checkpoint_is_left(
+    saved: Callable[[list[str]], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    work_dir = saved(FILES)
+    hour = {**POLICY, "trash_ttl_s": 3600.0}
+    now_ns = (work_dir / FILES[-1]).stat().st_mtime_ns + 3600 * 10**9
+    reconcile(work_dir, policy=hour, clock=lambda: now_ns)
+    for name in FILES[2:]:
+        (work_dir / name).unlink()
+    now_ns += 3601 * 10**9
+    report = reconcile(work_dir, policy=hour, clock=lambda: now_ns)
+    assert len(trash(work_dir)) == 2
+    assert report.look_again_s == pytest.approx(3600)
+    assert any(f"`ckptd restore --all {work_dir}` brings back what is there" in text for text in caplog.messages)
+    (work_dir / FILES[3]).write_bytes(torch_zip())
+    reconcile(work_dir, policy={**hour, "settle_s": 0.0}, clock=lambda: now_ns)
+    assert trash(work_dir) == []
+
+
 @pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_bytes(b"cut"), os.utime],
                          ids=["is deleted", "is written over", "is touched"])  # fmt: skip
 def test_nothing_goes_where_what_is_to_stay_in_its_place_is_no_longer_what_it_was(
