@@ -449,3 +449,14 @@ def test_a_command_ends_without_a_search_for_cycles_in_all_that_it_imported() ->
     code = f"{say}\nsys.argv = ['ckptd', '--version']\nfrom ckptd.__main__ import main\nmain()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
     assert done.stdout.splitlines()[-1] == "left alone: True"
+
+
+@pytest.mark.parametrize("command", ["watch", "plan", "prune", "latest", "restore", "history", "unit"])
+def test_an_empty_name_is_no_work_dir(command: str, with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that is empty in a script, and the directory in which that happens to run."""
+    monkeypatch.chdir(with_checkpoints(*epochs(1, 2, 3)))
+    done = subprocess.run([sys.executable, "-m", "ckptd", command, ""], capture_output=True, text=True,
+                          env=environment(), timeout=30, check=False)  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert left(Path.cwd()) == epochs(1, 2, 3)
+    assert not Path(".ckptd").exists()

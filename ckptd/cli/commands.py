@@ -46,10 +46,22 @@ def cli() -> None:
 
 
 print_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
+
+
+def _named(_ctx: click.Context, _param: click.Parameter, value: Any) -> Any:
+    """What was given. A variable of a script that is empty names no work dir, and not the one it happens to run in."""
+    if "" in ((value,) if isinstance(value, str) else value):
+        raise click.BadParameter("an empty name. Give the directory that holds the checkpoints, or . for this one")
+    return value
+
+
 _work_dirs = click.argument(
-    "work_dirs", nargs=-1, required=True, metavar="WORK_DIR...", shell_complete=completion.directories
+    "work_dirs", nargs=-1, required=True, metavar="WORK_DIR...", callback=_named,
+    shell_complete=completion.directories,
+)  # fmt: skip
+work_dir_argument = click.argument(
+    "work_dir", metavar="WORK_DIR", callback=_named, shell_complete=completion.directories
 )
-work_dir_argument = click.argument("work_dir", metavar="WORK_DIR", shell_complete=completion.directories)
 _recursive = click.option("--recursive", is_flag=True, envvar="CKPTD_RECURSIVE",
                           help="Take every directory below WORK_DIR that holds a checkpoint.")  # fmt: skip
 
@@ -100,7 +112,7 @@ def watch(
 
 
 @cli.command(options_metavar="[POLICY]")
-@click.argument("work_dirs", nargs=-1, metavar="WORK_DIR...", shell_complete=completion.directories)
+@click.argument("work_dirs", nargs=-1, metavar="WORK_DIR...", callback=_named, shell_complete=completion.directories)
 @policy_options
 @_recursive
 @click.option("--verbose", "-v", is_flag=True, help="Begin with the policy in force.")
