@@ -24,7 +24,7 @@ from .place import is_aside, make_own, opened_own, own_dir
 _MOST_LINKS = 40  # as the kernel's
 _NOT_THE_DAEMONS = {"ckptd.__main__", "ckptd.shim"}
 # What functions of ours import when they are called, and what Python itself does in what we call.
-_PYTHON_IMPORTS_LATE = ("ctypes", "encodings.cp437", "linecache", "socket", "tokenize", "traceback")
+_PYTHON_IMPORTS_LATE = ("ctypes", "encodings.cp437", "heapq", "linecache", "socket", "tokenize", "traceback")
 _NOGROUP = 65534
 _LOCK_WAIT_S, _LOCK_RETRY_S = 1.0, 0.05
 _SHORT_LOCK_WAIT_S = 0.1  # of one among many, which is tried again: a job that asks for the lock has it for no longer

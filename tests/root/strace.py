@@ -45,8 +45,8 @@ def child(order):
     said = os.open(order["said"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0), os.dup2(said, 1), os.dup2(said, 2)
     if order["one_thread"]:
-        # Jobs run where they are handed over, and nobody looks again because reading took long: then every call has one
-        # number. What other processes have open, looked for all through /proc, would change the numbers from run to run.
+        # Jobs run where they are handed over, and nobody looks again because reading took long: then every call has its
+        # number. What other processes have open, looked for all through /proc, would change those from run to run.
         assert Background.submit
         Background.submit = lambda self, key, job, device: job()
         assert ckptd.reliance._STALE_S < 60
