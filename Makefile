@@ -10,9 +10,8 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
-# Training jobs import these, and are older than daemons. pyproject.toml tells ruff the same.
-PY39 := $(addprefix ckptd/,__init__.py __main__.py python.py errors.py disk.py scan.py formats.py dcp.py \
-    parts.py frameworks.py directories.py content.py lateness.py verdict.py pointer.py place.py state.py core shim)
+# Training jobs import these, and are older than daemons: the rows that pyproject.toml gives ruff.
+PY39 := $(shell sed -n 's|^"\(ckptd/[^"*]*[^"*/]\).*" = "py39"$$|\1|p' pyproject.toml)
 # What tests/root needs of Debian: strace injects faults, xfsprogs and e2fsprogs make the file systems
 # whose power is cut, sshfs lists a directory once for each descriptor, the others run a systemd of our own.
 ROOT_PACKAGES := strace xfsprogs sshfs openssh-sftp-server systemd dbus e2fsprogs util-linux procps
@@ -77,7 +76,7 @@ smoke-39:
 	python3.9 -m venv "$$dir/venv"; \
 	"$$dir/venv/bin/python" -m pip -qq --disable-pip-version-check install "$$dir/source"; \
 	cd "$$dir"; \
-	venv/bin/python -c 'import ckptd.core.replay, ckptd.content, ckptd.verdict, ckptd.pointer, importlib.util as u; \
+	venv/bin/python -c 'import ckptd.core.replay, ckptd.inspect.content, ckptd.inspect.verdict, ckptd.workdir.pointer, importlib.util as u; \
 	  assert not [name for name in ("click", "watchdog") if u.find_spec(name)], "the daemon came along"'; \
 	said=$$(venv/bin/ckptd --help 2>&1) && { echo 'smoke: the command runs on 3.9?'; exit 1; }; \
 	[ "$$(wc -l <<<"$$said")" = 1 ] || { echo "$$said"; exit 1; }; \

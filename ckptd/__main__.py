@@ -31,7 +31,7 @@ def main() -> None:
 def _answer() -> NoReturn:
     """Run `latest`. Python ends with 1 what it cannot import or go on with, and a job would take that for an answer."""
     try:
-        from .apart import answer_of
+        from .disk.apart import answer_of
 
         code = answer_of(_run)
     except Exception:  # noqa: BLE001 - such as a module of the job's that bears the name of one of Python's

@@ -10,23 +10,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .content import ChangedError, check_content
 from .core.checkpoint import State
 from .core.finder import Finder
 from .core.layouts import LAYOUTS
 from .core.policy import Policy
-from .disk import opened_dir, opened_own_dir
+from .disk.descriptors import opened_dir, opened_own_dir
+from .disk.filesystem import is_local
 from .errors import CkptdError, DoubtError, why
-from .filesystem import is_local
-from .pointer import named_by
-from .scan import entry_of
-from .survey import Survey
-from .surveyor import Surveyor
-from .verdict import Settling, Verdict, judge
-from .workdir import WorkDir, check_library_use
+from .inspect.content import ChangedError, check_content
+from .inspect.scan import entry_of
+from .inspect.verdict import Settling, Verdict, judge
+from .passes.survey import Survey
+from .passes.surveyor import Surveyor
+from .workdir.pointer import named_by
+from .workdir.workdir import WorkDir, check_library_use
 
 if TYPE_CHECKING:
-    from .reconcile import Report
+    from .passes.reconcile import Report
 
 StrPath = str | os.PathLike[str]
 
@@ -49,8 +49,8 @@ def prune(work_dir: StrPath, policy: Policy | None = None, *, below: str | None 
     ckptd, such as a `ckptd watch`, owns the work dir.
     """
     # Here, because those who only read should not wait for what deletes.
-    from .background import Background
-    from .reconcile import Reconciler
+    from .passes.background import Background
+    from .passes.reconcile import Reconciler
 
     background = Background()
     with WorkDir(work_dir, below=below) as work, _named(work):
@@ -85,14 +85,14 @@ def latest_or_why(work_dir: StrPath, policy: Policy) -> tuple[Path | None, str]:
     except CkptdError as error:
         if not isinstance(error.__cause__, FileNotFoundError):
             raise
-        from .absence import why_missing
+        from .passes.absence import why_missing
 
         return None, why_missing(os.fspath(work_dir))
     with work, _named(work):
         survey = _survey_for_reading(work, policy)
         newest = _newest(work, survey)
         if newest is None:
-            from .absence import why_empty
+            from .passes.absence import why_empty
 
             return None, why_empty(work, survey, policy)
         for name, reason in survey.unreadable.items():
@@ -161,7 +161,7 @@ def verify(
 
 
 def _trash_bytes(work: WorkDir) -> int:
-    from .delete import NAME, bytes_in
+    from .workdir.trash import NAME, bytes_in
 
     own_fd = work.open_own()
     if own_fd is None:

@@ -29,7 +29,7 @@ import pytest
 
 from ckptd import api
 from ckptd.core.policy import Policy
-from ckptd.reconcile import Report
+from ckptd.passes.reconcile import Report
 
 PATIENCE_S = 20.0  # for what takes milliseconds on a machine that does nothing else
 LEGACY_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e8003")  # how torch before 1.6 begins

@@ -1,53 +1,71 @@
-"""Who may import whom (STYLE: the house): walked in the source, and in a real interpreter."""
+"""Who may import whom, and what each package may touch: walked in the source, and in a real interpreter.
+
+PACKAGES is the one table; docs and tools go by it. What runs on Python 3.9 are the folders that pyproject.toml gives
+ruff under `per-file-target-version`; the Makefile reads the same rows.
+"""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from ckptd import workdir
+from ckptd.workdir import workdir
 
 PACKAGE = Path(__file__).parent.parent / "ckptd"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What core may use of the standard library: nothing that could reach a disk, a clock, a log or a process.
-PURE = {
-    "__future__",
-    "collections",
-    "dataclasses",
-    "enum",
-    "functools",
-    "itertools",
-    "json",
-    "math",
-    "re",
-    "string",
+PURE = frozenset({
+    "__future__", "collections", "dataclasses", "enum", "functools", "itertools", "json", "math", "re", "string",
     "typing",
-}
+})  # fmt: skip
 
-# What a training job may import: no click, no watchdog, and Python 3.9's syntax (checked in lint).
-SHARED_WITH_JOBS = {
-    "python",
-    "errors",
-    "disk",
-    "scan",
-    "formats",
-    "dcp",
-    "parts",
-    "frameworks",
-    "directories",
-    "content",
-    "lateness",
-    "verdict",
-    "place",
-    "pointer",
+
+@dataclass(frozen=True)
+class Package:
+    """One package: what of ckptd it may import beside itself and errors, and which third-party packages.
+
+    jobs: training jobs import it, so it runs on Python 3.9 and reaches only such packages.
+    """
+
+    name: str
+    imports: frozenset[str]
+    third_party: frozenset[str] = frozenset()
+    jobs: bool = False
+
+
+def _package(name: str, imports: str, third_party: str = "", *, jobs: bool = False) -> Package:
+    return Package(name, frozenset(imports.split()), frozenset(third_party.split()), jobs)
+
+
+# The lowest first: each may import only from packages above its own line.
+PACKAGES = {
+    each.name: each
+    for each in (
+        _package("errors", "", jobs=True),
+        _package("python", "", jobs=True),
+        _package("core", "", jobs=True),
+        _package("disk", "", jobs=True),
+        _package("systemd", ""),
+        _package("text", "core"),
+        _package("inspect", "core disk", jobs=True),
+        _package("workdir", "core disk inspect", jobs=True),
+        _package("passes", "core disk inspect workdir text"),
+        _package("daemon", "core disk inspect workdir text systemd passes", "watchdog"),
+        _package("shim", "core disk inspect workdir python", "torch numpy mmcv mmengine", jobs=True),
+        _package("api", "core disk inspect workdir passes"),
+        _package("cli", "core disk inspect workdir text systemd passes daemon api", "click"),
+        _package("__main__", "python disk cli", jobs=True),
+        _package("__init__", "python api core", jobs=True),
+    )
 }
-SHARED_WITH_JOBS |= {"state"}
 
 
 def imports_of(path: Path) -> Iterator[str]:
@@ -67,95 +85,45 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if name_of(p).startswith("core.")], ids=name_of)
-def test_core_is_pure(path: Path) -> None:
-    for name in imports_of(path):
-        top = name.split(".")[0]
-        if top == "ckptd":
-            assert name.startswith(("ckptd.core", "ckptd.errors")), name
-        else:
-            assert top in PURE, name
+def package_of(path: Path) -> Package:
+    return PACKAGES[name_of(path).split(".")[0]]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_click_watchdog_and_torch_each_have_one_place(path: Path) -> None:
-    tops = {name.split(".")[0] for name in imports_of(path)}
-    module = name_of(path)
-    assert "click" not in tops or module.startswith("cli.")
-    assert "watchdog" not in tops or module in ("watch", "directory_watch")
-    assert "torch" not in tops or module.startswith("shim.")
+def ours_in(path: Path) -> set[str]:
+    """The packages of ckptd that a module imports, its own not among them."""
+    tops = {name.split(".")[1] for name in imports_of(path) if name.startswith("ckptd.")}
+    return (tops & set(PACKAGES)) - {package_of(path).name}
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if name_of(p) in SHARED_WITH_JOBS], ids=name_of)
-def test_what_jobs_share_reaches_nothing_else_of_the_daemon(path: Path) -> None:
-    for name in imports_of(path):
-        if name.startswith("ckptd."):
-            assert name.split(".")[1] in SHARED_WITH_JOBS | {"core"}, name
+def test_every_module_is_in_a_package_of_the_table_and_few_are_in_none() -> None:
+    assert {name_of(path).split(".")[0] for path in MODULES} == set(PACKAGES)
+    assert len(list(PACKAGE.glob("*.py"))) <= 8
 
 
-# What a job does with torch in it, and all that it does without.
-SHIM_MAY = SHARED_WITH_JOBS | {"core", "shim"}
+def test_the_table_has_no_circle() -> None:
+    above: set[str] = set()
+    for package in PACKAGES.values():
+        assert package.imports <= above, package.name
+        above.add(package.name)
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if name_of(p).startswith("shim.")], ids=name_of)
-def test_the_shim_reaches_only_what_jobs_share(path: Path) -> None:
-    for name in imports_of(path):
-        if name.startswith("ckptd."):
-            assert name.split(".")[1] in SHIM_MAY, name
+def test_what_jobs_import_reaches_only_what_runs_on_their_python() -> None:
+    for package in PACKAGES.values():
+        if package.jobs and package.name not in ("__main__", "__init__"):
+            assert all(PACKAGES[name].jobs for name in package.imports), package.name
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if not name_of(p).startswith("shim.")], ids=name_of)
-def test_nothing_of_the_daemon_knows_the_shim(path: Path) -> None:
-    assert not [name for name in imports_of(path) if name.startswith("ckptd.shim")]
-
-
-SHELL = {
-    "scan",
-    "content",
-    "formats",
-    "dcp",
-    "parts",
-    "frameworks",
-    "directories",
-    "lateness",
-    "readers",
-    "verdict",
-    "delete",
-    "pointer",
-    "state",
-    "journal",
-    "watch",
-    "notify",
-    "workdir",
-    "filesystem",
-    "disk",
-}
-BELOW = {
-    "place",
-    "disk",
-    "errors",
-    "core",
-    "scan",
-    "formats",
-    "dcp",
-    "parts",
-    "frameworks",
-    "directories",
-    "lateness",
-}  # scan gives the others their Entry
-
-
-@pytest.mark.parametrize("path", [p for p in MODULES if name_of(p) in SHELL], ids=name_of)
-def test_shell_modules_do_not_know_each_other(path: Path) -> None:
-    for name in imports_of(path):
-        if name.startswith("ckptd.") and name.count(".") >= 1:
-            assert name.split(".")[1] in BELOW, name
+def test_python_39_is_asked_of_the_folders_that_jobs_import() -> None:
+    ruff = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["ruff"]
+    listed = {row.removeprefix("ckptd/").removesuffix("/**").removesuffix(".py"): target
+              for row, target in ruff["per-file-target-version"].items()}  # fmt: skip
+    assert listed == {name: "py39" for name, package in PACKAGES.items() if package.jobs}
 
 
 @pytest.mark.parametrize(("module", "absent"), [
-    ("ckptd", ["click", "watchdog", "torch", "ckptd.cli", "ckptd.reconcile"]),
-    ("ckptd.cli", ["torch", "watchdog", "ckptd.service", "asyncio"]),
-    ("ckptd.service", ["torch", "click"]),
+    ("ckptd", ["click", "watchdog", "torch", "ckptd.cli", "ckptd.passes"]),
+    ("ckptd.cli", ["torch", "watchdog", "ckptd.daemon", "asyncio"]),
+    ("ckptd.daemon.service", ["torch", "click"]),
     ("ckptd.api", ["torch", "click", "watchdog"]),
     ("ckptd.shim", ["torch", "click", "watchdog", "ckptd.shim.hook"]),
 ])  # fmt: skip
@@ -180,7 +148,7 @@ print(*[name for name in ("click", "watchdog") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     ours, others = done.stdout.split("\n")[:2]
-    assert set(ours.split()) <= SHIM_MAY
+    assert set(ours.split()) <= {package.name for package in PACKAGES.values() if package.jobs}
     assert others == ""
 
 

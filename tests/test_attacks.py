@@ -16,22 +16,22 @@ from pathlib import Path
 
 import pytest
 
-from ckptd import delete
-from ckptd.background import Background
 from ckptd.core.policy import Policy
-from ckptd.disk import opened_dir
+from ckptd.daemon.keeper import Keeper
+from ckptd.daemon.watch import Watcher
+from ckptd.disk.descriptors import opened_dir
 from ckptd.errors import RefusedError
-from ckptd.keeper import Keeper
-from ckptd.reading import Reader
-from ckptd.reconcile import Reconciler
-from ckptd.restore import restorable
-from ckptd.watch import Watcher
-from ckptd.workdir import WorkDir, _owner_of
+from ckptd.passes.background import Background
+from ckptd.passes.reading import Reader
+from ckptd.passes.reconcile import Reconciler
+from ckptd.passes.restore import restorable
+from ckptd.workdir import trash
+from ckptd.workdir.workdir import WorkDir, _owner_of
 
 from .conftest import Builder, a_pass, environment, epochs, left, torch_zip
 
 
-def trash(work_dir: Path) -> list[str]:
+def in_trash(work_dir: Path) -> list[str]:
     return os.listdir(work_dir / ".ckptd/trash")
 
 
@@ -43,7 +43,7 @@ def test_a_large_prune_that_is_cut_off_can_be_restored_and_is_not_freed_by_a_sta
     with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work_dir = with_checkpoints(*epochs(*range(1, 12)))
-    put, count = delete.put, 0
+    put, count = trash.put, 0
 
     def cut_off(*args, **more):  # type: ignore[no-untyped-def]
         nonlocal count
@@ -53,7 +53,7 @@ def test_a_large_prune_that_is_cut_off_can_be_restored_and_is_not_freed_by_a_sta
         return put(*args, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(delete, "put", cut_off)
+        patch.setattr(trash, "put", cut_off)
         with pytest.raises(Crash):
             a_pass(work_dir, max_keep=1, interval=1)
     a_pass(work_dir)
@@ -77,7 +77,7 @@ def test_the_trash_is_named_in_linear_time(with_checkpoints: Builder, monkeypatc
         asked += not name.endswith((".keep", ".metrics.json"))
         return False
 
-    monkeypatch.setattr(delete, "exists", counting)
+    monkeypatch.setattr(trash, "exists", counting)
     a_pass(with_checkpoints(*epochs(*range(1, 41))), max_keep=1, interval=1)
     assert asked == 39
 
@@ -179,7 +179,7 @@ def test_what_cannot_be_freed_is_tried_again_while_the_watch_goes_on(
 ) -> None:
     work_dir = with_checkpoints(*epochs(1, 2))
     background, at_ns = Background(), time.time_ns()
-    remove = delete.remove
+    remove = trash.remove
 
     def refuse(item: str, *, trash_fd: int) -> None:
         raise OSError(5, "Input/output error")
@@ -187,16 +187,16 @@ def test_what_cannot_be_freed_is_tried_again_while_the_watch_goes_on(
     with WorkDir(work_dir) as work:
         policy = Policy(max_keep=1, interval=1, trash_ttl_s=0)
         reconciler = Reconciler(work, policy, background, clock=lambda: at_ns)
-        monkeypatch.setattr(delete, "remove", refuse)
+        monkeypatch.setattr(trash, "remove", refuse)
         reconciler.reconcile()
         background.wait()
         report = reconciler.reconcile()
         assert report.look_again_s is not None
-        monkeypatch.setattr(delete, "remove", remove)
+        monkeypatch.setattr(trash, "remove", remove)
         at_ns += int(report.look_again_s * 1e9) + 10**7
         reconciler.reconcile()
         background.wait()
-    assert trash(work_dir) == []
+    assert in_trash(work_dir) == []
     background.close()
 
 
@@ -268,7 +268,7 @@ def bottomless(path: Path, *, depth: int) -> None:
 def test_a_tree_of_any_depth_and_protected_against_writing_is_freed(tmp_path: Path) -> None:
     bottomless(tmp_path / "1-0.gone", depth=3000)
     with opened_dir(str(tmp_path)) as fd:
-        delete.remove("1-0.gone", trash_fd=fd)
+        trash.remove("1-0.gone", trash_fd=fd)
     assert os.listdir(tmp_path) == []
 
 
@@ -283,7 +283,7 @@ def test_a_directory_nested_deeper_than_any_checkpoint_is_left_alone(with_checkp
     ]
     assert left(work_dir) == ["iter_1", "iter_3"]
     with opened_dir(str(work_dir)) as fd:
-        delete.remove("iter_1", trash_fd=fd)  # or nobody could
+        trash.remove("iter_1", trash_fd=fd)  # or nobody could
 
 
 def test_hundreds_pruned_at_once_need_no_descriptor_each(with_checkpoints: Builder) -> None:
@@ -294,7 +294,7 @@ def test_hundreds_pruned_at_once_need_no_descriptor_each(with_checkpoints: Build
         report = a_pass(work_dir, max_keep=1, interval=1, trash_ttl_s=0)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert (report.failed, left(work_dir), trash(work_dir)) == ({}, epochs(300), [])
+    assert (report.failed, left(work_dir), in_trash(work_dir)) == ({}, epochs(300), [])
 
 
 def test_a_trash_full_of_things_is_said_in_one_line(
@@ -306,7 +306,7 @@ def test_a_trash_full_of_things_is_said_in_one_line(
         (work_dir / f".ckptd/trash/1-{n}").touch()
     a_pass(work_dir)
     assert caplog.text.count("nothing is written down") == 1
-    assert len(trash(work_dir)) == 0  # an hour of 1970 is over
+    assert len(in_trash(work_dir)) == 0  # an hour of 1970 is over
 
 
 def test_a_result_dropped_into_a_directory_checkpoint_is_no_save(with_checkpoints: Builder) -> None:

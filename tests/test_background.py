@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from ckptd.background import Background
+from ckptd.passes.background import Background
 
 from .conftest import eventually
 

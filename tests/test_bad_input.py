@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptd import delete
+from ckptd.workdir import trash
 
 from .conftest import (
     Builder,
@@ -232,14 +232,14 @@ def test_a_checkpoint_that_vanishes_between_scan_and_rename_is_a_success(
     with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work_dir = with_checkpoints(*epochs(1, 2, 3))
-    put = delete.put
+    put = trash.put
 
     def somebody_is_faster(entry, **dirs):
         if entry.name == "epoch_1.pth":
             (work_dir / entry.name).unlink()
         return put(entry, **dirs)
 
-    monkeypatch.setattr(delete, "put", somebody_is_faster)
+    monkeypatch.setattr(trash, "put", somebody_is_faster)
     report = a_pass(work_dir, max_keep=1, interval=1)
     assert (report.exit_code, left(work_dir), pointed(work_dir)) == (0, epochs(3), "epoch_3.pth")
 

@@ -20,7 +20,7 @@ import pytest
 
 import ckptd
 from ckptd.core.policy import Policy
-from ckptd.dcp import _asks_for_more
+from ckptd.inspect.dcp import _asks_for_more
 
 from .conftest import Builder, a_pass, dcp_metadata, environment, epochs, left, pointed, torch_zip
 from .layouts.writers import accelerate_fsdp, put, trainer

@@ -17,18 +17,19 @@ from typing import Any
 
 import pytest
 
-from ckptd import journal, patience
-from ckptd.background import Background
 from ckptd.core.plan import SKIP
 from ckptd.core.policy import Policy
-from ckptd.disk import opened_dir
-from ckptd.patience import Patience
-from ckptd.readers import holder_of_files
-from ckptd.reconcile import Reconciler, Report
-from ckptd.recursive import RecursiveService
-from ckptd.restore import restorable
-from ckptd.service import Service
-from ckptd.workdir import WorkDir
+from ckptd.daemon.recursive import RecursiveService
+from ckptd.daemon.service import Service
+from ckptd.disk.descriptors import opened_dir
+from ckptd.disk.in_use import holder_of_files
+from ckptd.passes import patience
+from ckptd.passes.background import Background
+from ckptd.passes.patience import Patience
+from ckptd.passes.reconcile import Reconciler, Report
+from ckptd.passes.restore import restorable
+from ckptd.workdir import journal
+from ckptd.workdir.workdir import WorkDir
 
 from .conftest import Builder, Watching, a_pass, epochs, eventually, holding_open, left, pointed, torch_zip
 from .golden_cases import CASES, Outside, happenings, policy_of

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 import ckptd
-from ckptd.background import Background
-from ckptd.content import ChangedError, check_content
 from ckptd.core.policy import Policy
-from ckptd.dcp import missing_shard
-from ckptd.disk import SyncError, opened_dir, sync_file
-from ckptd.reading import Reader
-from ckptd.reconcile import Reconciler
-from ckptd.scan import entry_of
-from ckptd.workdir import WorkDir
+from ckptd.disk.descriptors import SyncError, opened_dir, sync_file
+from ckptd.inspect.content import ChangedError, check_content
+from ckptd.inspect.dcp import missing_shard
+from ckptd.inspect.scan import entry_of
+from ckptd.passes.background import Background
+from ckptd.passes.reading import Reader
+from ckptd.passes.reconcile import Reconciler
+from ckptd.workdir.workdir import WorkDir
 
 from .conftest import Builder, a_pass, dcp_metadata, epochs, eventually, left, legacy, pointed, safetensors, torch_zip
 from .layouts.writers import Run, the
@@ -116,7 +116,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(entry.name)
         return check_content(entry, **more)
 
-    monkeypatch.setattr("ckptd.reading.check_content", noting)
+    monkeypatch.setattr("ckptd.passes.reading.check_content", noting)
     return names
 
 
@@ -206,7 +206,7 @@ def test_a_failed_fsync_is_not_made_good_by_a_change_of_mode(
 ) -> None:
     work_dir = with_checkpoints("epoch_1.pth")
     with_checkpoints("epoch_2.pth", content=legacy())  # which nothing can read back
-    monkeypatch.setattr("ckptd.reliance.sync_file", failing_once("epoch_2.pth"))
+    monkeypatch.setattr("ckptd.passes.reliance.sync_file", failing_once("epoch_2.pth"))
     a_pass(work_dir, max_keep=1, interval=1, settle_s=0)
     (work_dir / "epoch_2.pth").chmod(0o600)
     a_pass(work_dir, max_keep=1, interval=1, settle_s=0)

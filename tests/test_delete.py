@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from ckptd import delete, disk
-from ckptd.disk import opened_dir
+from ckptd.disk import descriptors
+from ckptd.disk.descriptors import opened_dir
 from ckptd.errors import RefusedError
-from ckptd.remover import Remover
-from ckptd.scan import Entry, entry_of
+from ckptd.inspect.scan import Entry, entry_of
+from ckptd.passes.remover import Remover
+from ckptd.workdir import trash
 
 from .conftest import Builder, Somebody, a_pass, epochs, left, picture, torch_zip
 
@@ -30,7 +31,7 @@ def opened(work_dir: Path) -> Iterator[dict[str, int]]:
     with (
         opened_dir(str(work_dir)) as work_fd,
         opened_dir(str(work_dir / ".ckptd")) as own_fd,
-        delete.opened_trash(own_fd) as trash_fd,
+        trash.opened_trash(own_fd) as trash_fd,
     ):
         yield {"work_fd": work_fd, "trash_fd": trash_fd}
 
@@ -40,15 +41,15 @@ def entry(work_dir: Path, name: str) -> Entry:
         return entry_of(name, dir_fd=fd)
 
 
-def trash(work_dir: Path) -> list[str]:
+def in_trash(work_dir: Path) -> list[str]:
     return sorted(os.listdir(work_dir / ".ckptd" / "trash"))
 
 
 def test_what_was_put_into_the_trash_bears_no_checkpoints_name_and_is_whole(with_checkpoints: Builder) -> None:
     work_dir = with_checkpoints(*epochs(1, 2))
     with opened(work_dir) as dirs:
-        names = [delete.put(entry(work_dir, name), now_ms=1000, **dirs) for name in epochs(1, 2)]
-    assert (left(work_dir), names, trash(work_dir)) == ([], ["1000-0", "1000-1"], ["1000-0", "1000-1"])
+        names = [trash.put(entry(work_dir, name), now_ms=1000, **dirs) for name in epochs(1, 2)]
+    assert (left(work_dir), names, in_trash(work_dir)) == ([], ["1000-0", "1000-1"], ["1000-0", "1000-1"])
     assert (work_dir / ".ckptd/trash/1000-0").read_bytes() == torch_zip()
 
 
@@ -59,21 +60,21 @@ def test_what_is_restored_is_what_was_put_there(with_checkpoints: Builder) -> No
         # ctime changes with every rename
         before = [each[:4] + each[5:] for each in picture(path).values()]
         with opened(work_dir) as dirs:
-            item = delete.put(entry(work_dir, path.name), now_ms=7, **dirs)
+            item = trash.put(entry(work_dir, path.name), now_ms=7, **dirs)
             assert not path.exists()
-            delete.restore(item, path.name, **dirs)
+            trash.restore(item, path.name, **dirs)
         assert [each[:4] + each[5:] for each in picture(path).values()] == before
-    assert trash(work_dir) == []
+    assert in_trash(work_dir) == []
 
 
 def test_a_name_that_is_taken_is_never_restored_over(with_checkpoints: Builder) -> None:
     work_dir = with_checkpoints("epoch_1.pth")
     with opened(work_dir) as dirs:
-        item = delete.put(entry(work_dir, "epoch_1.pth"), now_ms=7, **dirs)
+        item = trash.put(entry(work_dir, "epoch_1.pth"), now_ms=7, **dirs)
         (work_dir / "epoch_1.pth").write_bytes(b"saved anew")
         with pytest.raises(FileExistsError):
-            delete.restore(item, "epoch_1.pth", **dirs)
-    assert ((work_dir / "epoch_1.pth").read_bytes(), trash(work_dir)) == (b"saved anew", ["7-0"])
+            trash.restore(item, "epoch_1.pth", **dirs)
+    assert ((work_dir / "epoch_1.pth").read_bytes(), in_trash(work_dir)) == (b"saved anew", ["7-0"])
 
 
 def grow(path: Path) -> None:
@@ -103,17 +104,17 @@ def test_what_is_no_longer_what_was_scanned_stays(change, with_checkpoints: Buil
     scanned = entry(work_dir, "epoch_1.pth")
     change(work_dir / "epoch_1.pth")
     before = picture(work_dir / "epoch_1.pth")
-    with opened(work_dir) as dirs, pytest.raises((delete.ChangedError, OSError)):
-        delete.put(scanned, now_ms=1, **dirs)
-    assert (picture(work_dir / "epoch_1.pth"), trash(work_dir)) == (before, [])
+    with opened(work_dir) as dirs, pytest.raises((trash.ChangedError, OSError)):
+        trash.put(scanned, now_ms=1, **dirs)
+    assert (picture(work_dir / "epoch_1.pth"), in_trash(work_dir)) == (before, [])
 
 
 def test_a_directory_into_which_somebody_saves_stays(with_checkpoints: Builder) -> None:
     path = with_checkpoints.shards("iter_1")
     scanned = entry(path.parent, "iter_1")
     (path / "__1_0.distcp").write_bytes(b"another shard")
-    with opened(path.parent) as dirs, pytest.raises(delete.ChangedError):
-        delete.put(scanned, now_ms=1, **dirs)
+    with opened(path.parent) as dirs, pytest.raises(trash.ChangedError):
+        trash.put(scanned, now_ms=1, **dirs)
     assert sorted(os.listdir(path)) == [".metadata", "__0_0.distcp", "__1_0.distcp"]
 
 
@@ -123,7 +124,7 @@ def test_names_that_are_swapped_between_the_look_and_the_rename_lose_nothing(
 ) -> None:
     with_checkpoints("epoch_1.pth")
     work_dir = with_checkpoints("epoch_2.pth", content=torch_zip(b"two" * 99))
-    scanned, rename, swapped = entry(work_dir, "epoch_1.pth"), delete.rename_new, []
+    scanned, rename, swapped = entry(work_dir, "epoch_1.pth"), trash.rename_new, []
 
     def swap_first(src: str, dst: str, **more: int) -> None:
         if not swapped:
@@ -135,9 +136,9 @@ def test_names_that_are_swapped_between_the_look_and_the_rename_lose_nothing(
         if swapped and not name_is_free and dst == "1-0":
             (work_dir / "epoch_1.pth").write_bytes(b"a third")
 
-    monkeypatch.setattr(delete, "rename_new", swap_first)
-    with opened(work_dir) as dirs, pytest.raises(delete.ChangedError):
-        delete.put(scanned, now_ms=1, **dirs)
+    monkeypatch.setattr(trash, "rename_new", swap_first)
+    with opened(work_dir) as dirs, pytest.raises(trash.ChangedError):
+        trash.put(scanned, now_ms=1, **dirs)
     contents = {path.read_bytes() for path in [*work_dir.glob("*.pth"), *(work_dir / ".ckptd/trash").iterdir()]}
     assert {torch_zip(), torch_zip(b"two" * 99)} <= contents
     assert (work_dir / "epoch_1.pth").read_bytes() == (torch_zip(b"two" * 99) if name_is_free else b"a third")
@@ -147,7 +148,7 @@ def test_only_our_own_names_in_the_trash_are_ours(work_dir: Path) -> None:
     with opened(work_dir) as dirs:
         for name in ("5-0", "30-0", "30-2", "30-10", "4-0.gone", "notes", "1-", "١-0", "1-0.pth", ".1-0"):
             (work_dir / ".ckptd/trash" / name).touch()
-        found = delete.items(dirs["trash_fd"])
+        found = trash.items(dirs["trash_fd"])
     assert [item.name for item in found] == ["4-0.gone", "5-0", "30-0", "30-2", "30-10"]
     assert [item.claimed for item in found] == [True, False, False, False, False]
 
@@ -160,12 +161,12 @@ def test_a_removal_frees_a_whole_directory_and_follows_no_symlink_in_it(
     path = with_checkpoints.shards("iter_1")
     (path / "data").symlink_to(tmp_path / "outside")
     with opened(path.parent) as dirs:
-        item = delete.put(entry(path.parent, "iter_1"), now_ms=1, **dirs)
-        claimed = delete.claim(item, trash_fd=dirs["trash_fd"])
-        assert delete.claim(claimed, trash_fd=dirs["trash_fd"]) == claimed
-        delete.remove(claimed, trash_fd=dirs["trash_fd"])
-        delete.remove(claimed, trash_fd=dirs["trash_fd"])  # gone already is success
-    assert (trash(path.parent), os.listdir(tmp_path / "outside")) == ([], ["precious"])
+        item = trash.put(entry(path.parent, "iter_1"), now_ms=1, **dirs)
+        claimed = trash.claim(item, trash_fd=dirs["trash_fd"])
+        assert trash.claim(claimed, trash_fd=dirs["trash_fd"]) == claimed
+        trash.remove(claimed, trash_fd=dirs["trash_fd"])
+        trash.remove(claimed, trash_fd=dirs["trash_fd"])  # gone already is success
+    assert (in_trash(path.parent), os.listdir(tmp_path / "outside")) == ([], ["precious"])
 
 
 def test_a_symlink_in_the_place_of_what_is_to_be_removed_goes_alone(work_dir: Path, tmp_path: Path) -> None:
@@ -173,20 +174,20 @@ def test_a_symlink_in_the_place_of_what_is_to_be_removed_goes_alone(work_dir: Pa
     (tmp_path / "outside" / "precious").touch()
     with opened(work_dir) as dirs:
         (work_dir / ".ckptd/trash/1-0.gone").symlink_to(tmp_path / "outside")
-        delete.remove("1-0.gone", trash_fd=dirs["trash_fd"])
-    assert (trash(work_dir), os.listdir(tmp_path / "outside")) == ([], ["precious"])
+        trash.remove("1-0.gone", trash_fd=dirs["trash_fd"])
+    assert (in_trash(work_dir), os.listdir(tmp_path / "outside")) == ([], ["precious"])
 
 
 def test_a_file_deleted_without_the_trash_is_deleted_in_one_call_or_not_at_all(with_checkpoints: Builder) -> None:
     work_dir = with_checkpoints(*epochs(1, 2))
     with_checkpoints.shards("iter_1")
     with opened_dir(str(work_dir)) as fd:
-        delete.unlink(entry(work_dir, "epoch_1.pth"), work_fd=fd)
+        trash.unlink(entry(work_dir, "epoch_1.pth"), work_fd=fd)
         changed = entry(work_dir, "epoch_2.pth")
         grow(work_dir / "epoch_2.pth")
         for each in (changed, entry(work_dir, "iter_1")):
-            with pytest.raises(delete.ChangedError):
-                delete.unlink(each, work_fd=fd)
+            with pytest.raises(trash.ChangedError):
+                trash.unlink(each, work_fd=fd)
     assert left(work_dir) == ["iter_1", "epoch_2.pth"]
 
 
@@ -197,7 +198,7 @@ def test_a_trash_that_is_no_directory_is_refused(make, work_dir: Path) -> None:
     with (
         opened_dir(str(work_dir / ".ckptd")) as own_fd,
         pytest.raises(RefusedError, match=f"^{work_dir}/.ckptd/trash: "),
-        delete.opened_trash(own_fd),
+        trash.opened_trash(own_fd),
     ):
         pass
 
@@ -222,21 +223,21 @@ def test_what_a_crash_leaves_is_finished_at_the_next_start(
 
     with monkeypatch.context() as patch:
         if moment == "after the rename":
-            patch.setattr("ckptd.delete.sync", crash)
+            patch.setattr("ckptd.workdir.trash.sync", crash)
         elif moment == "before the journal":
-            patch.setattr("ckptd.journal.append", crash)
+            patch.setattr("ckptd.workdir.journal.append", crash)
         elif moment == "before the removal":
             patch.setattr(Remover, "submit", crash)
         else:
             patch.setattr(threading, "excepthook", lambda _: None)
-            patch.setattr(delete, "remove", crash)  # in the remover's thread, and by then claimed
+            patch.setattr(trash, "remove", crash)  # in the remover's thread, and by then claimed
         with contextlib.suppress(Crash):
             a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=0, settle_s=0)
         if moment != "before the journal":  # which each is written into as it goes
             assert left(work_dir) == ["iter_2", "epoch_3.pth"]  # no name half deleted
-        assert len(trash(work_dir)) == (1 if moment == "before the journal" else 3)
+        assert len(in_trash(work_dir)) == (1 if moment == "before the journal" else 3)
     a_pass(work_dir, max_keep=1, rule="newest", settle_s=0)
-    assert (left(work_dir), trash(work_dir)) == (["iter_2", "epoch_3.pth"], [])
+    assert (left(work_dir), in_trash(work_dir)) == (["iter_2", "epoch_3.pth"], [])
 
 
 def test_the_trash_that_is_to_be_kept_survives_a_restart_with_its_time(with_checkpoints: Builder) -> None:
@@ -244,9 +245,9 @@ def test_the_trash_that_is_to_be_kept_survives_a_restart_with_its_time(with_chec
     a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=500)
     lines = [json.loads(line) for line in (work_dir / ".ckptd/journal.jsonl").read_text().splitlines()]
     a_pass(work_dir, max_keep=1, rule="newest")
-    assert trash(work_dir) == sorted(line["trash"] for line in lines)
+    assert in_trash(work_dir) == sorted(line["trash"] for line in lines)
     a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=0)
-    assert trash(work_dir) == []
+    assert in_trash(work_dir) == []
 
 
 def test_what_is_not_ours_in_the_trash_stays_there(with_checkpoints: Builder) -> None:
@@ -254,7 +255,7 @@ def test_what_is_not_ours_in_the_trash_stays_there(with_checkpoints: Builder) ->
     (work_dir / ".ckptd/trash").mkdir(parents=True)
     (work_dir / ".ckptd/trash/precious").touch()
     a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=0)
-    assert trash(work_dir) == ["precious"]
+    assert in_trash(work_dir) == ["precious"]
 
 
 # --- nothing is replaced ----------------------------------------------------------------------------------------
@@ -265,7 +266,7 @@ WAYS = [0, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP]  # of the file system, to 
 @pytest.fixture(params=WAYS, ids=lambda number: errno.errorcode.get(number, "in one call"))
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     if request.param:
-        monkeypatch.setattr(disk, "_renameat2", lambda: lambda *_: request.param)
+        monkeypatch.setattr(descriptors, "_renameat2", lambda: lambda *_: request.param)
     return request.param
 
 
@@ -284,31 +285,31 @@ def test_a_rename_to_a_new_name_replaces_nothing_on_any_file_system(
     with opened_dir(str(work_dir)) as fd:
         if taken:
             with pytest.raises(FileExistsError):
-                disk.rename_new("old", "new", src_dir_fd=fd, dst_dir_fd=fd, ours=ours)
+                descriptors.rename_new("old", "new", src_dir_fd=fd, dst_dir_fd=fd, ours=ours)
             assert picture(work_dir) == before
         else:
-            disk.rename_new("old", "new", src_dir_fd=fd, dst_dir_fd=fd, ours=ours)
+            descriptors.rename_new("old", "new", src_dir_fd=fd, dst_dir_fd=fd, ours=ours)
             assert (os.listdir(work_dir), (work_dir / "new").stat().st_ino) == (["new"], inode)
 
 
 def test_a_name_that_is_missing_is_told_as_such_on_any_file_system(way: int, work_dir: Path) -> None:
     with opened_dir(str(work_dir)) as fd, pytest.raises(FileNotFoundError):
-        disk.rename_new("old", "new", src_dir_fd=fd, dst_dir_fd=fd)
+        descriptors.rename_new("old", "new", src_dir_fd=fd, dst_dir_fd=fd)
 
 
 def test_a_file_system_without_second_names_gets_a_look(work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(disk, "_renameat2", lambda: lambda *_: errno.EINVAL)
+    monkeypatch.setattr(descriptors, "_renameat2", lambda: lambda *_: errno.EINVAL)
     monkeypatch.setattr(os, "link", refuse)
     (work_dir / "old").touch()
     with opened_dir(str(work_dir)) as fd:
-        disk.rename_new("old", "new", src_dir_fd=fd, dst_dir_fd=fd)
+        descriptors.rename_new("old", "new", src_dir_fd=fd, dst_dir_fd=fd)
         assert os.listdir(work_dir) == ["new"]
         (work_dir / "old").touch()
         with pytest.raises(FileExistsError):
-            disk.rename_new("old", "new", src_dir_fd=fd, dst_dir_fd=fd)
+            descriptors.rename_new("old", "new", src_dir_fd=fd, dst_dir_fd=fd)
 
 
 def test_what_a_job_saves_at_the_moment_of_a_restore_is_not_replaced_and_keeps_its_own_scores(
@@ -317,7 +318,7 @@ def test_what_a_job_saves_at_the_moment_of_a_restore_is_not_replaced_and_keeps_i
     work_dir = with_checkpoints("epoch_1.pth")
     scores = work_dir / "epoch_1.pth.metrics.json"
     scores.write_text("old")
-    rename = delete.rename_new
+    rename = trash.rename_new
 
     def save_first(src: str, dst: str, **more: int) -> None:
         if dst == "epoch_1.pth":
@@ -325,15 +326,15 @@ def test_what_a_job_saves_at_the_moment_of_a_restore_is_not_replaced_and_keeps_i
         rename(src, dst, **more)
 
     with opened(work_dir) as dirs:
-        before = delete.scores_of("epoch_1.pth", dir_fd=dirs["work_fd"])
-        item = delete.put(entry(work_dir, "epoch_1.pth"), now_ms=7, **dirs)
-        delete.put_beside("epoch_1.pth", item, scores=before, **dirs)
-        monkeypatch.setattr(delete, "rename_new", save_first)
+        before = trash.scores_of("epoch_1.pth", dir_fd=dirs["work_fd"])
+        item = trash.put(entry(work_dir, "epoch_1.pth"), now_ms=7, **dirs)
+        trash.put_beside("epoch_1.pth", item, scores=before, **dirs)
+        monkeypatch.setattr(trash, "rename_new", save_first)
         with pytest.raises(FileExistsError):
-            delete.restore(item, "epoch_1.pth", **dirs)
+            trash.restore(item, "epoch_1.pth", **dirs)
     assert left(work_dir) == ["epoch_1.pth"]
     assert (work_dir / "epoch_1.pth").read_bytes() == b"saved anew"
-    assert trash(work_dir) == [item, f"{item}.metrics.json"]
+    assert in_trash(work_dir) == [item, f"{item}.metrics.json"]
 
 
 # --- scores that come late --------------------------------------------------------------------------------------
@@ -367,21 +368,21 @@ def test_scores_that_come_after_their_checkpoint_was_pruned_stay(
     for ttl_s in (3600, 0, 0):
         a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=ttl_s)
     assert late.read_text() == "late"
-    assert trash(work_dir) == []
+    assert in_trash(work_dir) == []
 
 
 def test_scores_that_come_between_the_rename_of_their_checkpoint_and_their_own_stay(
     with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work_dir = with_checkpoints(*epochs(1, 2))
-    scores, rename = work_dir / "epoch_1.pth.metrics.json", delete.rename_new
+    scores, rename = work_dir / "epoch_1.pth.metrics.json", trash.rename_new
 
     def write_after(src: str, dst: str, **more: int) -> None:
         rename(src, dst, **more)
         if src == "epoch_1.pth":
             scores.write_text("late")
 
-    monkeypatch.setattr(delete, "rename_new", write_after)
+    monkeypatch.setattr(trash, "rename_new", write_after)
     a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=0)
     assert scores.read_text() == "late"
 
@@ -408,11 +409,11 @@ def test_a_removal_changes_the_mode_of_nothing_that_somebody_puts_in_a_directory
         return contextlib.nullcontext(found)
 
     with opened(path.parent) as dirs:
-        item = delete.claim(delete.put(entry(path.parent, "iter_1"), now_ms=1, **dirs), trash_fd=dirs["trash_fd"])
+        item = trash.claim(trash.put(entry(path.parent, "iter_1"), now_ms=1, **dirs), trash_fd=dirs["trash_fd"])
         with monkeypatch.context() as patch:
             patch.setattr(os, "scandir", swap_after)
-            delete.remove(item, trash_fd=dirs["trash_fd"])
-    assert (precious.stat().st_mode & 0o777, trash(path.parent)) == (0o644, [])
+            trash.remove(item, trash_fd=dirs["trash_fd"])
+    assert (precious.stat().st_mode & 0o777, in_trash(path.parent)) == (0o644, [])
 
 
 def test_directories_that_not_even_their_owner_may_open_are_freed_all_the_same(
@@ -432,4 +433,4 @@ def test_directories_that_not_even_their_owner_may_open_are_freed_all_the_same(
     for place in (item / "closed" / "deeper", item / "closed", item):
         place.chmod(0)
     done = ckptd("prune", work_dir, *policy, "--trash-ttl", "0", user=somebody)
-    assert (done.returncode, trash(work_dir)) == (0, []), done.stderr
+    assert (done.returncode, in_trash(work_dir)) == (0, []), done.stderr

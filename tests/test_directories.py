@@ -14,9 +14,9 @@ import ckptd
 from ckptd.core.checkpoint import State
 from ckptd.core.layouts import LAYOUTS
 from ckptd.core.policy import Policy
-from ckptd.disk import opened_dir
-from ckptd.scan import scan
-from ckptd.verdict import Settling, Verdict, judge
+from ckptd.disk.descriptors import opened_dir
+from ckptd.inspect.scan import scan
+from ckptd.inspect.verdict import Settling, Verdict, judge
 
 from .conftest import a_pass, dcp_metadata, left, pointed, safetensors, torch_zip
 from .layouts.writers import Run, dcp, deepspeed, index, put, the
@@ -192,7 +192,7 @@ def test_megatrons_directory_at_a_name_of_mmcv_is_left_alone_until_it_is_asked_f
 
 @pytest.mark.parametrize(("layout", "kind"), list(WHOLE))
 def test_each_is_pruned_pointed_at_and_restored_as_one(layout: str, kind: str, work_dir: Path) -> None:
-    from ckptd.restore import restore
+    from ckptd.passes.restore import restore
 
     name, files, _ = WHOLE[layout, kind]
     number = "".join(c for c in name.split("=")[-1] if c in "0123456789").lstrip("0") or "0"

@@ -14,7 +14,7 @@ import pytest
 
 import ckptd
 from ckptd.core.policy import Policy
-from ckptd.lateness import _were_written_together
+from ckptd.inspect.lateness import _were_written_together
 
 from .conftest import Builder, a_pass, pointed, torch_zip
 from .layouts.writers import Run, Writer, the

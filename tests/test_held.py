@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from ckptd.background import Background
 from ckptd.core.policy import Policy
-from ckptd.readers import process_text, writers_of
-from ckptd.reconcile import Reconciler
-from ckptd.workdir import WorkDir
+from ckptd.disk.in_use import process_text, writers_of
+from ckptd.passes.background import Background
+from ckptd.passes.reconcile import Reconciler
+from ckptd.workdir.workdir import WorkDir
 
 from .conftest import Builder, Somebody, Watching, epochs, holding_open, torch_zip
 

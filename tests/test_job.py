@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from ckptd import api, surveyor
-from ckptd.background import Background
+from ckptd import api
 from ckptd.core.policy import Policy
-from ckptd.reconcile import Reconciler
-from ckptd.workdir import WorkDir
+from ckptd.passes import surveyor
+from ckptd.passes.background import Background
+from ckptd.passes.reconcile import Reconciler
+from ckptd.workdir.workdir import WorkDir
 
 from .conftest import Watching, environment, eventually, pointed, torch_zip
 from .layouts.writers import WRITERS, Run, Writer, the

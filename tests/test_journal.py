@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ckptd import journal
-from ckptd.disk import opened_dir
+from ckptd.disk.descriptors import opened_dir
 from ckptd.errors import RefusedError
+from ckptd.workdir import journal
 
 from .conftest import Builder, a_pass, epochs, left
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from ckptd import api, journal
+from ckptd import api
 from ckptd.core.policy import Policy
-from ckptd.restore import restore
+from ckptd.passes.restore import restore
+from ckptd.workdir import journal
 
 from .conftest import Builder, a_pass, epochs, left, torch_zip
 
@@ -218,7 +219,7 @@ def test_a_pass_that_meets_its_budget_changes_nothing_the_next_time(with_checkpo
 
 
 def test_the_bytes_of_a_plan_are_those_on_the_disk(with_checkpoints: Builder) -> None:
-    from ckptd.render import as_json
+    from ckptd.text.render import as_json
 
     work_dir = with_checkpoints(*epochs(1, 2, 3, 4))
     each = allocated(work_dir / "epoch_1.pth")

@@ -15,19 +15,19 @@ from typing import Any
 
 import pytest
 
-from ckptd import delete
-from ckptd.background import Background
 from ckptd.core.plan import SKIP
 from ckptd.core.policy import Policy
-from ckptd.disk import opened_dir
-from ckptd.filesystem import is_local
-from ckptd.last_look import Holders
-from ckptd.readers import OpenFiles
-from ckptd.reconcile import Reconciler, Report
-from ckptd.scan import entry_of
-from ckptd.state import read_state
-from ckptd.surveyor import Surveyor
-from ckptd.workdir import WorkDir
+from ckptd.disk.descriptors import opened_dir
+from ckptd.disk.filesystem import is_local
+from ckptd.disk.in_use import OpenFiles
+from ckptd.inspect.scan import entry_of
+from ckptd.passes.background import Background
+from ckptd.passes.last_look import Holders
+from ckptd.passes.reconcile import Reconciler, Report
+from ckptd.passes.surveyor import Surveyor
+from ckptd.workdir import trash
+from ckptd.workdir.state import read_state
+from ckptd.workdir.workdir import WorkDir
 
 from .conftest import Builder, epochs, holding_open, left, torch_zip
 
@@ -102,7 +102,7 @@ def reconcile(work_dir: Path, clock: Callable[[], int] | None = None, **more: An
     return report
 
 
-def trash(work_dir: Path) -> list[str]:
+def in_trash(work_dir: Path) -> list[str]:
     return sorted(os.listdir(work_dir / ".ckptd/trash"))
 
 
@@ -137,7 +137,7 @@ def test_what_somebody_opens_before_its_rename_is_left_alone_and_goes_when_he_is
         held = next(d for d in reconcile(work_dir).survey.decisions if d.checkpoint.name == names[0])
         assert held.decision == SKIP
     reconcile(work_dir)
-    assert (left(work_dir), trash(work_dir)) == (names[2:], [])
+    assert (left(work_dir), in_trash(work_dir)) == (names[2:], [])
 
 
 @pytest.mark.parametrize(("names", "hold"), HOLDERS)
@@ -150,7 +150,7 @@ def test_what_somebody_opens_between_the_look_and_the_rename_gets_its_name_back(
     with ExitStack() as holders:
         with monkeypatch.context() as patch:
             patch.setattr(
-                delete, "rename_new", opening(names[0], work_dir, lambda path: holders.enter_context(hold(path)))
+                trash, "rename_new", opening(names[0], work_dir, lambda path: holders.enter_context(hold(path)))
             )
             report = reconcile(work_dir)
         assert (report.exit_code, [d.checkpoint.name for d in report.pruned]) == (0, [names[1]])
@@ -162,9 +162,9 @@ def test_what_somebody_opens_between_the_look_and_the_rename_gets_its_name_back(
         for _ in range(2):
             again = reconcile(work_dir)
             held = next(d for d in again.survey.decisions if d.checkpoint.name == names[0])
-            assert (held.decision, again.survey.newest, trash(work_dir)) == (SKIP, names[3], [])
+            assert (held.decision, again.survey.newest, in_trash(work_dir)) == (SKIP, names[3], [])
     reconcile(work_dir)
-    assert (left(work_dir), trash(work_dir)) == (names[2:], [])
+    assert (left(work_dir), in_trash(work_dir)) == (names[2:], [])
 
 
 @pytest.mark.parametrize("names", [FILES, DIRECTORIES], ids=["a file", "a directory"])
@@ -181,7 +181,7 @@ def test_what_is_written_and_closed_around_its_rename_gets_its_name_back(
 
     renamed = opening(names[0], work_dir, lambda _: files.append(path.open("ab")), then=write_and_close)
     with monkeypatch.context() as patch:
-        patch.setattr(delete, "rename_new", renamed)
+        patch.setattr(trash, "rename_new", renamed)
         reconcile(work_dir)
     assert path.read_bytes().endswith(b"more")
 
@@ -198,15 +198,15 @@ def test_what_is_held_in_the_trash_stays_there_for_good_where_its_name_is_taken(
 
         with monkeypatch.context() as patch:
             renamed = opening(FILES[0], work_dir, open_and_save, then=lambda path: path.write_bytes(new))
-            patch.setattr(delete, "rename_new", renamed)
+            patch.setattr(trash, "rename_new", renamed)
             reconcile(work_dir)
-        (kept,) = trash(work_dir)
+        (kept,) = in_trash(work_dir)
         assert kept.startswith("held-")
         assert any(f"kept as {work_dir}/.ckptd/trash/{kept}, which nothing frees" in text for text in caplog.messages)
         assert ("kept in the trash", FILES[0]) in journal(work_dir)
     for _ in range(2):
         reconcile(work_dir)
-    assert (trash(work_dir), (work_dir / ".ckptd/trash" / kept).read_bytes()) == ([kept], was)
+    assert (in_trash(work_dir), (work_dir / ".ckptd/trash" / kept).read_bytes()) == ([kept], was)
     assert (work_dir / FILES[0]).read_bytes() == new
 
 
@@ -223,7 +223,7 @@ def test_what_is_held_when_its_hour_in_the_trash_is_over_gets_its_name_back_and_
     with WorkDir(work_dir) as work, ExitStack() as holders:
         reconciler = Reconciler(work, Policy(**hour), background, clock=lambda: now_ns)
         reconciler.reconcile()
-        first, _ = trash(work_dir)
+        first, _ = in_trash(work_dir)
         holders.enter_context(hold(work_dir / ".ckptd/trash" / first))
         now_ns += 3601 * 10**9
         if restarted:
@@ -232,7 +232,7 @@ def test_what_is_held_when_its_hour_in_the_trash_is_over_gets_its_name_back_and_
         else:
             reconciler.reconcile()
         background.wait()
-        assert (left(work_dir), trash(work_dir)) == ([names[0], *names[2:]], [])
+        assert (left(work_dir), in_trash(work_dir)) == ([names[0], *names[2:]], [])
         assert journal(work_dir)[-1] == ("gave back", names[0])
         assert owed(work_dir) == {names[0]}
         work.close()
@@ -241,7 +241,7 @@ def test_what_is_held_when_its_hour_in_the_trash_is_over_gets_its_name_back_and_
         assert (held.decision, again.survey.newest) == (SKIP, names[3])
     background.close()
     reconcile(work_dir, clock=lambda: now_ns)
-    assert (left(work_dir), trash(work_dir)) == (names[2:], [])
+    assert (left(work_dir), in_trash(work_dir)) == (names[2:], [])
 
 
 def test_what_is_held_and_nobody_knows_the_name_of_stays_in_the_trash_for_good(
@@ -254,7 +254,7 @@ def test_what_is_held_and_nobody_knows_the_name_of_stays_in_the_trash_for_good(
     with holding_open(item, "r+b"):
         reconcile(work_dir)
     reconcile(work_dir)
-    assert trash(work_dir) == ["held-1000-0"]
+    assert in_trash(work_dir) == ["held-1000-0"]
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_what_nobody_can_be_at_is_freed(make: Callable[[Path], None], saved: Cal
     reconcile(work_dir)
     make(work_dir / ".ckptd/trash/1000-0")
     reconcile(work_dir)
-    assert trash(work_dir) == []
+    assert in_trash(work_dir) == []
 
 
 def test_what_cannot_go_back_though_it_is_held_stays_where_it_is_and_is_tried_again(
@@ -278,7 +278,7 @@ def test_what_cannot_go_back_though_it_is_held_stays_where_it_is_and_is_tried_ag
     with WorkDir(work_dir) as work:
         reconciler = Reconciler(work, Policy(**hour), background, clock=lambda: now_ns)
         reconciler.reconcile()
-        first, _ = trash(work_dir)
+        first, _ = in_trash(work_dir)
         with holding_open(work_dir / ".ckptd/trash" / first, "r+b"):
 
             def refuse(*_: object, **__: object) -> None:
@@ -286,10 +286,10 @@ def test_what_cannot_go_back_though_it_is_held_stays_where_it_is_and_is_tried_ag
 
             now_ns += 3601 * 10**9
             with monkeypatch.context() as patch:
-                patch.setattr(delete, "give_back", refuse)
+                patch.setattr(trash, "give_back", refuse)
                 reconciler.reconcile()
                 background.wait()
-            assert (trash(work_dir), left(work_dir)) == ([first], FILES[2:])
+            assert (in_trash(work_dir), left(work_dir)) == ([first], FILES[2:])
             assert any("Permission denied; will try again" in text for text in caplog.messages)
             now_ns += 60 * 10**9
             reconciler.reconcile()
@@ -323,11 +323,11 @@ def test_what_somebody_names_while_checkpoints_go_stays(
     about = FILES[1] if after else FILES[0]
     renamed = opening(about, work_dir, lambda _: None, then=lambda _: claim(work_dir))
     with monkeypatch.context() as patch:
-        patch.setattr(delete, "rename_new", renamed)
+        patch.setattr(trash, "rename_new", renamed)
         report = reconcile(work_dir)
     assert [d.checkpoint.name for d in report.pruned] == FILES[:1]
     assert (work_dir / "epoch_2.pth").read_bytes() == torch_zip()
-    assert trash(work_dir) == []
+    assert in_trash(work_dir) == []
 
 
 @pytest.mark.parametrize("claim", [pin, link, name_in_a_tracker], ids=lambda claim: claim.__name__)
@@ -342,7 +342,7 @@ def test_what_is_named_when_its_hour_in_the_trash_is_over_gets_its_name_back(
     now_ns += 3601 * 10**9
     reconcile(work_dir, policy=hour, clock=lambda: now_ns)
     assert (work_dir / "epoch_2.pth").read_bytes() == torch_zip()
-    assert (journal(work_dir)[-1], trash(work_dir)) == (("gave back", "epoch_2.pth"), [])
+    assert (journal(work_dir)[-1], in_trash(work_dir)) == (("gave back", "epoch_2.pth"), [])
 
 
 def test_what_is_named_and_there_again_is_freed_from_the_trash(saved: Callable[[list[str]], Path]) -> None:
@@ -355,7 +355,7 @@ def test_what_is_named_and_there_again_is_freed_from_the_trash(saved: Callable[[
     now_ns += 3601 * 10**9
     reconcile(work_dir, policy=hour, clock=lambda: now_ns)
     assert (work_dir / "epoch_2.pth").read_bytes() == torch_zip(b"n" * 900)
-    assert trash(work_dir) == []
+    assert in_trash(work_dir) == []
 
 
 def test_the_trash_is_not_freed_while_no_complete_checkpoint_is_left(
@@ -369,12 +369,12 @@ def test_the_trash_is_not_freed_while_no_complete_checkpoint_is_left(
         (work_dir / name).unlink()
     now_ns += 3601 * 10**9
     report = reconcile(work_dir, policy=hour, clock=lambda: now_ns)
-    assert len(trash(work_dir)) == 2
+    assert len(in_trash(work_dir)) == 2
     assert report.look_again_s == pytest.approx(3600)
     assert any(f"`ckptd restore --all {work_dir}` brings back what is there" in text for text in caplog.messages)
     (work_dir / FILES[3]).write_bytes(torch_zip())
     reconcile(work_dir, policy={**hour, "settle_s": 0.0}, clock=lambda: now_ns)
-    assert trash(work_dir) == []
+    assert in_trash(work_dir) == []
 
 
 @pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_bytes(b"cut"), os.utime],
@@ -385,11 +385,11 @@ def test_nothing_goes_where_what_is_to_stay_in_its_place_is_no_longer_what_it_wa
     work_dir = saved(FILES)
     renamed = opening(FILES[0], work_dir, lambda _: None, then=lambda _: change(work_dir / FILES[3]))
     with monkeypatch.context() as patch:
-        patch.setattr(delete, "rename_new", renamed)
+        patch.setattr(trash, "rename_new", renamed)
         report = reconcile(work_dir)
     assert report.pruned == ()
     assert set(FILES[:3]) <= set(left(work_dir))
-    assert trash(work_dir) == []
+    assert in_trash(work_dir) == []
 
 
 @pytest.mark.parametrize("what", ["the look", "the way back"])
@@ -414,18 +414,18 @@ def test_nothing_is_freed_for_an_hour_where_a_look_in_the_trash_or_the_way_back_
     background = Background()
     with WorkDir(work_dir) as work, monkeypatch.context() as patch:
         patch.setattr(Surveyor, "named_now", second_fails)
-        patch.setattr(delete, "give_back", refuse)
+        patch.setattr(trash, "give_back", refuse)
         reconciler = Reconciler(work, Policy(**POLICY), background, clock=lambda: now_ns)
         report = reconciler.reconcile()
         assert (report.exit_code, sorted(report.failed)) == (3, FILES[:2])
         for _ in range(2):
             background.wait()
-            assert len(trash(work_dir)) == 2
+            assert len(in_trash(work_dir)) == 2
             reconciler.reconcile()
         now_ns += 3601 * 10**9
         reconciler.reconcile()
         background.wait()
-        assert trash(work_dir) == []
+        assert in_trash(work_dir) == []
     background.close()
 
 
@@ -436,9 +436,9 @@ def test_a_writer_that_comes_before_an_unlink_without_the_trash_keeps_his_file(
     with (
         opened_dir(str(work_dir)) as fd,
         holding_open(work_dir / FILES[0], "r+b"),
-        pytest.raises(delete.ChangedError, match="open for writing"),
+        pytest.raises(trash.ChangedError, match="open for writing"),
     ):
-        delete.unlink(entry_of(FILES[0], dir_fd=fd), work_fd=fd, who=Holders().of)
+        trash.unlink(entry_of(FILES[0], dir_fd=fd), work_fd=fd, who=Holders().of)
     assert left(work_dir) == FILES
 
 
@@ -470,7 +470,7 @@ def opening(
     name: str, work_dir: Path, before: Callable[[Path], Any], *, then: Callable[[Path], Any] = lambda _: None
 ) -> Callable[..., None]:
     """A rename that does something to what `name` names just before it goes, and just after."""
-    rename, done = delete.rename_new, []
+    rename, done = trash.rename_new, []
 
     def renamed(src: str, dst: str, **more: Any) -> None:
         first = src == name and not done

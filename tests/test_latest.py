@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptd import absence
 from ckptd.errors import DoubtError
+from ckptd.passes import absence
 
 from .conftest import Builder, Somebody, a_pass, environment, epochs, holding_open, torch_zip, truncated
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptd import notify
+from ckptd.systemd import notify
 
 CALLS: list[Callable[[], None]] = [
     lambda: notify.ready("watching"),

@@ -13,9 +13,9 @@ import pytest
 from ckptd import api
 from ckptd.core.policy import Policy
 from ckptd.errors import CkptdError, RefusedError
-from ckptd.place import own_dir
-from ckptd.restore import restore
+from ckptd.passes.restore import restore
 from ckptd.shim.declaration import declare
+from ckptd.workdir.place import own_dir
 
 from .conftest import Builder, Somebody, a_pass, epochs
 from .layouts.writers import accelerate

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ckptd.core.layouts import FRAMEWORK_POINTERS, Pointer
-from ckptd.disk import opened_dir
+from ckptd.disk.descriptors import opened_dir
 from ckptd.errors import RefusedError
-from ckptd.pointer import framework_pointers, link_target, named_by, read_pointer, replace_pointer
+from ckptd.workdir.pointer import framework_pointers, link_target, named_by, read_pointer, replace_pointer
 
 from .conftest import picture
 

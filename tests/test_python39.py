@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -15,10 +14,10 @@ import ckptd
 from ckptd import python
 
 from .conftest import environment
-from .test_architecture import MODULES, PACKAGE, SHARED_WITH_JOBS, name_of
+from .test_architecture import MODULES, name_of, package_of
 
 REPOSITORY = Path(__file__).parents[1]
-JOBS = sorted(name for name in map(name_of, MODULES) if name.split(".")[0] in {*SHARED_WITH_JOBS, "core", "shim"})
+JOBS = sorted(name_of(path) for path in MODULES if package_of(path).jobs and path.stem not in ("__main__", "__init__"))
 NEEDS_MMCV = {"shim.mmcv", "shim.mmengine"}
 
 
@@ -50,16 +49,6 @@ print(*[name for name in ("click", "watchdog") if name in sys.modules])
 """
     done = run(old_python, "-c", code, *(name for name in JOBS if name not in NEEDS_MMCV))
     assert (done.stdout, done.returncode) == ("\n", 0), done.stderr
-
-
-def test_all_that_jobs_share_is_checked_by_lint() -> None:
-    listed = re.search(r"^PY39 := \$\(addprefix ckptd/,(.*?)\)$", (REPOSITORY / "Makefile").read_text(), re.M | re.S)
-    assert listed is not None
-    places = set(listed[1].replace("\\", " ").split())
-    assert places == {f"{name}.py" for name in {*SHARED_WITH_JOBS, "__init__", "__main__"}} | {"core", "shim"}
-    ruff = re.findall(r'^"ckptd/(.*?)(?:/\*\*)?" = "py39"$', (REPOSITORY / "pyproject.toml").read_text(), re.M)
-    assert set(ruff) == places
-    assert all((PACKAGE / place).exists() for place in places)
 
 
 def test_the_command_says_in_one_line_what_it_needs(old_python: str) -> None:

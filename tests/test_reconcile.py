@@ -17,15 +17,16 @@ from typing import Any
 
 import pytest
 
-from ckptd import CkptdError, delete
-from ckptd.background import Background
+from ckptd import CkptdError
 from ckptd.core.policy import Policy
-from ckptd.disk import opened_dir
-from ckptd.pointer import replace_pointer
-from ckptd.reading import Reader
-from ckptd.reconcile import Reconciler
-from ckptd.scan import entry_of
-from ckptd.workdir import WorkDir
+from ckptd.disk.descriptors import opened_dir
+from ckptd.inspect.scan import entry_of
+from ckptd.passes.background import Background
+from ckptd.passes.reading import Reader
+from ckptd.passes.reconcile import Reconciler
+from ckptd.workdir import trash
+from ckptd.workdir.pointer import replace_pointer
+from ckptd.workdir.workdir import WorkDir
 
 from .conftest import (
     Builder,
@@ -53,7 +54,7 @@ def passes(work_dir: Path, **policy: Any) -> Iterator[Reconciler]:
             background.close()
 
 
-def trash(work_dir: Path) -> list[str]:
+def in_trash(work_dir: Path) -> list[str]:
     return sorted(path.name for path in (work_dir / ".ckptd" / "trash").iterdir())
 
 
@@ -83,7 +84,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 
     monkeypatch.setattr(os, "fsync", recording_fsync)
     monkeypatch.setattr(os, "rename", recording(os.rename))
-    monkeypatch.setattr(delete, "rename_new", recording(delete.rename_new))
+    monkeypatch.setattr(trash, "rename_new", recording(trash.rename_new))
     monkeypatch.setattr(os, "unlink", recording_unlink)
     return recorded
 
@@ -406,7 +407,7 @@ def test_a_pointer_of_our_own_is_no_word_against_the_order_of_writing_after_a_cr
         replace_pointer(name, target, dir_fd=dir_fd)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ckptd.reconcile.replace_pointer", dies)
+    monkeypatch.setattr("ckptd.passes.reconcile.replace_pointer", dies)
     with pytest.raises(KeyboardInterrupt):
         a_pass(work_dir, max_keep=2, interval=1)
     monkeypatch.undo()
@@ -429,7 +430,7 @@ def test_what_was_found_damaged_before_a_crash_in_the_first_pass_goes_in_its_tur
     def dies(name: str, target: str, *, dir_fd: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ckptd.reconcile.replace_pointer", dies)
+    monkeypatch.setattr("ckptd.passes.reconcile.replace_pointer", dies)
     with pytest.raises(KeyboardInterrupt):
         a_pass(work_dir, max_keep=3, rule="newest")
     monkeypatch.undo()
@@ -445,10 +446,10 @@ def test_a_large_prune_at_first_contact_can_be_taken_back_for_an_hour(
     work_dir, now = with_checkpoints(*epochs(1, 2, 3, 4, 5)), time.time()
     caplog.set_level(logging.INFO, "ckptd")
     a_pass(work_dir, max_keep=1, interval=1)
-    assert (left(work_dir), len(trash(work_dir))) == (epochs(5), 4)
+    assert (left(work_dir), len(in_trash(work_dir))) == (epochs(5), 4)
     assert f"`ckptd restore --all {work_dir}` brings them back" in caplog.text
     a_pass(work_dir, max_keep=1, interval=1)
-    assert len(trash(work_dir)) == 4
+    assert len(in_trash(work_dir)) == 4
     lines = [json.loads(line) for line in (work_dir / ".ckptd/journal.jsonl").read_text().splitlines()]
     assert all(3590 < line["until_ms"] / 1000 - now < 3660 for line in lines)
     background = Background()
@@ -458,7 +459,7 @@ def test_a_large_prune_at_first_contact_can_be_taken_back_for_an_hour(
         )
         later.reconcile()
         background.close()
-    assert trash(work_dir) == []
+    assert in_trash(work_dir) == []
 
 
 def test_one_save_after_another_is_freed_at_once(with_checkpoints: Builder) -> None:
@@ -466,7 +467,7 @@ def test_one_save_after_another_is_freed_at_once(with_checkpoints: Builder) -> N
     a_pass(work_dir, max_keep=1, interval=1)
     with_checkpoints("epoch_2.pth")
     a_pass(work_dir, max_keep=1, interval=1)
-    assert (left(work_dir), trash(work_dir)) == (epochs(2), [])
+    assert (left(work_dir), in_trash(work_dir)) == (epochs(2), [])
 
 
 # --- what stays and what goes -------------------------------------------------------------------------------------
@@ -577,10 +578,10 @@ def test_what_could_not_be_freed_is_tried_again_at_the_next_start(
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", refusing)
         a_pass(work_dir, max_keep=1, interval=1, trash_ttl_s=0)
-    assert len(trash(work_dir)) == 2
+    assert len(in_trash(work_dir)) == 2
     assert "could not free" in caplog.text
     a_pass(work_dir, max_keep=1, interval=1)
-    eventually(lambda: not trash(work_dir))
+    eventually(lambda: not in_trash(work_dir))
 
 
 def test_a_corrupt_state_is_met_as_if_for_the_first_time(
@@ -641,5 +642,5 @@ def test_a_pin_made_just_before_the_rename_counts(with_checkpoints: Builder) -> 
     with opened_dir(str(with_checkpoints.work_dir)) as fd, opened_dir("trash", dir_fd=fd) as trash_fd:
         entry = entry_of("epoch_1.pth", dir_fd=fd)
         (with_checkpoints.work_dir / "epoch_1.pth.keep").touch()
-        with pytest.raises(delete.ChangedError, match="pinned"):
-            delete.put(entry, work_fd=fd, trash_fd=trash_fd, now_ms=1)
+        with pytest.raises(trash.ChangedError, match="pinned"):
+            trash.put(entry, work_fd=fd, trash_fd=trash_fd, now_ms=1)

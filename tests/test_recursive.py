@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ckptd.core.policy import Policy
-from ckptd.tree import Tree, name_test
+from ckptd.daemon.tree import Tree, name_test
 
 from .conftest import Builder, Somebody, environment, epochs, left, picture, pointed
 

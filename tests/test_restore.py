@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptd.restore import restorable, restore
+from ckptd.passes.restore import restorable, restore
 
 from .conftest import Builder, a_pass, epochs, left, torch_zip
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ckptd import scan as scanning
 from ckptd.core.finder import Finder
 from ckptd.core.layouts import DEFAULT_LAYOUTS
 from ckptd.core.naming import Template
-from ckptd.disk import opened_dir
-from ckptd.scan import Entry, Found, entry_of, scan
+from ckptd.disk.descriptors import opened_dir
+from ckptd.inspect import scan as scanning
+from ckptd.inspect.scan import Entry, Found, entry_of, scan
 
 from .conftest import Builder, epochs, picture, torch_zip
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from ckptd.core.memory import BROUGHT_BACK, InForce, Memory, Seen, SeriesMemory
-from ckptd.disk import opened_dir
+from ckptd.disk.descriptors import opened_dir
 from ckptd.errors import CkptdError, RefusedError
-from ckptd.state import NAME, read_state, write_state
+from ckptd.workdir.state import NAME, read_state, write_state
 
 from .conftest import Builder, a_pass, epochs, left, pointed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ckptd import api
 from ckptd.core.policy import Policy
-from ckptd.timeline import timeline
+from ckptd.text.timeline import timeline
 
 from .conftest import Builder, epochs
 

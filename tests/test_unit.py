@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ckptd.errors import UsageError
-from ckptd.unit import render, unit_name
+from ckptd.systemd.unit import render, unit_name
 
 REPOSITORY = Path(__file__).parents[1]
 

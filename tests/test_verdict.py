@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from ckptd import verdict as judging
 from ckptd.core.checkpoint import State
-from ckptd.disk import opened_dir
-from ckptd.filesystem import is_local
-from ckptd.scan import entry_of
-from ckptd.verdict import Settling, Verdict, has_writer, judge
+from ckptd.disk.descriptors import opened_dir
+from ckptd.disk.filesystem import is_local
+from ckptd.inspect import verdict as judging
+from ckptd.inspect.scan import entry_of
+from ckptd.inspect.verdict import Settling, Verdict, has_writer, judge
 
 from .conftest import LEGACY_MAGIC, Builder, environment, holding_open, legacy, safetensors, torch_zip
 

@@ -18,8 +18,8 @@ import pytest
 from watchdog.observers import Observer
 
 from ckptd.core.policy import Policy
-from ckptd.service import Service, Signalled, Word
-from ckptd.watch import Watcher
+from ckptd.daemon.service import Service, Signalled, Word
+from ckptd.daemon.watch import Watcher
 
 from .conftest import (
     Builder,

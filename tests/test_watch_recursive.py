@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ckptd.core.policy import Policy
-from ckptd.lookout import Lookout
+from ckptd.daemon.lookout import Lookout
 
 from .conftest import (
     Somebody,

@@ -18,14 +18,14 @@ from pathlib import Path
 
 import pytest
 
-from ckptd import workdir
-from ckptd.background import Background
 from ckptd.core.policy import Policy
+from ckptd.daemon.found import FoundKeeper
+from ckptd.daemon.keeper import Keeper
 from ckptd.errors import CkptdError, OwnedError, RefusedError, UsageError
-from ckptd.found import FoundKeeper
-from ckptd.keeper import Keeper
-from ckptd.reading import Reader
-from ckptd.workdir import WorkDir, become_owner, check_library_use
+from ckptd.passes.background import Background
+from ckptd.passes.reading import Reader
+from ckptd.workdir import workdir
+from ckptd.workdir.workdir import WorkDir, become_owner, check_library_use
 
 from .conftest import Builder, Somebody, environment
 
@@ -172,8 +172,8 @@ def fail(*_: object, **__: object) -> None:
 FAILING = {
     "a directory that went stale as it was opened": ("os.fstat", None),
     "a file system that does not answer": ("os.statvfs", None),
-    "a file system that does not tell its kind": ("ckptd.surveyor.is_local", None),
-    "a lock that cannot be given the directory's mode": ("ckptd.workdir.open_as_its_directory", None),
+    "a file system that does not tell its kind": ("ckptd.passes.surveyor.is_local", None),
+    "a lock that cannot be given the directory's mode": ("ckptd.workdir.workdir.open_as_its_directory", None),
     "a `.ckptd` that is a symlink": (None, lambda place: (place / ".ckptd").symlink_to("elsewhere")),
     "a `.ckptd` that is a file": (None, lambda place: (place / ".ckptd").touch()),
     "a lock that is a directory": (None, lambda place: (place / ".ckptd" / "lock").mkdir(parents=True)),
@@ -181,9 +181,9 @@ FAILING = {
     "a state that is a symlink": (None, lambda place: linked(place / ".ckptd" / "state.json")),
     "a journal that is a symlink": (None, lambda place: linked(place / ".ckptd" / "journal.jsonl")),
     "a trash that is a file": (None, lambda place: made(place / ".ckptd").joinpath("trash").touch()),
-    "a trash that cannot be read": ("ckptd.delete.items", None),
+    "a trash that cannot be read": ("ckptd.workdir.trash.items", None),
     "schedules that are a file": (None, lambda place: made(place / ".ckptd").joinpath("schedules").touch()),
-    "a directory that cannot be listed": ("ckptd.surveyor.scan", None),
+    "a directory that cannot be listed": ("ckptd.passes.surveyor.scan", None),
 }
 
 

@@ -14,8 +14,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from ckptd import workdir
 from ckptd.core.policy import Policy
+from ckptd.workdir import workdir
 
 from .world import DIRECTORIES, FILES, SERIES, TRUNCATED, WHOLE, WRITING, ZEROED, Reader, World
 

@@ -21,16 +21,17 @@ from unittest import mock
 
 import pytest
 
-from ckptd import delete, restore
-from ckptd.background import Background
 from ckptd.core.memory import Memory
 from ckptd.core.naming import Template
 from ckptd.core.policy import Policy
 from ckptd.errors import OwnedError
-from ckptd.reconcile import Reconciler, Report
-from ckptd.survey import Survey
-from ckptd.surveyor import Surveyor
-from ckptd.workdir import WorkDir
+from ckptd.passes import restore
+from ckptd.passes.background import Background
+from ckptd.passes.reconcile import Reconciler, Report
+from ckptd.passes.survey import Survey
+from ckptd.passes.surveyor import Surveyor
+from ckptd.workdir import trash
+from ckptd.workdir.workdir import WorkDir
 
 from .conftest import dcp_metadata, picture, torch_zip
 
@@ -120,8 +121,8 @@ class Calls:
         with contextlib.ExitStack() as stack:
             for name in self._NAMES:
                 stack.enter_context(mock.patch.object(os, name, self._wrapped(name, getattr(os, name))))
-            renames = self._wrapped("rename_new", delete.rename_new)
-            stack.enter_context(mock.patch.object(delete, "rename_new", renames))
+            renames = self._wrapped("rename_new", trash.rename_new)
+            stack.enter_context(mock.patch.object(trash, "rename_new", renames))
             yield
 
     def _wrapped(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:

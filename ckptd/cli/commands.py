@@ -102,8 +102,8 @@ def watch(
     code. A work dir that does not exist yet is waited for. SIGHUP looks again at once; SIGTERM ends.
     """
     log_to_stderr()
-    from ..recursive import RecursiveService
-    from ..service import Service
+    from ..daemon.recursive import RecursiveService
+    from ..daemon.service import Service
 
     made = Policy(**policy)
     kind = RecursiveService if recursive else Service
@@ -125,8 +125,9 @@ def plan(
 ) -> None:
     """Show what would be kept and pruned, and why. Changes nothing; `prune` does exactly this."""
     log_to_stderr()
-    from .. import api, render
-    from ..workdir import become_owner
+    from .. import api
+    from ..text import render
+    from ..workdir.workdir import become_owner
 
     made = Policy(**policy)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -171,7 +172,7 @@ def prune(work_dirs: tuple[str, ...], recursive: bool, **policy: Any) -> None:
     """
     log_to_stderr()
     from .. import api
-    from ..workdir import become_owner
+    from ..workdir.workdir import become_owner
 
     made = Policy(**policy)
     become_owner(work_dirs)
@@ -215,7 +216,7 @@ def latest(work_dir: str, json_: bool, **policy: Any) -> None:
     """
     log_to_stderr()
     from .. import api
-    from ..workdir import become_owner
+    from ..workdir.workdir import become_owner
 
     made = Policy(**policy)
     try:
@@ -283,8 +284,8 @@ def _progress(path: str) -> Iterator[Callable[[int], None] | None]:
 @click.option("--user", is_flag=True, help="For a user's own service manager.")
 def unit(work_dir: str, user: bool, **policy: Any) -> None:
     """Print the finished systemd unit for a work dir."""
-    from ..render import options_of
-    from ..unit import render as render_unit
+    from ..systemd.unit import render as render_unit
+    from ..text.render import options_of
 
     made = Policy(**policy)
     command = shutil.which("ckptd", path=os.path.dirname(sys.executable)) or os.path.abspath(sys.argv[0])

@@ -15,7 +15,7 @@ from ..errors import CkptdError
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-JOB = "ckptd.job"  # where a context keeps the words after `--`
+JOB = "ckptd.daemon.job"  # where a context keeps the words after `--`
 
 
 def directories(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -39,8 +39,8 @@ def layouts(_: click.Context, __: click.Parameter, incomplete: str) -> list[Comp
 
 def in_trash(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """What could be restored in the work dir that the line names."""
-    from ..restore import restorable
-    from ..workdir import become_owner
+    from ..passes.restore import restorable
+    from ..workdir.workdir import become_owner
 
     work_dir = os.path.expanduser(ctx.params.get("work_dir") or "")
     names: list[str] = []

@@ -25,8 +25,8 @@ def pin(checkpoints: tuple[str, ...]) -> None:
     A pin is an empty file NAME.keep beside the checkpoint.
     """
     log_to_stderr()
-    from ..pins import pin as make
-    from ..workdir import become_owner
+    from ..workdir.pins import pin as make
+    from ..workdir.workdir import become_owner
 
     become_owner([os.path.dirname(os.path.abspath(path)) for path in checkpoints])
     for path in checkpoints:
@@ -43,8 +43,8 @@ def unpin(checkpoints: tuple[str, ...], **policy: Any) -> None:
     """
     log_to_stderr()
     from .. import api
-    from ..pins import unpin as remove
-    from ..workdir import become_owner
+    from ..workdir.pins import unpin as remove
+    from ..workdir.workdir import become_owner
 
     made, code = Policy(**policy), 0
     become_owner([os.path.dirname(os.path.abspath(path)) for path in checkpoints])
@@ -78,8 +78,8 @@ def restore(work_dir: str, names: tuple[str, ...], all_: bool, json_: bool) -> N
     Without names: list what is in the trash.
     """
     log_to_stderr()
-    from .. import restore as restoring
-    from ..workdir import become_owner
+    from ..passes import restore as restoring
+    from ..workdir.workdir import become_owner
 
     become_owner([work_dir])
     if not names and not all_:
@@ -106,9 +106,10 @@ def restore(work_dir: str, names: tuple[str, ...], all_: bool, json_: bool) -> N
 def history(work_dir: str, json_: bool) -> None:
     """List what was pruned, when and why, oldest first."""
     log_to_stderr()
-    from .. import journal, render
-    from ..units import human_bytes
-    from ..workdir import WorkDir, become_owner
+    from ..text import render
+    from ..text.human import human_bytes
+    from ..workdir import journal
+    from ..workdir.workdir import WorkDir, become_owner
 
     become_owner([work_dir])
     with WorkDir(work_dir) as work:

@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from ..errors import one_line
-from ..notify import journal_stream
+from ..systemd.notify import journal_stream
 
 
 class _Line(logging.Formatter):

@@ -15,14 +15,15 @@ from typing import NamedTuple
 
 import click
 
-from .. import api, render
+from .. import api
 from ..core.plan import PRUNE
 from ..core.policy import Policy
+from ..daemon.tree import Tree, name_test
 from ..errors import CkptdError, why
-from ..survey import Survey
-from ..tree import Tree, name_test
-from ..units import human_bytes
-from ..workdir import WorkDir, other_owner, others_text
+from ..passes.survey import Survey
+from ..text import render
+from ..text.human import human_bytes
+from ..workdir.workdir import WorkDir, other_owner, others_text
 from .log import say
 
 _MOST_ROWS = 20

@@ -9,9 +9,9 @@ import os
 import shlex
 
 from ..core.naming import Template
-from ..disk import LOCK, listed, opened_dir, opened_file
+from ..disk.descriptors import LOCK, listed, opened_dir, opened_file
 from ..errors import CkptdError
-from ..place import opened_own
+from ..workdir.place import opened_own
 
 _SPARE = 2  # one that was just saved, and one that a ckptd may be about to prune
 

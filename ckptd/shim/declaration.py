@@ -8,9 +8,17 @@ import os
 
 from ..core.naming import Template
 from ..core.schedule import LARGEST_BYTES, Schedule
-from ..disk import OWN_DIR, listed, open_as_its_directory, opened_dir, opened_own_dir, read_small, replace_file
+from ..disk.descriptors import (
+    OWN_DIR,
+    listed,
+    open_as_its_directory,
+    opened_dir,
+    opened_own_dir,
+    read_small,
+    replace_file,
+)
 from ..errors import CkptdError, why
-from ..place import make_own, opened_own
+from ..workdir.place import make_own, opened_own
 from .ranks import rank_of
 
 SCHEDULES = "schedules"

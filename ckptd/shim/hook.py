@@ -22,9 +22,9 @@ import torch
 from torch import nn
 
 from ..core.naming import Template
-from ..disk import NO_ROOM, opened_dir, replace_file
+from ..disk.descriptors import NO_ROOM, opened_dir, replace_file
 from ..errors import CkptdError, UsageError, why
-from ..scan import SIDECAR_ENDING
+from ..inspect.scan import SIDECAR_ENDING
 from . import state as states_of
 from .attendance import warn_if_unattended
 from .buffers import average_buffers

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import IO
 
 from ..core.naming import Template
-from ..disk import sync_dir, temporary_name
+from ..disk.descriptors import sync_dir, temporary_name
 from ..errors import CkptdError
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

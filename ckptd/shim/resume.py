@@ -8,19 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..content import ChangedError, check_content
 from ..core.checkpoint import Checkpoint, State
 from ..core.finder import Finder
 from ..core.memory import Memory
 from ..core.naming import Template
 from ..core.policy import Policy
 from ..core.replay import replay
-from ..disk import OWN_DIR, opened_dir
+from ..disk.descriptors import OWN_DIR, opened_dir
 from ..errors import CkptdError, RefusedError, why
-from ..place import opened_own
-from ..scan import Entry, scan
-from ..state import read_state
-from ..verdict import Settling, Verdict, judge
+from ..inspect.content import ChangedError, check_content
+from ..inspect.scan import Entry, scan
+from ..inspect.verdict import Settling, Verdict, judge
+from ..workdir.place import opened_own
+from ..workdir.state import read_state
 
 _log = logging.getLogger("ckptd.shim")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ckptd.core.policy import Policy
-from ckptd.tree import Tree, name_test
+from ckptd.daemon.tree import Tree, name_test
 
 from .beside import CKPTD, cpu_s, resident_mb, switches, until
 from .idle import settled

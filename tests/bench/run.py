@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptd.disk import opened_dir
-from ckptd.filesystem import is_local
+from ckptd.disk.descriptors import opened_dir
+from ckptd.disk.filesystem import is_local
 
 from . import buffers_lines, idle, latency, many, neighbour, saves_lines, scaling, startup
 from .lines import HEAD, Line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ckptd.units import human_bytes
+from ckptd.text.human import human_bytes
 
 from .lines import Line, compared
 from .paired import Seconds

@@ -10,15 +10,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ckptd.background import Background
 from ckptd.core.checkpoint import Checkpoint
 from ckptd.core.memory import Memory
 from ckptd.core.plan import plan
 from ckptd.core.policy import Policy
-from ckptd.disk import opened_dir
-from ckptd.reconcile import Reconciler
-from ckptd.scan import scan
-from ckptd.workdir import WorkDir
+from ckptd.disk.descriptors import opened_dir
+from ckptd.inspect.scan import scan
+from ckptd.passes.background import Background
+from ckptd.passes.reconcile import Reconciler
+from ckptd.workdir.workdir import WorkDir
 
 from .latency import torch_zip
 from .lines import Line, compared, within

@@ -114,9 +114,9 @@ def test_what_was_written_over_and_left_goes_once_it_is_quiet(with_checkpoints: 
 
 
 def test_a_shard_written_over_between_the_look_and_the_rename_stays(with_checkpoints: Builder) -> None:
-    from ckptd import delete
-    from ckptd.disk import opened_dir
-    from ckptd.scan import entry_of
+    from ckptd.disk.descriptors import opened_dir
+    from ckptd.inspect.scan import entry_of
+    from ckptd.workdir import trash
 
     place = with_checkpoints.shards("step-1")
     with opened_dir(str(with_checkpoints.work_dir)) as fd:
@@ -125,9 +125,9 @@ def test_a_shard_written_over_between_the_look_and_the_rename_stays(with_checkpo
         (with_checkpoints.work_dir / "trash").mkdir()
         with (
             opened_dir("trash", dir_fd=fd) as trash_fd,
-            pytest.raises(delete.ChangedError, match="changed"),
+            pytest.raises(trash.ChangedError, match="changed"),
         ):
-            delete.put(entry, work_fd=fd, trash_fd=trash_fd, now_ms=1)
+            trash.put(entry, work_fd=fd, trash_fd=trash_fd, now_ms=1)
 
 
 def test_thousands_of_series_are_looked_at_in_linear_time(with_checkpoints: Builder) -> None:
@@ -154,7 +154,7 @@ def test_a_declared_template_that_a_layout_reads_as_keys_is_obeyed(with_checkpoi
 def test_a_name_too_long_for_a_pin_or_scores_is_pruned_and_says_why_it_cannot_be_restored(
     with_checkpoints: Builder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from ckptd.restore import restore
+    from ckptd.passes.restore import restore
 
     template = "a" * 245 + "_{}.pth"
     work_dir = with_checkpoints(*(template.format(number) for number in (1, 2)))

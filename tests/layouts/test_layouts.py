@@ -13,7 +13,7 @@ import ckptd
 from ckptd.core.layouts import LAYOUTS
 from ckptd.core.policy import Policy
 from ckptd.errors import UsageError
-from ckptd.restore import restore
+from ckptd.passes.restore import restore
 
 from ..conftest import picture, pointed, safetensors, torch_zip
 from .writers import BY_ITSELF, WRITERS, Run, Writer, dcp, number_in, of_file, put, the

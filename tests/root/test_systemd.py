@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import ckptd
-from ckptd.unit import render, unit_name
+from ckptd.systemd.unit import render, unit_name
 
 pytestmark = pytest.mark.root
 

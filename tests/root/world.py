@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ckptd import journal
-from ckptd.disk import OWN_DIR, opened_dir
-from ckptd.state import read_state
+from ckptd.disk.descriptors import OWN_DIR, opened_dir
+from ckptd.workdir import journal
+from ckptd.workdir.state import read_state
 from tests.conftest import Builder, a_pass, torch_zip
 
 KEEP = 2

@@ -17,7 +17,7 @@ import pytest
 from ckptd.core.naming import Template
 from ckptd.shim import attendance
 from ckptd.shim.attendance import warn_if_unattended
-from ckptd.workdir import WorkDir
+from ckptd.workdir.workdir import WorkDir
 from tests.conftest import Builder, Watching, a_pass, environment, epochs, picture
 
 EPOCHS = Template("epoch_{}.pth")

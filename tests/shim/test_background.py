@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import nn
 
-from ckptd.disk import temporary_name
+from ckptd.disk.descriptors import temporary_name
 from ckptd.errors import CkptdError
 from ckptd.shim import CheckpointHook, hook, publish
 from ckptd.shim.snapshot import HostCopy

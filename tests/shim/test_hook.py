@@ -17,7 +17,7 @@ from torch import nn
 
 from ckptd import api
 from ckptd.core.checkpoint import State
-from ckptd.disk import temporary_name
+from ckptd.disk.descriptors import temporary_name
 from ckptd.errors import CkptdError, UsageError
 from ckptd.shim import CheckpointHook, Progress, hook, publish
 from ckptd.shim.state import collect, name_without_wrappers

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from ckptd.disk import temporary_name
+from ckptd.disk.descriptors import temporary_name
 from ckptd.errors import CkptdError, UsageError
 from ckptd.shim import CheckpointHook
 from tests.conftest import environment, left

@@ -1,0 +1,1 @@
+"""When a pass is made: events, timers, threads, signals."""

@@ -1,0 +1,215 @@
+"""The directories below a root: which of them are work dirs, and what has changed there. Reads, never writes.
+
+No symlink is followed, and what is hidden (snapshots, backups, caches), ours, or a checkpoint itself is not looked
+into. A directory is listed when it is new and when its own time of change says so: what lies in it costs nothing from
+then on.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from ..core.finder import Finder
+from ..core.layouts import DEFAULT_LAYOUTS, layouts_called
+from ..core.naming import Template
+from ..core.policy import Policy
+from ..disk.descriptors import OWN_DIR, opened_dir
+from ..inspect.directories import is_claimed
+
+# A change so soon after the one before can leave the time of change as it was, most of all on a network file system.
+_SAME_TIME_NS = 2 * 10**9
+
+NameTest = Callable[[str, bool], bool]
+Stamp = tuple[int, int, int, int]
+
+
+def name_test(policy: Policy) -> NameTest:
+    """Tells of a name, and whether a directory bears it, if it can belong to a checkpoint: the one place that knows."""
+    templates, layouts = map(Template, policy.templates), layouts_called(policy.layouts)
+    asked = bool(policy.templates or policy.layouts)
+    # Without the layouts that are only listed and left alone: what is never pruned makes no work dir.
+    finder = Finder(templates, layouts, asked=True) if asked else Finder((), DEFAULT_LAYOUTS)
+
+    def is_checkpoint(name: str, is_dir: bool) -> bool:
+        found = finder.match(name)
+        return found is not None and (found[0].directories if is_dir else found[0].files)
+
+    return is_checkpoint
+
+
+@dataclass(slots=True)
+class _Node:
+    """A directory as it was listed. stamp: None if it may have changed since without a new time of change."""
+
+    device: int = 0
+    stamp: Stamp | None = None
+    children: set[str] = field(default_factory=set)
+    holds: bool = False
+
+
+class Tree:
+    """What is known of the directories below `root`, which is absolute.
+
+    on_look: told of a directory just before it is listed, so that it can be watched before anything in it is missed.
+    on_gone: told of each directory that is no longer there. on_trouble: told of what cannot be listed.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        is_checkpoint: NameTest,
+        *,
+        on_look: Callable[[str], None] = lambda path: None,
+        on_gone: Callable[[str], None] = lambda path: None,
+        on_trouble: Callable[[str, OSError], None] = lambda path, error: None,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.root, self._is_checkpoint, self._clock = root, is_checkpoint, clock
+        self._on_look, self._on_gone, self._on_trouble = on_look, on_gone, on_trouble
+        self._nodes: dict[str, _Node] = {}
+        self.listed = 0  # how many directories were, ever
+
+    @property
+    def work_dirs(self) -> list[str]:
+        """Those known by now, by path."""
+        return sorted(path for path, node in self._nodes.items() if node.holds)
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._nodes
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def device_of(self, path: str) -> int:
+        """The number of the disk that a directory was on when it was listed; 0 if it was not."""
+        node = self._nodes.get(path)
+        return node.device if node else 0
+
+    def look(self, path: str) -> Iterator[str]:
+        """List `path` and what below it is new; yields each work dir among them, as it is found."""
+        if path != self.root and (os.path.dirname(path) not in self._nodes or is_hidden(os.path.basename(path))):
+            return  # its parent is gone, or is a checkpoint
+        ahead = [path]
+        while ahead:
+            here = ahead.pop()
+            found = self._list(here)
+            if found is None:
+                continue
+            if found.holds:
+                yield here
+            ahead += [os.path.join(here, name) for name in sorted(found.children, reverse=True)
+                      if os.path.join(here, name) not in self._nodes]  # fmt: skip
+
+    def look_again(self) -> Iterator[str]:
+        """List what has changed by its own time of change; yields each work dir among that. Asks one stat of each."""
+        if self.root not in self._nodes:
+            yield from self.look(self.root)
+            return
+        for path, node in list(self._nodes.items()):
+            if self._nodes.get(path) is not node:
+                continue  # gone meanwhile, or listed anew
+            try:
+                stamp = _stamp(path, follow=path == self.root)
+            except OSError:
+                stamp = None
+            if stamp is None or stamp != node.stamp:
+                yield from self.look(path)
+
+    def distrust(self) -> None:
+        """Let the next `look_again` list everything: events were lost."""
+        for node in self._nodes.values():
+            node.stamp = None
+
+    def forget(self, path: str) -> None:
+        """`path` is gone, and all below it."""
+        parent = self._nodes.get(os.path.dirname(path))
+        if parent is not None and path != self.root:
+            parent.children.discard(os.path.basename(path))
+        ahead = [path]
+        while ahead:
+            here = ahead.pop()
+            node = self._nodes.pop(here, None)
+            if node is not None:
+                ahead += [os.path.join(here, name) for name in node.children]
+            if node is not None or here == path:
+                self._on_gone(here)
+
+    def _list(self, path: str) -> _Node | None:
+        """List one directory; None if it is none, or a checkpoint, which are forgotten."""
+        self._on_look(path)
+        node = _Node()
+        files: set[str] = set()
+        named = path != self.root and self._is_checkpoint(os.path.basename(path), True)
+        try:
+            stamp = _stamp(path, follow=path == self.root)
+            if stamp is None:
+                self.forget(path)
+                return None
+            self.listed += 1
+            node.device = stamp[0]
+            if self._clock() - max(stamp[2:]) > _SAME_TIME_NS:
+                node.stamp = stamp
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        if is_ours(name):
+                            # A run has declared itself there, or ckptd has been there.
+                            node.holds = node.holds or name == OWN_DIR
+                            continue
+                        if not is_hidden(name):
+                            node.children.add(name)
+                        node.holds = node.holds or self._is_checkpoint(name, True)
+                    elif not node.holds and self._is_checkpoint(name, False):
+                        node.holds = entry.is_file(follow_symlinks=False)
+                    if named:
+                        files.add(name)
+            if named and _is_one(path, files):
+                self.forget(path)
+                return None
+        except (FileNotFoundError, NotADirectoryError):
+            self.forget(path)
+            return None
+        except OSError as error:
+            self._on_trouble(path, error)
+            node = self._nodes.get(path, node)  # what was known of it stays known, and it is tried again
+            node.stamp = None
+            self._keep(path, node)
+            return None
+        self._keep(path, node)
+        return node
+
+    def _keep(self, path: str, node: _Node) -> None:
+        before = self._nodes.get(path)
+        for name in before.children - node.children if before else ():
+            self.forget(os.path.join(path, name))
+        self._nodes[path] = node
+        parent = self._nodes.get(os.path.dirname(path))
+        if parent is not None and path != self.root:
+            parent.children.add(os.path.basename(path))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a directory with this name is none that runs are in."""
+    return name.startswith(".")
+
+
+def is_ours(name: str) -> bool:
+    """Whether a directory with this name holds what ckptd itself keeps."""
+    return name == OWN_DIR or name.startswith(f"{OWN_DIR}.")
+
+
+def _is_one(path: str, names: set[str]) -> bool:
+    """Whether a directory with a checkpoint's name is one."""
+    with opened_dir(path) as fd:
+        return is_claimed(fd, names)
+
+
+def _stamp(path: str, *, follow: bool) -> Stamp | None:
+    """What changes with the content of a directory; None for what is no directory. Raises OSError."""
+    info = os.stat(path, follow_symlinks=follow)
+    return (info.st_dev, info.st_ino, info.st_mtime_ns, info.st_ctime_ns) if stat.S_ISDIR(info.st_mode) else None

@@ -1,0 +1,220 @@
+"""What the bytes of a checkpoint file look like: torch zip, torch's legacy pickle, safetensors.
+
+Structure only: nothing is unpickled, and of a file only its ends and its header are read.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import struct
+import zipfile
+from dataclasses import dataclass
+from typing import Any
+
+from ..core import kinds
+from ..core.checkpoint import State
+from ..disk.descriptors import hole_in
+
+_ZIP = b"PK\x03\x04"
+_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa8")  # the pickled magic number of torch before 1.6
+_LONGEST_HEADER = 100_000_000  # bytes; the safetensors format's own limit
+_LARGEST_DIRECTORY, _MOST_MEMBERS = 1 << 26, 500_000  # bytes of a zip's central directory, and members in it
+_MOST_INFLATED = 100  # times the size of the file
+_MOST_VALUES = 2_000_000  # of a JSON text; each costs a hundred bytes or two, however short it is
+_LARGEST_FILE = 1 << 63
+PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_HEAD = 4096
+_LOCAL_HEADER = 30  # bytes before a member's name
+_UTF8 = 0x800
+_HARMLESS_FLAGS = _UTF8 | 0x8 | 0x6  # sizes behind the data, how hard a deflater tried; not: encrypted, patched
+_END, _END64, _LOCATOR64 = struct.Struct("<4sHHHHLLH"), struct.Struct("<4sQHHLLQQQQ"), struct.Struct("<4sLQL")
+_LONGEST_COMMENT = 65535
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What bytes look like: complete, incomplete, or unverifiable where the format cannot tell.
+
+    known: whether they are a checkpoint's. kind: whose, as in core.kinds. checksum: whether the format, or that of
+    some file of a directory, holds one for its content. marked: of a directory, whether its writer has marked it done.
+    """
+
+    state: State
+    text: str
+    known: bool = True
+    checksum: bool = False
+    marked: bool = True
+    kind: str = ""
+
+
+def structure_of_file(fd: int) -> Structure:
+    """Look at the regular file open as `fd`. Raises OSError if the disk does not answer."""
+    size_bytes = os.fstat(fd).st_size
+    head = os.pread(fd, _HEAD, 0)
+    if not head:
+        return Structure(State.INCOMPLETE, "empty")
+    if head.startswith(_ZIP):
+        return _zip(fd, head, size_bytes)
+    if head.startswith(_LEGACY):
+        legacy = Structure(State.UNVERIFIABLE, "torch's legacy format: holds no check", kind=kinds.LEGACY)
+        return _whole_unless_sparse(fd, size_bytes, legacy)
+    if len(head) < len(_LEGACY) and (_ZIP.startswith(head) or _LEGACY.startswith(head)):
+        return Structure(State.INCOMPLETE, f"ends after {len(head)} bytes")
+    if len(head) > 8 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= _LONGEST_HEADER:
+        return _safetensors(fd, head, size_bytes)
+    if not any(head):
+        return Structure(State.INCOMPLETE, "begins with zeros: its data never reached the disk", known=False)
+    return Structure(State.UNVERIFIABLE, "bytes of no known format", known=False)
+
+
+def parse_json(text: bytes) -> Any:
+    """What a JSON text says; raises ValueError if it is none, or holds more values than any that describes states."""
+    if sum(text.count(each) for each in (b",", b"[", b"{")) > _MOST_VALUES:
+        raise ValueError("more values than are looked at")
+    return json.loads(text)
+
+
+def raise_disk_trouble(error: BaseException) -> None:
+    """Raise the OSError that `error` is, or that zipfile has hidden behind it: the disk's trouble, not the file's.
+
+    EINVAL is neither: an offset in the file that leads nowhere.
+    """
+    for each in (error, error.__context__):
+        if isinstance(each, OSError) and each.errno != errno.EINVAL:
+            raise each
+
+
+def _zip(fd: int, head: bytes, size_bytes: int) -> Structure:
+    end = _end_of_zip(fd, size_bytes)
+    # Its first member tells what it is, or would have become: torch begins with <name>/data.pkl.
+    name_length = struct.unpack_from("<H", head, 26)[0] if len(head) >= 30 else 0
+    first = head[30 : 30 + name_length]
+    known = len(first) < name_length or not first or _is_pickle_member(first.decode("utf-8", "replace"))
+    kind = kinds.TORCH if known else ""
+    if end is None:
+        return Structure(State.INCOMPLETE, "no end record: cut short", known, kind=kind)
+    entries, start, length = end
+    listed = _entries_in(os.pread(fd, length, start))
+    if listed is None or max(entries, listed) > _MOST_MEMBERS:
+        return Structure(State.INCOMPLETE, "its central directory is damaged", known, kind=kind)
+    try:
+        with open(fd, "rb", closefd=False) as file, zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+    except (
+        zipfile.BadZipFile,
+        OSError,
+        ValueError,
+        EOFError,
+        struct.error,
+        NotImplementedError,
+        OverflowError,
+    ) as error:
+        raise_disk_trouble(error)
+        return Structure(State.INCOMPLETE, "its central directory cannot be read", known, kind=kind)
+    known = any(_is_pickle_member(member.filename) for member in members)
+    kind = kinds.TORCH if known else ""
+    if not entries == len(members) == listed:
+        return Structure(State.INCOMPLETE, "its central directory is damaged", known, kind=kind)
+    for member in members:
+        if not _fits(member, size_bytes):
+            return Structure(State.INCOMPLETE, f"member {member.filename} does not fit into the file", known, kind=kind)
+        if known and member.compress_type not in PACKED:
+            return Structure(State.INCOMPLETE, f"member {member.filename} is packed as torch packs none", kind=kind)
+    fault = _fault_between(members, size_bytes)
+    if fault:
+        return Structure(State.INCOMPLETE, fault, known, kind=kind)
+    text = "torch zip, structure intact" if known else "zip, structure intact"
+    return Structure(State.COMPLETE, text, known, checksum=True, kind=kind)
+
+
+def _fits(member: zipfile.ZipInfo, size_bytes: int) -> bool:
+    """Whether what the central directory says of a member can be so: stricter than zipfile, as torch's reader is."""
+    inside = member.header_offset + member.compress_size <= size_bytes
+    stored = member.compress_type != zipfile.ZIP_STORED or member.compress_size == member.file_size
+    # Only the name's last character may make a directory; the attributes' bit 4 would make one of any member.
+    plain = member.volume == 0 and (not member.external_attr & 0x10 or member.is_dir())
+    return inside and stored and plain and not member.flag_bits & ~_HARMLESS_FLAGS
+
+
+def _fault_between(members: list[zipfile.ZipInfo], size_bytes: int) -> str:
+    """What no writer does, and only a bomb: the bytes of a member twice, or far more of them than there are."""
+    end, name = 0, ""
+    for member in sorted(members, key=lambda member: member.header_offset):
+        if member.header_offset < end:
+            return f"members {name} and {member.filename} overlap"
+        end, name = member.header_offset + _LOCAL_HEADER + member.compress_size, member.filename
+    if sum(member.file_size for member in members) > _MOST_INFLATED * size_bytes:
+        return f"its members inflate to more than {_MOST_INFLATED} times its size"
+    return ""
+
+
+def _entries_in(directory: bytes) -> int | None:
+    """How many entries a central directory holds, None if they do not fill it to the byte."""
+    at, count = 0, 0
+    while at + 46 <= len(directory) and directory.startswith(b"PK\x01\x02", at):
+        at += 46 + sum(struct.unpack_from("<HHH", directory, at + 28))  # its name, extra field and comment
+        count += 1
+    return count if at == len(directory) else None
+
+
+def _end_of_zip(fd: int, size_bytes: int) -> tuple[int, int, int] | None:
+    """How many members the end records say there are, and where the central directory begins and how long it is, in
+    bytes; None if the records are missing, or do not fit the file.
+
+    zipfile passes over most of what they say; torch's reader does not. Source: APPNOTE.TXT, sections 4.3.14 to 4.3.16.
+    """
+    length = min(size_bytes, _LOCATOR64.size + _END.size + _LONGEST_COMMENT)
+    tail = os.pread(fd, length, size_bytes - length)
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or len(tail) < at + _END.size:
+        return None
+    _, disk, start_disk, here, entries, directory, offset, comment = _END.unpack_from(tail, at)
+    end = size_bytes - length + at
+    if disk or start_disk or here != entries or at + _END.size + comment != len(tail):
+        return None
+    if tail[max(0, at - _LOCATOR64.size) : at].startswith(b"PK\x06\x07"):
+        _, disk, end64, disks = _LOCATOR64.unpack_from(tail, at - _LOCATOR64.size)
+        record = os.pread(fd, _END64.size, end64) if end64 < size_bytes else b""
+        if len(record) < _END64.size or not record.startswith(b"PK\x06\x06") or disk or disks != 1:
+            return None
+        _, length64, _, _, disk, start_disk, here, entries, directory, offset = _END64.unpack(record)
+        if disk or start_disk or here != entries or end64 + 12 + length64 != end - _LOCATOR64.size:
+            return None
+        end = end64
+    if offset + directory != end or directory > _LARGEST_DIRECTORY:
+        return None
+    return int(entries), int(offset), int(directory)
+
+
+def _is_pickle_member(name: str) -> bool:
+    return name.rpartition("/")[2] == "data.pkl"
+
+
+def _safetensors(fd: int, head: bytes, size_bytes: int) -> Structure:
+    (length,) = struct.unpack("<Q", head[:8])
+    text = os.pread(fd, length, 8)
+    if len(text) < length:
+        return Structure(State.INCOMPLETE, "safetensors, header cut short", kind=kinds.SAFETENSORS)
+    try:
+        header = parse_json(text)
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        end = max(ends, default=0)
+        if not (isinstance(end, int) and 0 <= end < _LARGEST_FILE):
+            raise TypeError("an offset is not a place in a file")
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        return Structure(State.UNVERIFIABLE, "bytes of no known format", known=False)
+    expected = 8 + length + end
+    if size_bytes != expected:
+        return Structure(State.INCOMPLETE, f"safetensors, {size_bytes} of {expected} bytes", kind=kinds.SAFETENSORS)
+    whole = Structure(State.COMPLETE, "safetensors, all bytes there", kind=kinds.SAFETENSORS)
+    return _whole_unless_sparse(fd, size_bytes, whole)
+
+
+def _whole_unless_sparse(fd: int, size_bytes: int, whole: Structure) -> Structure:
+    """A hole reads as zeros, and these formats have no checksum to find it by: it was never written."""
+    hole = hole_in(fd, size_bytes)
+    if hole is not None:
+        return Structure(State.INCOMPLETE, f"a hole at byte {hole}: never written", kind=whole.kind)
+    return whole

@@ -1,0 +1,304 @@
+"""What directories look like that Lightning, mmengine, DeepSpeed, Megatron-LM, Orbax, torchtune, verl and OLMo write.
+
+Each judge wants its framework's marker, or counts the shards that ranks have written; sources are the rows of
+core.layouts. Structure only, nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable
+
+from ..core import kinds
+from ..core.checkpoint import State
+from ..disk.descriptors import names_in
+from . import dcp
+from .files import Structure
+from .parts import Parts, gap_in, incomplete, inside, json_of, missing_of_distributed, numbered, parts_of
+from .scan import INDEX_ENDING
+
+_MODEL_STATES = re.compile(r"(?:zero_pp_rank_[0-9]+_)?mp_rank_([0-9]+)_model_states\.pt")
+_ZERO_MODEL_STATES = re.compile(r"zero_pp_rank_([0-9]+)_mp_rank_([0-9]+)_model_states\.pt")
+_OPTIM_STATES = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_([0-9]+)_mp_rank_([0-9]+)_optim_states\.pt")
+_LAYER_STATES = re.compile(r"layer_[0-9]+-model_([0-9]+)-model_states\.pt")
+_MODEL_PARALLEL = re.compile(r"mp_rank_([0-9]+)(?:_([0-9]+))?(?:_([0-9]+))?")
+_MMENGINE_RANK = re.compile(r"rank([0-9]+)\.pth")
+_VERL_SHARD = re.compile(r"(model|optim|extra_state)_world_size_([0-9]+)_rank_([0-9]+)\.pt")
+_TORCHTUNE_SHARD = re.compile(r"(?:ft-)?model-([0-9]{5})-of-([0-9]{5})\.(?:safetensors|bin)")
+
+
+def missing_rank(names: Iterable[str], pattern: str) -> int | None:
+    """The lowest rank of whom there is nothing like `pattern`, though there is something of a higher one."""
+    return gap_in(rank for (rank,) in numbered(names, re.compile(pattern)))
+
+
+def is_lightning(fd: int, names: set[str]) -> bool:
+    if "meta.pt" in names and dcp.MARKER in names:
+        return True
+    return "checkpoint" in names and "latest" in names and _has_deepspeed(fd, "checkpoint")
+
+
+def lightning(fd: int, names: set[str]) -> Structure:
+    """A sharded strategy's: a distributed checkpoint, then `meta.pt`. With DeepSpeed: its directory `checkpoint`."""
+    if "meta.pt" not in names:
+        with inside(fd, "checkpoint") as inside_fd:
+            assert inside_fd is not None  # claimed
+            return deepspeed(inside_fd, set(names_in(inside_fd)))
+    fault = missing_of_distributed(fd, names)
+    if fault is not None:
+        return incomplete(kinds.LIGHTNING, fault)
+    return parts_of(fd).structure(kinds.LIGHTNING, "distributed checkpoint and meta.pt, every shard there", marked=True)
+
+
+def is_deepspeed(_: int, names: set[str]) -> bool:
+    return any(_MODEL_STATES.fullmatch(name) or _OPTIM_STATES.fullmatch(name) for name in names)
+
+
+def deepspeed(fd: int, names: set[str]) -> Structure:
+    """Model states of each model-parallel rank, and of each of those the optimizer's of all data-parallel ranks.
+
+    How many ranks there were is in no name: that the last are missing cannot be told, so nothing marks it complete.
+    """
+    models = {rank for (rank,) in [*numbered(names, _MODEL_STATES), *numbered(names, _LAYER_STATES)]}
+    shards = numbered(names, _OPTIM_STATES)
+    if not models:
+        return incomplete(kinds.DEEPSPEED, "no model states beside the optimizer's")
+    without = {column for _, column in shards} - models
+    if gap_in(models) is not None or without:
+        return incomplete(kinds.DEEPSPEED, f"no model states of rank {gap_in(models) if not without else min(without)}")
+    for what, found in (("optimizer states", shards), ("model states", numbered(names, _ZERO_MODEL_STATES))):
+        fault = _gap_in_grid(found, models, what) if found else None
+        if fault:
+            return incomplete(kinds.DEEPSPEED, fault)
+    text = f"model states of {len(models)}, optimizer states of {len(shards)} ranks, every file intact"
+    return parts_of(fd).structure(kinds.DEEPSPEED, text)
+
+
+def fault_of_deepspeed_inside(fd: int, names: set[str]) -> str | None:
+    """What is wrong with what DeepSpeed has written into a directory of another's checkpoint; None if nothing is."""
+    for name in sorted(names):
+        if _is_dir(fd, name) and _has_deepspeed(fd, name):
+            with inside(fd, name) as inside_fd:
+                found = deepspeed(inside_fd, set(names_in(inside_fd))) if inside_fd is not None else None
+            if found is not None and not found.state.whole:
+                return f"{name}: {found.text}"
+    return None
+
+
+def _gap_in_grid(found: list[tuple[int, ...]], columns: set[int], what: str) -> str | None:
+    """Which of (rank, model-parallel rank) is missing, where each model-parallel rank has as many ranks."""
+    ranks = {column: {rank for rank, other in found if other == column} for column in columns}
+    most = max(map(len, ranks.values()))
+    for column, there in sorted(ranks.items()):
+        gap = gap_in(there)
+        if gap is None and len(there) < most:
+            gap = len(there)
+        if gap is not None:
+            return f"no {what} of rank {gap} (model-parallel rank {column})"
+    return None
+
+
+def _has_deepspeed(fd: int, name: str) -> bool:
+    with inside(fd, name) as inside_fd:
+        return inside_fd is not None and is_deepspeed(inside_fd, set(names_in(inside_fd)))
+
+
+def is_mmengine(fd: int, names: set[str]) -> bool:
+    ranks = any(_MMENGINE_RANK.fullmatch(name) for name in names)
+    return ranks or ({"model", "optimizer"} <= names and _is_dir(fd, "model") and _is_dir(fd, "optimizer"))
+
+
+def mmengine(fd: int, names: set[str]) -> Structure:
+    """FSDP's `rank<k>.pth`, one for each rank, or ColossalAI's directories with `meta.pth`, which comes last."""
+    ranks = {rank for (rank,) in numbered(names, _MMENGINE_RANK)}
+    if ranks:
+        if gap_in(ranks) is not None:
+            return incomplete(kinds.MMENGINE, f"no rank{gap_in(ranks)}.pth, though others are there")
+        return parts_of(fd).structure(kinds.MMENGINE, f"files of {len(ranks)} ranks, every one intact")
+    if "meta.pth" not in names:
+        return incomplete(kinds.MMENGINE, "no meta.pth, which is written last")
+    with inside(fd, "model") as model_fd:
+        if model_fd is None or not parts_of(model_fd).count:
+            return incomplete(kinds.MMENGINE, "no weights in model/")
+    return parts_of(fd).structure(kinds.MMENGINE, "meta.pth, and every file beside it intact")
+
+
+def is_megatron(fd: int, names: set[str]) -> bool:
+    if "common.pt" in names or any(_MODEL_PARALLEL.fullmatch(name) and _is_dir(fd, name) for name in names):
+        return True
+    said = json_of(fd, "metadata.json") if "metadata.json" in names else None
+    return isinstance(said, dict) and "sharded_backend" in said
+
+
+def megatron(fd: int, names: set[str]) -> Structure:
+    """Distributed: `metadata.json` comes when all is done. Before that: a directory for each model-parallel rank."""
+    ranks = numbered((name for name in names if _is_dir(fd, name)), re.compile(r"mp_rank_([0-9]+)(?:_[0-9]+)*"))
+    if ranks:
+        return _megatron_by_rank(fd, names)
+    said = json_of(fd, "metadata.json") if "metadata.json" in names else None
+    if not isinstance(said, dict):
+        return incomplete(kinds.MEGATRON, "no metadata.json, which is written last")
+    if said.get("sharded_backend") == "zarr":
+        parts = parts_of(fd)
+        if parts.fault is None:
+            return Structure(
+                State.UNVERIFIABLE, "metadata.json, and zarr shards, which hold no check", kind=kinds.MEGATRON
+            )
+        return incomplete(kinds.MEGATRON, parts.fault)
+    fault = missing_of_distributed(fd, names)
+    if fault is not None:
+        return incomplete(kinds.MEGATRON, fault)
+    return parts_of(fd).structure(kinds.MEGATRON, "metadata.json, every shard there", marked=True)
+
+
+def _megatron_by_rank(fd: int, names: set[str]) -> Structure:
+    found = sorted(name for name in names if _MODEL_PARALLEL.fullmatch(name))
+    numbers = [tuple(int(part) for part in name.split("_")[2:]) for name in found]
+    sizes = [1 + max(each[axis] for each in numbers) for axis in range(min(map(len, numbers)))]
+    expected = 1
+    for size in sizes:
+        expected *= size
+    if len({len(each) for each in numbers}) > 1 or len(found) != expected:
+        return incomplete(kinds.MEGATRON, f"directories of {len(found)} of {expected} model-parallel ranks")
+    for name in found:
+        with inside(fd, name) as rank_fd:
+            there = set(names_in(rank_fd)) if rank_fd is not None else set()
+        if not there & {"model_optim_rng.pt", "model_rng.pt"}:
+            return incomplete(kinds.MEGATRON, f"{name}: no model_optim_rng.pt")
+    return parts_of(fd).structure(kinds.MEGATRON, f"files of {expected} model-parallel ranks, every one intact")
+
+
+def is_orbax(_: int, names: set[str]) -> bool:
+    return "_CHECKPOINT_METADATA" in names
+
+
+def orbax(fd: int, names: set[str]) -> Structure:
+    """Its final name comes by a rename once it is whole. What a deletion that was cut short has left still bears it."""
+    said = json_of(fd, "_CHECKPOINT_METADATA")
+    if not isinstance(said, dict):
+        return incomplete(kinds.ORBAX, "_CHECKPOINT_METADATA is damaged")
+    if not isinstance(said.get("commit_timestamp_nsecs"), int):
+        return incomplete(kinds.ORBAX, "not marked as committed in _CHECKPOINT_METADATA")
+    handlers = said.get("item_handlers")
+    for item in sorted(handlers) if isinstance(handlers, dict) else [""]:
+        fault = _broken_item(fd, item) if item else _broken_arrays(fd)
+        if fault:
+            return incomplete(kinds.ORBAX, f"{item}: {fault}" if item else fault)
+    return Structure(State.COMPLETE, "committed, and every item there", kind=kinds.ORBAX)
+
+
+def _broken_item(fd: int, item: str) -> str | None:
+    with inside(fd, item) as item_fd:
+        if item_fd is None:
+            return "is missing"
+        return _broken_arrays(item_fd) if names_in(item_fd) else "is empty"
+
+
+def _broken_arrays(fd: int) -> str | None:
+    """What is missing of the arrays in a directory, if it is one of arrays: the databases that hold them."""
+    names = names_in(fd)
+    said = json_of(fd, "_METADATA") if "_METADATA" in names else None
+    if "_METADATA" in names and not isinstance(said, dict):
+        return "_METADATA is damaged"
+    if said is None and any(name.endswith(".ocdbt") or name.startswith("ocdbt.") for name in names):
+        return "_METADATA is missing"
+    if isinstance(said, dict) and said.get("use_ocdbt"):
+        if "manifest.ocdbt" not in names:
+            return "manifest.ocdbt is missing"
+        for name in sorted(name for name in names if name.startswith("ocdbt.process_")):
+            with inside(fd, name) as process_fd:
+                if process_fd is None or "manifest.ocdbt" not in names_in(process_fd):
+                    return f"{name}/manifest.ocdbt is missing"
+    return None
+
+
+def is_verl(fd: int, names: set[str]) -> bool:
+    return bool(_verl_roles(fd, names))
+
+
+def verl(fd: int, names: set[str]) -> Structure:
+    """For each role the files of all ranks, of which each names how many there are; then `data.pt`."""
+    roles = _verl_roles(fd, names)
+    found = Parts()
+    for role, shards in roles.items():
+        for what in sorted({what for what, _, _ in shards} | {"model"}):
+            worlds = {world for kind, world, _ in shards if kind == what}
+            ranks = {rank for kind, _, rank in shards if kind == what}
+            if worlds != {len(ranks)} or gap_in(ranks) is not None:
+                return incomplete(kinds.VERL, f"{role}: {what} of {len(ranks)} of {max(worlds, default=0)} ranks")
+    if "actor" not in roles:
+        return incomplete(kinds.VERL, f"no actor beside {', '.join(roles)}")
+    if "data.pt" not in names:
+        return incomplete(kinds.VERL, "no data.pt, which is written last")
+    parts_of(fd, into=found)
+    return found.structure(kinds.VERL, f"data.pt, and the files of all ranks of {', '.join(roles)}", marked=True)
+
+
+def shell_of_verl() -> Structure:
+    """What verl's own pruning leaves, which empties the roles: no checkpoint, and not half of one."""
+    return Structure(State.INCOMPLETE, "nothing but data.pt: its roles were deleted", known=False, marked=False)
+
+
+def _verl_roles(fd: int, names: set[str]) -> dict[str, list[tuple[str, int, int]]]:
+    roles: dict[str, list[tuple[str, int, int]]] = {}
+    for role in sorted(names):
+        if not _is_dir(fd, role):
+            continue
+        with inside(fd, role) as role_fd:
+            matches = [_VERL_SHARD.fullmatch(name) for name in names_in(role_fd)] if role_fd is not None else []
+        shards = [(each[1], int(each[2]), int(each[3])) for each in matches if each]
+        if shards:
+            roles[role] = shards
+    return roles
+
+
+def is_torchtune(_: int, names: set[str]) -> bool:
+    if names & {"recipe_state", "recipe_state.pt"}:
+        return True
+    return any(map(_TORCHTUNE_SHARD.fullmatch, names)) and not any(name.endswith(INDEX_ENDING) for name in names)
+
+
+def torchtune(fd: int, names: set[str]) -> Structure:
+    """Weights in numbered shards; nothing marks the end."""
+    shards = numbered(names, _TORCHTUNE_SHARD)
+    totals = {total for _, total in shards}
+    if len(totals) > 1 or (shards and {number for number, _ in shards} != set(range(1, 1 + max(totals)))):
+        return incomplete(kinds.TORCHTUNE, f"{len(shards)} of {max(totals)} shards")
+    parts = parts_of(fd)
+    if not parts.count:
+        return incomplete(kinds.TORCHTUNE, "no weights")
+    return parts.structure(kinds.TORCHTUNE, f"{len(shards) or parts.count} shards, all there")
+
+
+def is_olmo(fd: int, names: set[str]) -> bool:
+    if "model_and_optim" in names and _is_dir(fd, "model_and_optim"):
+        return True
+    return "config.yaml" in names and bool(names & {"model", "model.pt", "model.safetensors", "train", "train.pt"})
+
+
+def olmo(fd: int, names: set[str]) -> Structure:
+    """OLMo-core's directory of shards with its metadata; OLMo's of model, optimizer and the trainer's own state."""
+    if "model_and_optim" in names:
+        with inside(fd, "model_and_optim") as state_fd:
+            fault = missing_of_distributed(state_fd, names_in(state_fd)) if state_fd is not None else "is missing"
+        if fault is not None:
+            return incomplete(kinds.OLMO, f"model_and_optim: {fault}")
+        if ".metadata.json" not in names:
+            return incomplete(kinds.OLMO, "no .metadata.json")
+        return parts_of(fd).structure(kinds.OLMO, "model_and_optim, every shard there")
+    for what in ("model", "optim", "train"):
+        if not names & {what, f"{what}.pt", f"{what}.safetensors"}:
+            return incomplete(kinds.OLMO, f"no {what}")
+    parts = parts_of(fd)
+    if not parts.count:
+        return incomplete(kinds.OLMO, "no weights")
+    return parts.structure(kinds.OLMO, "model, optim and train, every file intact")
+
+
+def _is_dir(fd: int, name: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False

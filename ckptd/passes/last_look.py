@@ -1,0 +1,74 @@
+"""The last look, just before a checkpoint is renamed, and again in the trash before it is freed: who wants it now?
+
+Decides what nobody knew when the plan was made; whoever holds or names a checkpoint then keeps it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Mapping, Sequence
+
+from ..core.plan import Decision
+from ..disk.descriptors import opened_dir, opened_file
+from ..disk.filesystem import is_local
+from ..disk.in_use import OpenFiles
+from ..inspect.scan import Entry, entry_of, stat_entry
+from ..inspect.verdict import OPEN_FOR_WRITING, has_writer, has_writer_inside
+from .survey import Survey
+
+
+class Holders:
+    """Tells who is at a checkpoint now: a writer, or of a directory also a reader.
+
+    A single file's readers keep its inode and lose nothing. For one batch of looks on one file system: what a look
+    through /proc tells, and whether leases work, is shared by them.
+    """
+
+    def __init__(self) -> None:
+        self._open_files = OpenFiles()
+        self._leases: bool | None = None
+
+    def of(self, name: str, *, dir_fd: int) -> str:
+        """Who, for a person to read; "" if nobody. Raises OSError if that cannot be told."""
+        if self._leases is None:
+            self._leases = is_local(dir_fd)
+        writer: bool | None = False
+        kind = stat_entry(name, dir_fd=dir_fd).st_mode
+        if stat.S_ISDIR(kind):
+            pid = self._open_files.user_of(name, dir_fd=dir_fd)
+            if pid is not None:
+                return f"open in process {pid}"
+            if self._leases:
+                with opened_dir(name, dir_fd=dir_fd) as fd:
+                    writer = has_writer_inside(fd)
+        elif self._leases and stat.S_ISREG(kind):
+            with opened_file(name, dir_fd=dir_fd) as fd:
+                writer = has_writer(fd)
+        return OPEN_FOR_WRITING if writer else ""
+
+
+def reasons_to_stay(
+    survey: Survey, prunes: Sequence[Decision], named: Mapping[str, Sequence[str]], *, work_fd: int
+) -> dict[str, str]:
+    """By name, why some of `prunes` are not to go after all: `named` as it is now names them, or what their deletion
+    relies on is no longer what was judged. Raises OSError if that cannot be told."""
+    stays = {d.checkpoint.name: named[d.checkpoint.name][0] for d in prunes if d.checkpoint.name in named}
+    for series in survey.plan.series:
+        going = [d.checkpoint.name for d in prunes if d.checkpoint.series == series.grid.template.text]
+        for kept in (*series.relied_on, *series.best) if going else ():
+            if not is_still(survey.entries[kept.name], kept.name, dir_fd=work_fd):
+                stays |= dict.fromkeys(going, f"{kept.name}, which stays in its place, has changed or is gone")
+    return stays
+
+
+def is_still(entry: Entry, name: str, *, dir_fd: int) -> bool:
+    """Whether `name` is what was scanned as `entry`, not written to since. Raises OSError if that cannot be told."""
+    try:
+        now = entry_of(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return False
+    if now.forbidden:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+    return now.is_same_as(entry)

@@ -1,0 +1,469 @@
+"""Carry out what a plan prunes: into the trash, into the journal, and after its time to the remover.
+
+Decides nothing: which checkpoints go, and that they may, is settled before it is called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from ..core.budget import Budget
+from ..core.checkpoint import Checkpoint
+from ..core.memory import BROUGHT_BACK, Memory, Seen
+from ..core.plan import Decision, Plan
+from ..disk.descriptors import NO_ROOM, SyncError, exists
+from ..disk.filesystem import free_bytes
+from ..errors import RefusedError, why
+from ..inspect.scan import SIDECAR_ENDING, Entry, entry_of
+from ..text.human import human_bytes
+from ..text.labelled import Labelled
+from ..workdir import journal, trash
+from ..workdir.workdir import WorkDir
+from .background import Background
+from .last_look import Holders, is_still, reasons_to_stay
+from .remover import Remover
+from .survey import Survey
+
+LARGE_PRUNE_TTL_S = 3600.0
+_UNNAMED_TTL_MS = 3_600_000
+_GAVE_BACK = "gave back"
+
+
+class Pruner:
+    """Deletes from one work dir, and knows what waits in its trash and until when.
+
+    trash_ttl_s: how long, or None for DESIGN section 3's default. stopping: asked before each rename. named_now: tells
+    what is pinned, or named by a pointer or a link, by now, and why.
+    """
+
+    def __init__(
+        self,
+        work: WorkDir,
+        trash_ttl_s: float | None,
+        background: Background,
+        clock: Callable[[], int],
+        log: Labelled,
+        stopping: Callable[[], bool],
+        named_now: Callable[[], Mapping[str, Sequence[str]]],
+    ) -> None:
+        self._stopping = stopping
+        self._named_now = named_now
+        self._work, self._trash_ttl_s, self._clock, self._log = work, trash_ttl_s, clock, log
+        self._remover = Remover(background, log)
+        self._tries: dict[str, int] = {}
+        self._unwritten: list[dict[str, Any]] = []  # journal lines that found no room
+        self._expires_ms: dict[str, int] = {}
+        self._bytes: dict[str, int] = {}  # what each of these takes on the disk
+        self._said: dict[str, str] = {}
+        self._left: dict[str, str] = {}  # what the last pass was to prune and has left alone, and why
+        self._said_full = False
+        self._said_alone = False
+        self._unsynced = False
+        self._looked_at: set[str] = set()  # what came into the trash in this pass, and nobody named then
+
+    def adopt(self, memory: Memory | None) -> None:
+        """Finish what a crash left in the trash, and go on waiting for what is to be kept there.
+
+        `memory`: as the last pass has left it; it tells the name of what was renamed just before a crash.
+        """
+        unnamed = 0
+        journal.check(self._own_fd)  # before anything goes that could not be written down
+        with trash.opened_trash(self._own_fd) as trash_fd:
+            left = trash.items(trash_fd)
+            self._bytes = trash.bytes_in(trash_fd)
+            lines = self._lines() if left else {}
+            seen = {(s.size_bytes, s.mtime_ns): s for s in memory.seen.values()} if memory and left else {}
+            for item in left:
+                line = lines.get(item.name)
+                if line is None and not item.claimed:
+                    line = self._name_again(item, seen, trash_fd)
+                    unnamed += line is None
+                if line is not None and not exists(line["name"], dir_fd=self._work.fd):
+                    with self._leaving_scores(line["name"]):
+                        trash.put_left_beside(
+                            line["name"], item.name, inode=line.get("scores"), work_fd=self._work.fd, trash_fd=trash_fd
+                        )
+                until_ms = line.get("until_ms") if line else item.at_ms + _UNNAMED_TTL_MS
+                if self._trash_ttl_s is not None:
+                    until_ms = item.at_ms + int(self._trash_ttl_s * 1000)
+                # A claimed one was being removed: it may be half gone already.
+                self._expires_ms[item.name] = item.at_ms if item.claimed else until_ms or item.at_ms
+        if unnamed:
+            self._log.warning(
+                "found %d in %s/trash of which nothing is written down; kept for an hour",
+                unnamed,
+                self._work.own_path,
+            )
+
+    def prune(self, survey: Survey, prunes: list[Decision]) -> tuple[list[Decision], dict[str, str]]:
+        """Rename into the trash, oldest first, and make that durable. One failure is not the end.
+
+        Returns what is gone, and for what is not the reason that the system gave.
+        """
+        pruned: list[Decision] = []
+        failed: dict[str, str] = {}
+        said_before, self._left = self._left, {}
+        self._looked_at.clear()
+        if not prunes:
+            return pruned, failed
+        now_ms = self._clock() // 1_000_000
+        until_ms = now_ms + int(self._ttl_s(survey.plan, prunes) * 1000)
+        stays = reasons_to_stay(survey, prunes, self._named_now(), work_fd=self._work.fd)
+        holders = Holders()
+        binned: list[tuple[Decision, str]] = []
+        with trash.opened_trash(self._own_fd) as trash_fd:
+            for decision in prunes:
+                if self._stopping():
+                    break  # what is left is owed, and goes after the next start
+                name = decision.checkpoint.name
+                try:
+                    if name in stays:
+                        raise trash.ChangedError(stays[name])
+                    scores = trash.scores_of(name, dir_fd=self._work.fd)
+                    item = trash.put(
+                        survey.entries[name], work_fd=self._work.fd, trash_fd=trash_fd, now_ms=now_ms,
+                        first=len(binned), who=holders.of,
+                    )  # fmt: skip
+                except FileNotFoundError:
+                    pruned.append(decision)  # somebody else was faster
+                except trash.ChangedError as error:
+                    self._left[name] = str(error)  # said once, not at every pass in which somebody has it open
+                    if said_before.get(name) != str(error):
+                        self._log.warning("left %s alone: %s", name, error)
+                except OSError as error:
+                    failed[name] = why(error)
+                    self._refused(name, why(error))
+                else:
+                    with self._leaving_scores(name):
+                        trash.put_beside(name, item, scores=scores, work_fd=self._work.fd, trash_fd=trash_fd)
+                    binned.append((decision, item))
+                    self._write_down(
+                        _line(decision.checkpoint, decision.order, "; ".join(decision.reasons), item, until_ms, scores)
+                    )
+            if not binned:
+                return pruned, failed
+            try:
+                binned = self._still_unwanted(survey, binned, trash_fd)
+                trash.sync(work_fd=self._work.fd, trash_fd=trash_fd)
+            except OSError as error:
+                # A rename that a power cut may undo, or somebody may want what could not be seen: what was moved stays
+                # whole in the trash, until the next start or for an hour.
+                failed |= {decision.checkpoint.name: why(error) for decision, _ in binned}
+                if isinstance(error, SyncError):
+                    what = "fsync of"
+                else:
+                    what = "a look into"
+                    self._expires_ms |= {item: now_ms + _UNNAMED_TTL_MS for _, item in binned}
+                self._log.error(
+                    "%s %s failed (%s): nothing is freed; check the disk", what, self._work.path, why(error)
+                )
+                return pruned + [decision for decision, _ in binned], failed
+        for decision, _ in binned:
+            pruned.append(decision)
+            self._say_pruned(decision)
+        self._expires_ms |= {item: until_ms for _, item in binned}
+        self._looked_at.update(item for _, item in binned)
+        self._bytes |= {item: decision.checkpoint.allocated_bytes for decision, item in binned}
+        self._make_journal_durable()  # before the state forgets their names
+        if binned and until_ms > now_ms:
+            self._say_kept(binned, (until_ms - now_ms) / 60_000)
+        return pruned, failed
+
+    def settle(self, budget: Budget | None = None, *, alone: bool = False) -> list[Seen]:
+        """Hand to the remover what has been in the trash long enough, once the journal tells where it came from.
+
+        With a budget the trash goes first, the oldest before the others, until all that is left fits. What somebody is
+        at by now, or names, is not freed, but goes back under its name; returns what is to be remembered of that, as
+        owed. alone: whether the work dir holds no complete checkpoint any more; then nothing is freed.
+        """
+        now_ms = self._clock() // 1_000_000
+        while self._remover.failed:
+            self._retry(self._remover.failed.popleft()[0], now_ms)
+        due = [item for item, until_ms in self._expires_ms.items() if until_ms <= now_ms]
+        if budget is not None:
+            due += self._over(budget, set(due))
+        if self._unwritten:
+            self._write_down()
+        self._make_journal_durable()
+        if not due:
+            return []
+        if alone:
+            self._keep_all(due, now_ms)
+            return []
+        self._said_alone = False
+        due, back = self._without_held(due, now_ms)
+        for item in due:
+            self._forget(item)
+        if due:
+            self._remover.submit(self._work.path, self._own_fd, due)
+        return back
+
+    @property
+    def unfreed(self) -> dict[str, str]:
+        """What is in the trash and could not be freed, with the system's reason."""
+        return {f".ckptd/trash/{item}": str(error) for item, error in self._remover.failed}
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something has failed and was said, or is still being freed."""
+        return bool(self._tries or self._unwritten or self._said or self._unsynced or self._remover.is_busy)
+
+    def expires_in_s(self) -> list[float]:
+        """Seconds until the first thing in the trash is to be freed; none if nothing waits there."""
+        return [max(0.0, min(self._expires_ms.values()) / 1000 - self._clock() / 1e9)] if self._expires_ms else []
+
+    @property
+    def _own_fd(self) -> int:
+        assert self._work.own_fd is not None  # nobody prunes before the work dir is taken
+        return self._work.own_fd
+
+    def _ttl_s(self, plan: Plan, prunes: Sequence[Decision]) -> float:
+        """How long the trash is kept: as asked for, or an hour for more than the saves since the last pass account
+        for (first contact) and for all that goes by a changed max_keep, room permitting: that on the disk, and that
+        of the budget."""
+        if plan.budget is not None:
+            pruned_bytes = sum(decision.checkpoint.allocated_bytes for decision in prunes)
+            if plan.budget.kept_bytes + pruned_bytes > plan.budget.limit_bytes:
+                return 0.0
+        if self._trash_ttl_s is not None:
+            return self._trash_ttl_s
+        expected = sum(max(1, 0 if s.grid.first_contact else s.grid.saves) for s in plan.series if s.decisions)
+        if (len(prunes) <= expected and not plan.goes_late) or plan.newest is None:
+            return 0.0
+        return LARGE_PRUNE_TTL_S if free_bytes(self._work.fd) >= 2 * plan.newest.size_bytes else 0.0
+
+    def _over(self, budget: Budget, due: set[str]) -> list[str]:
+        """What the trash holds beyond the budget, and is not due anyway; the oldest first."""
+        staying = [item for item in sorted(self._expires_ms, key=trash.age) if item not in due]
+        total_bytes = budget.kept_bytes + sum(self._bytes.get(item, 0) for item in staying)
+        over = []
+        for item in staying:
+            if total_bytes <= budget.limit_bytes:
+                break
+            total_bytes -= self._bytes.get(item, 0)
+            over.append(item)
+        return over
+
+    def _write_down(self, *lines: dict[str, Any]) -> None:
+        """Add lines to the journal; on a full disk they wait, and the deletion goes on (DESIGN section 7)."""
+        self._unwritten += lines
+        try:
+            journal.append(self._unwritten, self._own_fd)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            if not self._said_full:
+                self._log.warning("could not write the journal: %s; will try again", why(error))
+            self._said_full = True
+        else:
+            self._unwritten.clear()
+            self._unsynced, self._said_full = True, False
+
+    def _make_journal_durable(self) -> None:
+        if not self._unsynced:
+            return
+        try:
+            journal.sync(self._own_fd)
+            self._unsynced = False
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+
+    # --- giving back ------------------------------------------------------------------------------------------------
+
+    def _still_unwanted(
+        self, survey: Survey, binned: list[tuple[Decision, str]], trash_fd: int
+    ) -> list[tuple[Decision, str]]:
+        """What of `binned` nobody has named, opened or written to since the last look, and may go by what it was judged
+        by; the others go back. Raises OSError if that cannot be told, or one cannot go back."""
+        holders = Holders()
+        decisions = [decision for decision, _ in binned]
+        stays = reasons_to_stay(survey, decisions, self._named_now(), work_fd=self._work.fd)
+        unwanted, lines = [], []
+        try:
+            for decision, item in binned:
+                name = decision.checkpoint.name
+                reason = stays.get(name, "")
+                with contextlib.suppress(OSError, RefusedError):  # then it is asked again before it is freed
+                    reason = reason or holders.of(item, dir_fd=trash_fd)
+                    if not (reason or is_still(survey.entries[name], item, dir_fd=trash_fd)):
+                        reason = "written to while it was renamed"
+                if reason:
+                    lines.append(self._give_back(item, name, reason, trash_fd))
+                else:
+                    unwanted.append((decision, item))
+        finally:
+            self._write_down(*lines)
+        return unwanted
+
+    def _without_held(self, due: list[str], now_ms: int) -> tuple[list[str], list[Seen]]:
+        """What of `due` may be freed, and what went back because somebody is at it, or names it."""
+        free: list[str] = []
+        back: list[Seen] = []
+        lines: list[dict[str, Any]] = []
+        holders, known = Holders(), functools.cache(self._lines)
+        named = self._named_in_trash(due, known)
+        with trash.opened_trash(self._own_fd) as trash_fd:
+            for item in due:
+                try:
+                    reason = named.get(item) or _holder_of(item, holders, trash_fd)
+                    if reason:
+                        pruned, entry = known().get(item, {}), entry_of(item, dir_fd=trash_fd)
+                        lines.append(self._give_back(item, pruned.get("name"), reason, trash_fd))
+                        back += _seen_again(pruned, entry) if lines[-1]["did"] == _GAVE_BACK else ()
+                        self._forget(item)
+                    else:
+                        free.append(item)
+                except FileNotFoundError:
+                    self._forget(item)  # restored, or freed by hand
+                except (OSError, RefusedError) as error:
+                    self._refused(f".ckptd/trash/{item}", why(error) if isinstance(error, OSError) else str(error))
+                    self._retry(item, now_ms)
+            if lines:
+                with contextlib.suppress(SyncError):  # a power cut may have it pruned all the same, as it was to be
+                    trash.sync(work_fd=self._work.fd, trash_fd=trash_fd)
+        self._write_down(*lines)
+        self._make_journal_durable()
+        return free, back
+
+    def _named_in_trash(self, due: list[str], lines: Callable[[], dict[str, dict[str, Any]]]) -> dict[str, str]:
+        """What of `due` was pinned or named since it came into the trash, with the reason; only the last of a name, and
+        where nothing bears that by now."""
+        if self._looked_at.issuperset(due):
+            return {}
+        named = {name: why[0] for name, why in self._named_now().items() if not exists(name, dir_fd=self._work.fd)}
+        if not named:
+            return {}
+        names = {lines()[item]["name"]: item for item in sorted(due, key=trash.age) if item in lines()}
+        return {item: named[name] for name, item in names.items() if name in named}
+
+    def _keep_all(self, due: list[str], now_ms: int) -> None:
+        """Free nothing of `due` for now: it is all that there is."""
+        self._expires_ms |= dict.fromkeys(due, now_ms + _UNNAMED_TTL_MS)
+        if not self._said_alone:
+            self._log.warning(
+                "no complete checkpoint is left in %s, so its trash is not freed: `ckptd restore --all %s` brings back "
+                "what is there, `rm -r %s/trash/*` frees it",
+                self._work.path, self._work.path, self._work.own_path,
+            )  # fmt: skip
+        self._said_alone = True
+
+    def _give_back(self, item: str, name: str | None, reason: str, trash_fd: int) -> dict[str, Any]:
+        """Let a checkpoint have its name again, if that is free; returns the line for the journal. Raises OSError if it
+        is where it was."""
+        kept = trash.give_back(item, name, work_fd=self._work.fd, trash_fd=trash_fd)
+        at, called = _iso(self._clock() // 1_000_000), name or item
+        if kept is None:
+            self._log.warning("gave %s back: %s", called, reason)
+            return {"at": at, "did": _GAVE_BACK, "name": called, "reason": reason, "trash": item}
+        self._log.warning(
+            "%s is %s, and its name is %s: kept as %s/trash/%s, which nothing frees",
+            called, reason, "taken" if name else "not known", self._work.own_path, kept,
+        )  # fmt: skip
+        return {"at": at, "did": "kept in the trash", "name": called, "reason": reason, "trash": kept}
+
+    def _forget(self, item: str) -> None:
+        self._expires_ms.pop(item, None)
+        self._bytes.pop(item, None)
+
+    def _lines(self) -> dict[str, dict[str, Any]]:
+        return {str(line.get("trash")): line for line in journal.read(self._own_fd) if line.get("did") == "pruned"}
+
+    def _name_again(self, item: trash.Item, known: dict[tuple[int, int], Seen], trash_fd: int) -> dict[str, Any] | None:
+        """The line for what a crash left unwritten: what was seen, by size and time, and is gone."""
+        try:
+            entry = entry_of(item.name, dir_fd=trash_fd)
+        except OSError:
+            return None
+        bytes_of_identity = entry.size_bytes if entry.marker_bytes is None else entry.marker_bytes
+        seen = known.get((bytes_of_identity, entry.mtime_ns))
+        if seen is None or exists(seen.name, dir_fd=self._work.fd):
+            return None
+        line = _line(seen, seen.order, "pruned just before a crash", item.name, item.at_ms)
+        self._write_down(line)
+        self._log.info("found %s, pruned just before a crash", seen.name)
+        return line
+
+    @contextlib.contextmanager
+    def _leaving_scores(self, name: str) -> Iterator[None]:
+        """The scores of what went go too; where the system refuses that, they are but a small file that stays."""
+        try:
+            yield
+        except OSError as error:
+            self._log.warning("left %s%s alone: %s", name, SIDECAR_ENDING, why(error))
+
+    def _say_pruned(self, decision: Decision) -> None:
+        c = decision.checkpoint
+        self._log.info("pruned %s size_bytes=%d reason=%r", c.name, c.size_bytes, decision.reasons[0])
+
+    def _say_kept(self, binned: list[tuple[Decision, str]], minutes: float) -> None:
+        self._log.info(
+            "kept %d pruned (%s) in the trash for %.0f min: `ckptd restore --all %s` brings them back, "
+            "`rm -r %s/trash/*` frees the space at once",
+            len(binned),
+            human_bytes(sum(d.checkpoint.allocated_bytes for d, _ in binned)),
+            minutes,
+            self._work.path,
+            self._work.own_path,
+        )
+
+    def _retry(self, item: str, now_ms: int) -> None:
+        """Try again to free it, each time after twice as long."""
+        tries = self._tries[item] = self._tries.get(item, 0) + 1
+        self._expires_ms[item] = now_ms + min(3_600_000, 1000 * 2**tries)
+
+    def _refused(self, name: str, reason: str) -> None:
+        """Say it once, not at every try."""
+        if self._said.get(name) != reason:
+            self._said[name] = reason
+            self._log.warning("could not prune %s/%s: %s; will try again", self._work.path, name, reason)
+
+
+def _holder_of(item: str, holders: Holders, trash_fd: int) -> str:
+    """Who is at an item of the trash. One that was claimed was asked about before that, and may be half gone."""
+    try:
+        return "" if trash.is_claimed(item) else holders.of(item, dir_fd=trash_fd)
+    except PermissionError:
+        return ""  # closed since it came here, even to its owner
+
+
+def _line(
+    c: Checkpoint | Seen, order: int, reason: str, item: str, until_ms: int, scores: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    at_ms, _ = trash.age(item)
+    return {
+        "at": _iso(at_ms),
+        "did": "pruned",
+        "name": c.name,
+        "series": c.series,
+        "step": c.step,
+        "order": order,
+        "size_bytes": c.size_bytes,
+        "reason": reason,
+        "trash": item,
+        "until_ms": until_ms,
+        **({"scores": scores[0]} if scores else {}),  # which file went with it
+    }
+
+
+def _seen_again(line: dict[str, Any], entry: Entry) -> list[Seen]:
+    """What is remembered of a checkpoint that has its name again: no new save, and owed as it was. Nothing where a
+    journal does not tell enough: then it counts as brought back."""
+    if not {"series", "name", "step"} <= line.keys():
+        return []
+    order = line.get("order", BROUGHT_BACK)  # lines of older versions have none
+    size_bytes = entry.size_bytes if entry.marker_bytes is None else entry.marker_bytes
+    return [
+        Seen(
+            line["series"], line["name"], line["step"], size_bytes, entry.mtime_ns, entry.mtime_ns, order,
+            owed=True, inode=entry.inode,
+        )
+    ]  # fmt: skip
+
+
+def _iso(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,362 @@
+"""One pass over a work dir: survey, make durable, point, remember, delete. The order is the promise.
+
+Everything that deletes goes through here; what it deletes is what the plan says, and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ..core.budget import Budget
+from ..core.checkpoint import Checkpoint, State
+from ..core.memory import Memory
+from ..core.plan import Decision, Plan
+from ..core.policy import Policy
+from ..disk.descriptors import NO_ROOM, exists, sync_dir
+from ..errors import NoRoomError, why
+from ..text.labelled import Labelled
+from ..workdir import trash
+from ..workdir.pointer import named_by, replace_pointer
+from ..workdir.state import write_state
+from ..workdir.workdir import WorkDir
+from .background import Background
+from .held import Held
+from .last_look import Holders, reasons_to_stay
+from .patience import Patience
+from .pruner import Pruner
+from .reading import Reader
+from .reliance import Reliance
+from .survey import Survey, beyond_text, short_text
+from .surveyor import Surveyor
+
+_SETTLED_S = 0.05  # so that what has to be quiet for so long then is
+_BACK_OFF_S = (1.0, 60.0)
+
+log = logging.getLogger("ckptd")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a pass has done.
+
+    pruned: the decisions carried out. failed: names with the reason for which the system refused. moved: the name
+    the pointer was moved to, if it was. look_again_s: when something can have changed without an event, or None.
+    waits: whether contents are still being read. unsaid: whether the pointer or the state could not be written.
+    """
+
+    survey: Survey
+    pruned: tuple[Decision, ...] = ()
+    failed: dict[str, str] | None = None
+    moved: str | None = None
+    look_again_s: float | None = None
+    waits: bool = False
+    unsaid: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """3 if the system refused a deletion, 1 if the pointer or the state is not what it should be, else 0."""
+        if self.failed or self.survey.unreadable:
+            return 3
+        return 1 if self.unsaid else 0
+
+    @property
+    def counts(self) -> str:
+        """What is kept, pruned and so on, as one line of a log."""
+        states = [d.checkpoint.state for d in self.survey.plan.decisions]
+        newest = self.survey.plan.newest
+        # By their bytes: the survey may be one that was made after some of them had gone already.
+        gone = {d.checkpoint.bytes_on_disk for d in self.pruned}
+        kept = sum(d.checkpoint.bytes_on_disk not in gone for d in self.survey.plan.decisions)
+        return (
+            f"reconciled kept={kept} pruned={len(self.pruned)} "
+            f"incomplete={states.count(State.INCOMPLETE)} in_flight={states.count(State.IN_FLIGHT)} "
+            f"failed={len(self.failed or ()) + len(self.survey.unreadable)} newest={newest.name if newest else 'none'}"
+        )
+
+
+class Reconciler:
+    """Makes passes over one work dir, and remembers between them what need not be read from the disk again."""
+
+    def __init__(
+        self,
+        work: WorkDir,
+        policy: Policy,
+        background: Background,
+        *,
+        reader: Reader | None = None,
+        clock: Callable[[], int] = time.time_ns,
+        stopping: Callable[[], bool] = lambda: False,
+        label: str = "",
+        beyond: dict[str, int] | None = None,
+        expecting: Callable[[set[str]], None] = lambda names: None,
+        patience: Patience | None = None,
+    ) -> None:
+        """expecting: told in each pass, before anything goes, of all checkpoints that may. patience: as of Surveyor."""
+        self.work, self.policy, self._clock = work, policy, clock
+        self._log = Labelled(log, {"label": label})  # several work dirs share one log
+        self.surveyor = Surveyor(work, policy, patience=patience)
+        self._on_disk: Memory | None = None
+        self._taken = False
+        self._failures = 0
+        self._said_full = ""
+        self._unreadable: dict[str, str] = {}
+        self._doubtful: dict[str, str] = {}
+        self._beyond: dict[str, int] = {} if beyond is None else beyond
+        self._short_bytes = 0
+        self._unlinked: list[Decision] = []  # to make room for `.ckptd`; no report has counted them yet
+        self._expecting = expecting
+        self._held = Held(work, self._log)
+        self._pruner = Pruner(work, policy.trash_ttl_s, background, clock, self._log, stopping, self.surveyor.named_now)
+        self._reliance = Reliance(self.surveyor, reader or Reader(background, wait=True), clock, self._log)
+
+    @property
+    def unfreed(self) -> dict[str, str]:
+        """What is in the trash and could not be freed, with the system's reason."""
+        return self._pruner.unfreed
+
+    @property
+    def can_rest(self) -> bool:
+        """Whether another object, made later, would find on the disk all that this one knows."""
+        named = self._unreadable or self._doubtful
+        quiet = not (self._failures or self._said_full or named or self._short_bytes)
+        written = self.surveyor.memory == self._on_disk
+        said = self.surveyor.has_said or self._reliance.has_said or self._held.has_said
+        return quiet and written and not (said or self._pruner.is_busy)
+
+    def survey(self) -> Survey:
+        """Look and decide, changing nothing."""
+        return self.surveyor.survey(self._clock())
+
+    def reconcile(self) -> Report:
+        """Make one pass. Raises CkptdError for what a person must mend, OSError if the disk does not answer."""
+        return self._pass()
+
+    def reconcile_at_end(self, *, alone: bool) -> Report:
+        """Make the last pass, once the job has ended; `alone`: and with it all that it had started on this host.
+
+        The pointer goes at once to what its structure proves whole. A deletion stands only on what has settled, as
+        others may still write: another host, or who was left behind. On a local disk without those nothing need settle.
+        """
+        self.surveyor.alone = alone
+        self.surveyor.hasty = True
+        waits = False
+        try:
+            waits = self._pass(prune=False).waits
+        except NoRoomError:
+            pass  # what could be deleted for that has settled: the other pass sees to it
+        finally:
+            self.surveyor.hasty = False
+        report = self._pass()
+        return replace(report, waits=report.waits or waits)
+
+    def _pass(self, *, prune: bool = True) -> Report:
+        survey = self.survey()
+        self._held.look(survey, self._clock())
+        if self.work.own_fd is None and survey.plan.newest is None:
+            # No checkpoint yet, and nothing of ours before there is one.
+            return Report(survey, look_again_s=self._look_again_s(survey, troubled=False))
+        if not self._taken:
+            was_owned = self.work.is_owned
+            self._take(survey)
+            if not was_owned:
+                survey = self.survey()  # what was there before the lock was somebody else's to change
+            self._on_disk = survey.remembered
+        reliable = self._reliance.establish(survey)
+        survey, synced = reliable.survey, reliable.names
+        if self._on_disk is None:
+            # Whoever starts after a crash would take a pointer without a state for somebody else's, and believe it
+            # against the order of writing. What is durable comes after the pointer: until then it is synced again.
+            findings = replace(self.surveyor.findings, synced=set())
+            self._remember(findings.written_into(survey.plan.memory))
+        moved, prunes, room = self._point(survey, synced)
+        prunes = prunes if prune else []
+        self._say_unreadable(survey)
+        self._say_doubtful(survey.plan)
+        memory = self.surveyor.findings.written_into(survey.plan.memory)
+        self._remember(memory)
+        self._expecting({d.checkpoint.name for d in prunes})
+        pruned, failed = self._pruner.prune(survey, prunes)
+        gone = {d.checkpoint.name for d in pruned}
+        if gone:
+            self.surveyor.findings.forget(gone.__contains__)
+            memory = memory.without(gone)
+            self._remember(memory)
+        given_back = self._pruner.settle(survey.plan.budget, alone=survey.plan.newest is None)
+        if given_back:
+            memory = replace(memory, seen={**memory.seen, **{seen.name: seen for seen in given_back}})
+            self._remember(memory)
+        self.surveyor.memory = memory
+        self._warn_of_growth(survey.plan)
+        self._say_short(survey.plan.budget)
+        unsaid = not room or memory != self._on_disk
+        troubled = bool(failed) or unsaid or reliable.troubled
+        self._failures = self._failures + 1 if troubled else 0
+        again_s = self._look_again_s(survey, troubled=troubled)
+        unlinked, self._unlinked = self._unlinked, []
+        return Report(survey, (*unlinked, *pruned), failed, moved, again_s, reliable.waits, unsaid)
+
+    # --- before anything goes -------------------------------------------------------------------------------
+
+    def _take(self, survey: Survey) -> None:
+        """Own the work dir, then finish what a crash left there."""
+        while not self._taken:
+            try:
+                if not self.work.take():
+                    self._log.warning("no locks on this file system: run only one ckptd on %s", self.work.path)
+                self._pruner.adopt(survey.remembered)
+                self._taken = True
+            except NoRoomError:
+                if not self._make_room(survey):
+                    raise
+                survey = self.survey()
+        self.surveyor.memory = None  # somebody else may have written it until now
+
+    def _make_room(self, survey: Survey) -> bool:
+        """Delete the oldest that the plan prunes, on a disk so full that not even `.ckptd` fits (DESIGN section 7)."""
+        if self.surveyor.hasty:
+            return False
+        reliable = self._reliance.establish(survey)
+        survey, synced = reliable.survey, reliable.names
+        pointed = named_by(survey.pointed) if survey.pointed else None
+        prunes = self._spared(self._standing(survey.plan, synced), pointed, survey, synced)
+        stays = reasons_to_stay(survey, prunes, self.surveyor.named_now(), work_fd=self.work.fd)
+        for decision in prunes:
+            name = decision.checkpoint.name
+            if name in stays:
+                self._log.warning("left %s alone: %s", name, stays[name])
+                continue
+            try:
+                trash.unlink(survey.entries[name], work_fd=self.work.fd, who=Holders().of)
+            except (OSError, trash.ChangedError) as error:
+                self._log.warning("could not prune %s: %s", name, error)
+                continue
+            sync_dir(self.work.fd)
+            self._log.warning("pruned %s at once: the disk is too full for a trash", name)
+            self._unlinked.append(decision)
+            return True
+        return False
+
+    def _point(self, survey: Survey, synced: frozenset[str]) -> tuple[str | None, list[Decision], bool]:
+        """Move the pointer; return the name it was moved to, what may be deleted now, and whether there was room."""
+        plan = survey.plan
+        prunes = self._standing(plan, synced)
+        pointed = named_by(survey.pointed) if survey.pointed else None
+        newest = plan.newest
+        if newest is not None and pointed is not None and self._stays(pointed, newest, plan):
+            return None, prunes, True
+        if newest is None or newest.name not in synced:
+            return None, self._spared(prunes, pointed, survey, synced), True
+        view = next((s.work_dir for s in survey.declared.values() if s.template == newest.series and s.work_dir), None)
+        target = os.path.join(view or self.work.path, newest.name)
+        if survey.pointed == target:
+            return None, prunes, True
+        try:
+            replace_pointer(self.policy.pointer, target, dir_fd=self.work.pointer_fd)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            self._log.warning(
+                "could not move %s to %s: %s; will try again",
+                self.policy.pointer,
+                newest.name,
+                why(error),
+            )
+            return None, self._spared(prunes, pointed, survey, synced), False
+        self._log.info("pointed %s at %s", self.policy.pointer, newest.name)
+        return newest.name, prunes, True
+
+    def _standing(self, plan: Plan, synced: frozenset[str]) -> list[Decision]:
+        """What may be pruned because everything that it relies on is durable."""
+        sound = set()
+        for series in plan.series:
+            # As many as there could be: what is still being read counts for nothing, and lowers no count.
+            fit = sum(d.checkpoint.state.whole and d.checkpoint.durable for d in series.decisions)
+            enough = len(series.relied_on) >= min(series.grid.max_keep or 1, fit)
+            stands_on = (*series.relied_on, *series.best)
+            if enough and series.relied_on and all(c.name in synced for c in stands_on):
+                sound.add(series.grid.template.text)
+        return [d for d in plan.prune if d.checkpoint.series in sound]
+
+    def _stays(self, pointed: str, newest: Checkpoint, plan: Plan) -> bool:
+        """Whether the pointer stays on something newer than this plan's newest: on what is being written over, or on a
+        checkpoint of a series that this policy does not look at."""
+        seen = plan.memory.seen
+        if pointed not in seen or seen[pointed].order <= seen[newest.name].order:
+            return False
+        states = [d.checkpoint.state for d in plan.decisions if d.checkpoint.name == pointed]
+        return State.IN_FLIGHT in states or (not states and exists(pointed, dir_fd=self.work.fd))
+
+    def _spared(
+        self, prunes: list[Decision], pointed: str | None, survey: Survey, synced: frozenset[str]
+    ) -> list[Decision]:
+        """What may go while the pointer stays where it is: nothing that it names, and nothing at all on the strength
+        of a pointer whose checkpoint is not complete and durable (DESIGN section 7, disk full)."""
+        if pointed is None:
+            return prunes
+        target = next((d.checkpoint for d in survey.plan.decisions if d.checkpoint.name == pointed), None)
+        if target is None or not target.relied_on or target.name not in synced:
+            return []
+        return [d for d in prunes if d.checkpoint.name != pointed]
+
+    def _remember(self, memory: Memory) -> None:
+        if memory == self._on_disk or self.work.own_fd is None:
+            return
+        try:
+            write_state(memory, self.work.own_fd)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            if self._said_full != why(error):
+                self._said_full = why(error)
+                self._log.warning("could not write the state: %s; will try again", why(error))
+        else:
+            self._on_disk, self._said_full = memory, ""
+
+    # --- afterwards -----------------------------------------------------------------------------------------
+
+    def _say_unreadable(self, survey: Survey) -> None:
+        """Name, once each, what cannot be read: it is neither judged nor deleted."""
+        for name, reason in survey.unreadable.items():
+            if self._unreadable.get(name) != reason:
+                self._log.warning("could not read %s/%s: %s", self.work.path, name, reason)
+        self._unreadable = dict(survey.unreadable)
+
+    def _say_doubtful(self, plan: Plan) -> None:
+        """Name, once each, what is in doubt, and the way out: it stays until a person decides."""
+        doubtful = {c.name: c.evidence for d in plan.decisions if (c := d.checkpoint).state is State.DOUBTFUL}
+        for name, evidence in doubtful.items():
+            if name not in self._doubtful:
+                self._log.warning("%s/%s is in doubt: %s", self.work.path, name, evidence)
+        self._doubtful = doubtful
+
+    def _warn_of_growth(self, plan: Plan) -> None:
+        """Say that more and more stays beyond K, each time it has doubled."""
+        for series in plan.series:
+            text, count = series.grid.template.text, len(series.beyond)
+            said = self._beyond.setdefault(text, max(count, 1))
+            if count >= 2 * said:
+                self._beyond[text] = count
+                self._log.warning("%s", beyond_text(series))
+
+    def _say_short(self, budget: Budget | None) -> None:
+        """Say that a budget cannot be met, when that begins and each time it has become twice as bad."""
+        short_bytes = budget.short_bytes if budget is not None else 0
+        if budget is not None and short_bytes and short_bytes >= 2 * self._short_bytes:
+            self._short_bytes = short_bytes
+            self._log.error("%s: %s", self.work.path, short_text(budget))
+        elif not short_bytes:
+            self._short_bytes = 0
+
+    def _look_again_s(self, survey: Survey, *, troubled: bool) -> float | None:
+        waits = [] if survey.settles_s is None else [survey.settles_s + _SETTLED_S]
+        waits.extend(self._pruner.expires_in_s())
+        if self._held.due_s is not None:
+            waits.append(self._held.due_s + _SETTLED_S)
+        if troubled:
+            shortest, longest = _BACK_OFF_S
+            waits.append(min(longest, shortest * 2 ** min(self._failures, 10)))
+        return min(waits, default=None)

@@ -1,0 +1,216 @@
+"""Make what a plan relies on reliable: its content read once, its bytes on stable storage (DESIGN section 5).
+
+Deletes nothing and moves nothing; says which checkpoints a pass may stand on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..core.checkpoint import Checkpoint
+from ..disk.descriptors import SyncError, sync_dir, sync_file, sync_tree
+from ..errors import RefusedError, why
+from ..text.human import human_bytes
+from ..text.labelled import Labelled
+from ..workdir.pointer import named_by
+from .reading import Reader
+from .survey import Identity, Survey
+from .surveyor import Surveyor
+
+_READ_BACK_EVERY_S = 60.0
+_WORTH_A_LINE_BYTES = 10**9
+_STALE_S, _MOST_LOOKS = 0.1, 5
+_LAG = "reading lags behind the saves: the pointer and the pruning wait for it"
+
+
+@dataclass(frozen=True)
+class Reliable:
+    """A plan that may be carried out, as far as `names` go.
+
+    waits: whether contents are still being read. troubled: whether something is to be tried again in a while.
+    """
+
+    survey: Survey
+    names: frozenset[str]
+    waits: bool
+    troubled: bool
+
+
+class Reliance:
+    """Establishes what passes over one work dir may rely on. What it finds is kept by the surveyor."""
+
+    def __init__(self, surveyor: Surveyor, reader: Reader, clock: Callable[[], int], log: Labelled) -> None:
+        self._surveyor, self._reader, self._clock, self._log = surveyor, reader, clock, log
+        self._read_back_due_s: dict[Identity, float] = {}
+        self._waited_for: set[str] = set()
+        self._said: set[str] = set()
+        self._announced: set[Identity] = set()
+        self._troubled = False
+
+    @property
+    def has_said(self) -> bool:
+        """Whether something was said that is said once."""
+        return bool(self._said or self._waited_for or self._read_back_due_s)
+
+    def establish(self, survey: Survey) -> Reliable:
+        """Read and fsync what the plan relies on, and plan anew without what does not stand that.
+
+        What is still being read in the background is planned without too: nothing is deleted on its strength, and
+        the pointer does not name it yet. Where that has taken long it looks again, so that whoever has pinned, named
+        or opened something meanwhile is seen. Raises OSError if the work dir cannot be read.
+        """
+        self._troubled = False
+        if self._read_back(survey):
+            survey = self._survey()
+        waits: set[str] = set()
+        strict, looks = False, 0
+        while True:
+            began_s, looks = time.monotonic(), looks + 1
+            names, spoiled = set[str](), False
+            for checkpoint in _relied_on(survey):
+                fault = self._content(checkpoint, survey)
+                if fault is None:
+                    waits.add(checkpoint.name)
+                elif fault:
+                    spoiled = True
+                else:
+                    names.add(checkpoint.name)
+            failed = self._sync([c for c in _relied_on(survey) if c.name in names], survey)
+            stale = time.monotonic() - began_s > _STALE_S and looks < _MOST_LOOKS
+            if not (spoiled or failed or stale) and (strict or not waits):
+                break
+            strict = strict or bool(waits)
+            survey = self._survey(strict=strict)
+        self._say_lag(waits)
+        durable = frozenset(name for name in names if self._is_durable(name, survey))
+        return Reliable(survey, durable, bool(waits), self._troubled or durable != names)
+
+    def _survey(self, *, strict: bool = False) -> Survey:
+        return self._surveyor.survey(self._clock(), strict=strict)
+
+    def _content(self, checkpoint: Checkpoint, survey: Survey) -> str | None:
+        """What is wrong with its content, "" if nothing is; None if that is not known yet."""
+        findings, name = self._surveyor.findings, checkpoint.name
+        if name not in survey.unread:
+            return findings.content.get(checkpoint.bytes_on_disk, "")
+        work, entry = self._surveyor.work, survey.entries[name]
+        if entry.size_bytes >= _WORTH_A_LINE_BYTES and checkpoint.bytes_on_disk not in self._announced:
+            self._announced.add(checkpoint.bytes_on_disk)
+            self._log.info("reading %s (%s) before anything relies on it", name, human_bytes(entry.size_bytes))
+        answer = self._reader.ask(work.path, work.fd, entry)
+        if isinstance(answer, OSError):
+            self._troubled = True
+            self._once(f"could not read {work.path}/{name}: {why(answer)}; will try again")
+            return None
+        if answer is not None:
+            findings.content[checkpoint.bytes_on_disk] = answer
+        if answer:
+            self._log.error("%s/%s: %s; it is not relied on, and the next save is to be", work.path, name, answer)
+        return answer
+
+    def _sync(self, wanted: list[Checkpoint], survey: Survey) -> bool:
+        """fsync what was not yet, then the directory; whether one failed, so that the plan has to do without it."""
+        findings, work = self._surveyor.findings, self._surveyor.work
+        fresh: list[Checkpoint] = []
+        failed = False
+        for checkpoint in wanted:
+            if self._is_durable(checkpoint.name, survey):
+                continue
+            try:
+                self._sync_one(checkpoint, survey)
+            except SyncError as error:
+                failed = True
+                self._lost(checkpoint, error)
+            except (OSError, RefusedError) as error:
+                self._once(f"could not make {work.path}/{checkpoint.name} durable: {error}; will try again")
+            else:
+                fresh.append(checkpoint)
+        if fresh:
+            try:
+                sync_dir(work.fd)
+            except SyncError as error:
+                for checkpoint in fresh:
+                    self._lost(checkpoint, error)
+                return True
+            findings.synced |= {checkpoint.bytes_on_disk for checkpoint in fresh}
+        return failed
+
+    def _sync_one(self, checkpoint: Checkpoint, survey: Survey) -> None:
+        work_fd = self._surveyor.work.fd
+        if survey.entries[checkpoint.name].is_dir:
+            sync_tree(checkpoint.name, dir_fd=work_fd)
+        else:
+            sync_file(checkpoint.name, dir_fd=work_fd)
+
+    def _lost(self, checkpoint: Checkpoint, error: SyncError) -> None:
+        """A failed fsync: the kernel may have dropped what it could not write, and a second fsync would not tell."""
+        self._surveyor.findings.unsynced.add(checkpoint.bytes_on_disk)
+        self._read_back_due_s[checkpoint.bytes_on_disk] = time.monotonic() + _READ_BACK_EVERY_S
+        self._log.error(
+            "fsync of %s/%s failed (%s): not relied on until its content was read back from the disk; check the disk",
+            self._surveyor.work.path,
+            checkpoint.name,
+            why(error),
+        )
+
+    def _read_back(self, survey: Survey) -> bool:
+        """Whether something whose fsync had failed was read from the disk whole, and could then be made durable."""
+        mended = False
+        findings, work = self._surveyor.findings, self._surveyor.work
+        for checkpoint in (d.checkpoint for d in survey.plan.decisions):
+            if checkpoint.durable or not checkpoint.state.whole or checkpoint.name not in survey.checkable:
+                continue
+            if survey.entries[checkpoint.name].is_dir:
+                continue  # not all of its files have a checksum: what the disk holds of the others cannot be told
+            self._troubled = True
+            if time.monotonic() < self._read_back_due_s.get(checkpoint.bytes_on_disk, 0.0):
+                continue
+            answer = self._reader.ask(work.path, work.fd, survey.entries[checkpoint.name], from_disk=True)
+            if answer is None:
+                continue
+            self._read_back_due_s[checkpoint.bytes_on_disk] = time.monotonic() + _READ_BACK_EVERY_S
+            if isinstance(answer, OSError):
+                continue
+            findings.content[checkpoint.bytes_on_disk] = answer
+            try:
+                if not answer:
+                    self._sync_one(checkpoint, survey)
+                    sync_dir(work.fd)
+                    findings.unsynced.discard(checkpoint.bytes_on_disk)
+                    findings.synced.add(checkpoint.bytes_on_disk)
+                    self._log.info("read %s back from the disk, whole", checkpoint.name)
+                mended = True
+            except (OSError, RefusedError) as error:
+                self._once(f"could not make {work.path}/{checkpoint.name} durable: {error}; will try again")
+        return mended
+
+    def _is_durable(self, name: str, survey: Survey) -> bool:
+        seen = survey.plan.memory.seen[name]
+        findings = self._surveyor.findings
+        return seen.bytes_on_disk not in findings.unsynced and (
+            bool(seen.durable) or seen.bytes_on_disk in findings.synced
+        )
+
+    def _say_lag(self, waits: set[str]) -> None:
+        """Say, once for each time it happens, that saves come faster than they can be read."""
+        if self._waited_for & waits and waits - self._waited_for:
+            self._once(_LAG)
+        if not waits:
+            self._said.discard(_LAG)
+        self._waited_for = waits
+
+    def _once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._log.warning("%s", text)
+
+
+def _relied_on(survey: Survey) -> list[Checkpoint]:
+    """What a deletion stands on, what the pointer is to name, and what it names now: it may have to stay there."""
+    plan = survey.plan
+    pointed = named_by(survey.pointed) if survey.pointed else None
+    named = [d.checkpoint for d in plan.decisions if d.checkpoint.name == pointed and d.checkpoint.relied_on]
+    wanted = [*plan.relied_on, *([plan.newest] if plan.newest else []), *named]
+    return list({checkpoint.name: checkpoint for checkpoint in wanted}.values())

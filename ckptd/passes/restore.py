@@ -1,0 +1,91 @@
+"""Bring what was pruned back from the trash, under its name and pinned. Needs no lock: a rename decides any race.
+
+A running `ckptd watch` claims what it frees by a rename of its own, and finds the pin before it could prune again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from ..disk.descriptors import opened_own_dir
+from ..errors import CkptdError, why
+from ..inspect.scan import PIN_ENDING
+from ..workdir import journal, trash
+from ..workdir.pins import make_pin
+from ..workdir.workdir import WorkDir
+
+
+def restorable(work_dir: str) -> list[dict[str, Any]]:
+    """What is in the trash: name, size_bytes, at (when it was pruned), until (when it goes), oldest first."""
+    with WorkDir(work_dir) as work:
+        return [
+            {
+                "name": line["name"],
+                "size_bytes": line.get("size_bytes"),
+                "at": line.get("at"),
+                "until": _iso(line),
+            }
+            for _, line in _in_trash(work)
+        ]
+
+
+def restore(work_dir: str, names: Sequence[str], *, everything: bool = False) -> tuple[list[str], dict[str, str]]:
+    """Restore `names`, or all there is; of several of one name, the last pruned.
+
+    Returns the names that are back, and why the others are not. Raises CkptdError if the trash cannot be read.
+    """
+    restored: list[str] = []
+    failed: dict[str, str] = {}
+    with WorkDir(work_dir) as work:
+        there = {line["name"]: item for item, line in _in_trash(work)}
+        own_fd = work.open_own()
+        for name in there if everything else dict.fromkeys(names):
+            if name not in there or own_fd is None:
+                failed[name] = f"not in the trash; `ckptd restore {work_dir}` lists what is"
+                continue
+            with opened_own_dir(trash.NAME, dir_fd=own_fd) as trash_fd:
+                made = False
+                try:
+                    made = _pin(work, name)
+                    trash.restore(there[name], name, work_fd=work.fd, trash_fd=trash_fd)
+                except OSError as error:
+                    failed[name] = why(error)
+                    if made:
+                        os.unlink(name + PIN_ENDING, dir_fd=work.fd)
+                    continue
+            restored.append(name)
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            journal.append([{"at": now, "did": "restored", "name": name, "trash": there[name]}], own_fd)
+    return restored, failed
+
+
+def _in_trash(work: WorkDir) -> list[tuple[str, dict[str, Any]]]:
+    own_fd = work.open_own()
+    if own_fd is None:
+        return []
+    lines = {line.get("trash"): line for line in journal.read(own_fd) if line.get("did") == "pruned"}
+    try:
+        with opened_own_dir(trash.NAME, dir_fd=own_fd) as trash_fd:
+            items = [item for item in trash.items(trash_fd) if not item.claimed]
+    except FileNotFoundError:
+        return []
+    return [(item.name, lines[item.name]) for item in items if item.name in lines]
+
+
+def _pin(work: WorkDir, name: str) -> bool:
+    """Create the pin beside `name`, before it is back; False if it was there already."""
+    if "/" in name or name in (os.curdir, os.pardir):
+        raise CkptdError(f"{name}: no name of a checkpoint in {work.path}")
+    return make_pin(name, work_fd=work.fd)
+
+
+def _iso(line: dict[str, Any]) -> str | None:
+    until_ms = line.get("until_ms")
+    return (
+        datetime.fromtimestamp(until_ms / 1000, UTC).isoformat(timespec="seconds")
+        if isinstance(until_ms, int)
+        else None
+    )

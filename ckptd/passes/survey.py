@@ -1,0 +1,175 @@
+"""One look at a work dir, as a value: what is there, what happens to it, and what a person should know about that.
+
+What the disk and the plan have said; nothing is read or decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from ..core.budget import Budget
+from ..core.memory import Memory, Seen
+from ..core.plan import Decision, Plan, SeriesPlan
+from ..core.policy import Policy, Stepped
+from ..core.schedule import WITNESSES, Schedule
+from ..inspect.scan import Entry, LeftAlone
+from ..text.human import human_bytes
+
+Identity = tuple[str, int, int, int, int]  # name, size in bytes, time of writing in ns, inode, its changes
+
+
+@dataclass
+class Findings:
+    """What this process has found out about checkpoints beyond their structure.
+
+    content: what is wrong with it, "" if nothing is. synced, unsynced: an fsync has succeeded, has failed.
+    """
+
+    content: dict[Identity, str] = field(default_factory=dict)
+    synced: set[Identity] = field(default_factory=set)
+    unsynced: set[Identity] = field(default_factory=set)
+
+    def forget(self, gone: Callable[[str], bool]) -> None:
+        """Know nothing any more of those names that are `gone`: what comes back under one may get the same inode."""
+        self.content = {each: fault for each, fault in self.content.items() if not gone(each[0])}
+        self.synced = {each for each in self.synced if not gone(each[0])}
+        self.unsynced = {each for each in self.unsynced if not gone(each[0])}
+
+    def written_into(self, memory: Memory) -> Memory:
+        """The memory with all of this in it."""
+
+        def known(seen: Seen) -> Seen:
+            durable = seen.durable
+            if seen.bytes_on_disk in self.unsynced:
+                durable = False
+            elif seen.bytes_on_disk in self.synced:
+                durable = True
+            content = self.content.get(seen.bytes_on_disk, seen.content)
+            changed = (durable, content) != (seen.durable, seen.content)
+            return replace(seen, durable=durable, content=content) if changed else seen
+
+        return replace(memory, seen={name: known(seen) for name, seen in memory.seen.items()})
+
+
+@dataclass(frozen=True)
+class Survey:
+    """One work dir, judged.
+
+    entries: what a scan found, by name. unreadable: names with the system's reason. remembered: whether an earlier
+    pass left a state. pointed: the line in the pointer file, if any. settles_s: after how many seconds something
+    that is in flight now can have become quiet, if nothing else happens, or a run have ended that a changed max_keep
+    waits for. filling: directories in flight, of which only events inside them tell. checkable: names whose format
+    holds a checksum; unread: those of them whose content is to be read before anything relies on it.
+    """
+
+    plan: Plan
+    entries: dict[str, Entry]
+    left_alone: tuple[LeftAlone, ...]
+    unreadable: dict[str, str]
+    remembered: Memory | None
+    pointed: str | None
+    declared: dict[str, Schedule]
+    advice: tuple[str, ...]
+    settles_s: float | None
+    filling: frozenset[str]
+    checkable: frozenset[str]
+    unread: frozenset[str]
+    trash_bytes: int = 0  # what the trash takes on the disk, where somebody has asked
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What happens to each checkpoint, and why."""
+        return self.plan.decisions
+
+    @property
+    def prune(self) -> tuple[str, ...]:
+        """The names that would go, oldest first."""
+        return tuple(d.checkpoint.name for d in self.plan.prune)
+
+    @property
+    def newest(self) -> str | None:
+        """The name of the newest complete checkpoint by writing, over all series."""
+        return self.plan.newest.name if self.plan.newest else None
+
+
+def advice_on(decided: Plan, policy: Policy, first: bool, trusted: str | None) -> tuple[str, ...]:
+    """What a person should know about this plan beyond its rows."""
+    advice = []
+    for series in decided.series:
+        grid = series.grid
+        if grid.waits:
+            newest = f"{trusted}, which a pointer names," if trusted and first else "the last written"
+            advice.append(
+                f"{grid.template.text}: the order of writing and the order of steps disagree (a resumed run, or a "
+                f"copied directory); {newest} counts as the newest, and nothing is pruned before a save is seen; "
+                "to tell it by hand, touch them in the order they were saved"
+            )
+        if grid.ignored is not None:
+            advice.append(ignored_text(series, decided.memory))
+        if grid.rule is None:
+            if series.decisions and policy.max_bytes is None:
+                idle = "".join(f", and {keeper.option} has nothing to keep from" for keeper in policy.keepers[:1])
+                advice.append(f"{grid.template.text}: no --max-keep is given or declared, so nothing is pruned{idle}")
+            continue
+        if grid.no_grid:
+            advice.append(f"{grid.template.text}: its names have no grid to step on, so the rule `newest` applies")
+        elif grid.interval is None and grid.template.has_grid:
+            advice.append(
+                f"{grid.template.text}: no interval is known yet, so the rule `newest` applies; --interval N gives one"
+            )
+        if series.beyond:
+            advice.append(beyond_text(series))
+        advice.extend(_unscored(series, policy))
+    if decided.budget is not None and decided.budget.short_bytes:
+        advice.append(short_text(decided.budget))
+    return tuple(advice)
+
+
+def short_text(budget: Budget) -> str:
+    """Why a budget cannot be met, and what to do about it."""
+    return (
+        f"--max-bytes {human_bytes(budget.limit_bytes)} cannot be met: what must stay takes "
+        f"{human_bytes(budget.kept_bytes)}; keep fewer (--max-keep, keepers, pins), or give it more"
+    )
+
+
+def _unscored(series: SeriesPlan, policy: Policy) -> Iterator[str]:
+    """Of each metric that a keeper goes by and no checkpoint has: with the ones there are, in case of a slip."""
+    whole = [d.checkpoint for d in series.decisions if d.checkpoint.state.whole]
+    known = sorted({metric for c in whole for metric, _ in c.metrics})
+    for keeper in policy.keep_best:
+        if whole and keeper.metric not in known:
+            there = f" (there are {', '.join(known)})" if known else ""
+            yield (
+                f"{series.grid.template.text}: no checkpoint has the metric {keeper.metric}{there}; "
+                f"{keeper.option} keeps all until one has"
+            )
+
+
+def ignored_text(series: SeriesPlan, memory: Memory) -> str:
+    """Why a declared schedule is not obeyed, and what to do about it."""
+    text, ignored = series.grid.template.text, series.grid.ignored
+    assert ignored is not None  # asked about nothing else
+    last = ", ".join(map(str, memory.series[text].recent[-WITNESSES:]))
+    return (
+        f"{text}: ignored what a run has declared: the last saves ({last}) contradict its interval of "
+        f"{ignored.interval}; give --max-keep and --interval, or let this run declare itself"
+    )
+
+
+def beyond_text(series: SeriesPlan) -> str:
+    """What stays although K others would do, and the way out where there is one."""
+    freed = human_bytes(sum(c.allocated_bytes for c in series.beyond))
+    text = f"{series.grid.template.text}: {len(series.beyond)} beyond --max-keep {series.grid.max_keep} ({freed})"
+    if isinstance(series.grid.rule, Stepped):
+        other = "`--rule newest` goes by order of writing instead"
+        if series.grid.waits_for_end:
+            return f"{text}: a changed --max-keep acts at the next save, or once the run has ended; {other}"
+        if series.grid.waits_for_interval:
+            return (
+                f"{text}: a smaller --max-keep acts at the next save where the interval is only inferred; "
+                f"`--interval {series.grid.interval}` has it act now, {other}"
+            )
+        return f"{text} where the stepped rule does not reach; {other}"
+    return f"{text}: above the newest's step, or brought back; delete them by hand, or wait until a run reaches them"

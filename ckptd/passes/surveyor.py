@@ -1,0 +1,391 @@
+"""Look at one work dir and decide: what `plan` prints, and what `prune` then carries out. Reads, never writes.
+
+The one place where scan, verify, the pointers and what is remembered become the arguments of the pure plan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from ..core import kinds
+from ..core.checkpoint import Checkpoint, State
+from ..core.finder import Finder, Known
+from ..core.keyed import names_from
+from ..core.layouts import DEFAULT_TEMPLATES, FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS, LAYOUTS
+from ..core.memory import Memory, Seen
+from ..core.naming import Template
+from ..core.plan import plan
+from ..core.policy import Policy
+from ..core.schedule import LARGEST_BYTES, Schedule
+from ..disk.descriptors import FORBIDDEN, opened_own_dir, read_small
+from ..disk.filesystem import is_local
+from ..errors import CkptdError, RefusedError, why
+from ..inspect.metrics import Scores
+from ..inspect.scan import Entry, Found, LeftAlone, scan, scan_marks, stat_entry
+from ..inspect.verdict import Settling, Verdict, judge
+from ..workdir.pointer import best_of_trainer, framework_pointers, link_target, named_by, read_pointer
+from ..workdir.state import read_state
+from ..workdir.workdir import WorkDir
+from .last_look import Holders
+from .patience import Patience
+from .survey import Findings, Survey, advice_on
+
+SCHEDULES = "schedules"
+_KNOWN_NAMES = {template.text for template in DEFAULT_TEMPLATES}
+
+log = logging.getLogger("ckptd")
+
+
+@dataclass
+class _Judged:
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    left_alone: list[LeftAlone] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    settles_s: float | None = None
+    filling: set[str] = field(default_factory=set)
+    checkable: set[str] = field(default_factory=set)
+    unread: set[str] = field(default_factory=set)
+    trainers: set[str] = field(default_factory=set)  # what a Trainer has saved, whole
+
+
+@dataclass
+class Surveyor:
+    """Surveys one work dir again and again; judges an unchanged checkpoint only once.
+
+    memory: what passes of this process saw; None until the state file has been read.
+    as_remembered: where the policy names no templates, look also for those of earlier passes.
+    hasty: what its structure proves whole need not settle. alone: nobody can be writing on this host any more.
+    patience: tells which runs have ended, where a new save is to be waited for; None: none is.
+    """
+
+    work: WorkDir
+    policy: Policy
+    memory: Memory | None = None
+    as_remembered: bool = False
+    hasty: bool = False
+    alone: bool = False
+    patience: Patience | None = None
+    findings: Findings = field(default_factory=Findings)
+    _verdicts: dict[str, tuple[Entry, Verdict]] = field(default_factory=dict)
+    _said: set[str] = field(default_factory=set)
+    _scores: Scores = field(init=False)
+    _finder: tuple[frozenset[str], Finder] | None = None
+    _best: dict[Entry, str | None] = field(default_factory=dict)
+    _local: bool | None = None
+
+    def __post_init__(self) -> None:
+        wanted = frozenset(keeper.metric for keeper in self.policy.keep_best)
+        said, path = self._said, self.work.path  # not this object: among ten thousand, cycles are not collected in time
+        self._scores = Scores(wanted, lambda text: _once(said, f"{path}/{text}"))
+
+    def survey(self, now_ns: int, *, strict: bool = False) -> Survey:
+        """Look and decide. strict: without what is still to be read, else as if all of that were good.
+
+        Raises OSError if the work dir cannot be read, CkptdError for what a person must mend.
+        """
+        work = self.work
+        own_fd = work.open_own()
+        remembered = self._remember(own_fd)
+        declared = self._declared(own_fd, now_ns)
+        named = {*declared, *(remembered.series if remembered and self.as_remembered else ())} - _KNOWN_NAMES
+        finder = self._finder_of(frozenset(named), declared)
+        before = [names for text in (remembered.series if remembered else ()) if (names := finder.series_of(text))]
+        found = scan(work.path, work.fd, finder)
+        here = (known.names for known in found.known.values())
+        patterns = list({names.text: names for names in (*before, *here)}.values())
+        asked_for = named | set(self.policy.templates)
+        judged = self._judge(found, remembered, asked_for, now_ns, strict=strict)
+        entries = {entry.name: entry for entry in found.entries}
+        self.findings.forget(lambda name: name not in entries)
+        protected = self._protections(found, judged)
+        trusted = None if remembered else self._trusted({c.name for c in judged.checkpoints if c.state.whole})
+        ended: frozenset[str] | None = None if self.patience is None else frozenset()
+        while True:
+            decided = plan(
+                judged.checkpoints, self.policy, memory=remembered or Memory(), now_ns=now_ns,
+                protected=protected, declared=declared, trusted=trusted, patterns=patterns,
+                ended=_any if ended is None else ended.__contains__,
+            )  # fmt: skip
+            if self.patience is not None and not ended:
+                waiting = [series for series in decided.series if series.grid.waits_for_end]
+                ended, again_s = self.patience.ended(waiting, dir_fd=work.fd, now_ns=now_ns)
+                if again_s is not None:
+                    judged.settles_s = min(again_s, judged.settles_s or again_s)
+                if ended:
+                    continue
+            used = self._uses([entries[d.checkpoint.name] for d in decided.prune])
+            if not used:
+                break
+            for name, use in used.items():
+                protected.setdefault(name, []).append(use)
+        ignored = {series.grid.template.text for series in decided.series if series.grid.ignored}
+        return Survey(
+            decided,
+            entries,
+            tuple(judged.left_alone),
+            judged.unreadable,
+            remembered,
+            read_pointer(self.policy.pointer, dir_fd=work.pointer_fd),
+            {text: said for text, said in declared.items() if text not in ignored},
+            advice_on(decided, self.policy, remembered is None, trusted),
+            judged.settles_s,
+            frozenset(judged.filling),
+            frozenset(judged.checkable),
+            frozenset(judged.unread),
+        )
+
+    @property
+    def has_said(self) -> bool:
+        """Whether something was said that is said once."""
+        return bool(self._said)
+
+    def _remember(self, own_fd: int | None) -> Memory | None:
+        if self.memory is None and own_fd is not None:
+            try:
+                self.memory = read_state(own_fd)
+            except RefusedError:
+                raise
+            except CkptdError as error:
+                self._once(f"{self.work.own_path}/{error}; met as if for the first time")
+        return self.memory
+
+    def _finder_of(self, named: frozenset[str], declared: dict[str, Schedule]) -> Finder:
+        """What finds checkpoints here; `named` are the series that are known beside the policy's, declared or not."""
+        if self._finder is None or self._finder[0] != named:
+            said = [Template(text) for text in declared if text in named]
+            remembered = [names_from(text) for text in sorted(named - declared.keys())]
+            self._finder = named, self.policy.finder(said, remembered)
+        return self._finder[1]
+
+    def _declared(self, own_fd: int | None, now_ns: int) -> dict[str, Schedule]:
+        """The schedules that runs have declared in `.ckptd/schedules/`, by template; what is corrupt is ignored."""
+        declared: dict[str, Schedule] = {}
+        if own_fd is None:
+            return declared
+        with contextlib.suppress(FileNotFoundError), opened_own_dir(SCHEDULES, dir_fd=own_fd) as fd:
+            for name in sorted(os.listdir(fd)):
+                if name.startswith("."):
+                    continue
+                try:
+                    declared_ns = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mtime_ns
+                    schedule = Schedule.from_text((read_small(name, dir_fd=fd, at_most=LARGEST_BYTES) or b"").decode())
+                except (CkptdError, OSError, UnicodeDecodeError) as error:
+                    reason = why(error) if isinstance(error, OSError) else str(error)
+                    self._once(f"ignored {self.work.own_path}/{SCHEDULES}/{name}: {reason}")
+                else:
+                    # A time in the future tells nothing: every save is then taken for one that came after.
+                    known_ns = declared_ns if declared_ns <= now_ns else None
+                    declared[schedule.template] = replace(schedule, declared_ns=known_ns)
+        return declared
+
+    def _judge(
+        self, found: Found, remembered: Memory | None, asked_for: set[str], now_ns: int, *, strict: bool
+    ) -> _Judged:
+        """Turn entries into checkpoints; what is none by its bytes is left alone."""
+        judged = _Judged(left_alone=list(found.left_alone))
+        seen = remembered.seen if remembered else {}
+        verdicts: dict[str, tuple[Entry, Verdict]] = {}
+        for entry in found.entries:
+            before, verdict = self._verdicts.get(entry.name, (None, None))
+            if verdict is None or before != entry:
+                settling = self._settling(ever=_is_written_over(entry, seen))
+                try:
+                    wanted = found.known[entry.series].kinds
+                    verdict = judge(entry, dir_fd=self.work.fd, settling=settling, now_ns=now_ns, wanted=wanted)
+                    if self.as_remembered and verdict.settles_s is not None and self._was_whole(entry, seen):
+                        # For a reader: only its age speaks against it, and an earlier pass has waited for that already.
+                        settled = judge(
+                            entry, dir_fd=self.work.fd, settling=Settling(settling.local, 0.0), now_ns=now_ns,
+                            wanted=wanted,
+                        )  # fmt: skip
+                        verdict = settled if settled.state.whole else verdict
+                except (FileNotFoundError, RefusedError):
+                    continue  # gone, or something else by now: the next look tells
+                except OSError as error:
+                    if entry.name not in seen and error.errno not in FORBIDDEN:
+                        raise  # the disk's trouble, not the file's: an order without this one would be a wrong one
+                    judged.unreadable[entry.name] = why(error)
+                    # What was seen before keeps its place; what was not is not met before it can be read.
+                    verdict = Verdict(State.IN_FLIGHT, f"cannot be read: {why(error)}", entry.name in seen)
+            if not (verdict.known or entry.series in asked_for):
+                judged.left_alone.append(LeftAlone(entry.name, verdict.structure))
+                continue
+            reason = _other_kind(verdict, found.known[entry.series])
+            if reason:
+                judged.left_alone.append(LeftAlone(entry.name, reason))
+                continue
+            if verdict.kind == kinds.TRAINER and verdict.state.whole:
+                judged.trainers.add(entry.name)
+            if verdict.state is not State.IN_FLIGHT and not verdict.hasty:
+                verdicts[entry.name] = entry, verdict
+            elif verdict.settles_s is not None:
+                judged.settles_s = min(verdict.settles_s, judged.settles_s or verdict.settles_s)
+            checkpoint = self._checkpoint(entry, verdict, seen.get(entry.name))
+            if entry.is_dir and not checkpoint.state.settled:
+                judged.filling.add(entry.name)
+            if self.policy.keep_best:
+                named = found.known[entry.series].names.metrics_of(entry.name)
+                checkpoint = replace(checkpoint, metrics=self._scores.of(entry, named, dir_fd=self.work.fd))
+            if verdict.checksum and checkpoint.state is not State.DOUBTFUL:
+                judged.checkable.add(entry.name)
+                known = seen.get(entry.name)
+                if self._content(checkpoint, known) is None and self.policy.verify == "full":
+                    judged.unread.add(entry.name)
+                    checkpoint = replace(checkpoint, pending=strict)
+            judged.checkpoints.append(checkpoint)
+        self._verdicts = verdicts
+        judged.left_alone.sort(key=lambda each: each.name)
+        return judged
+
+    def _checkpoint(self, entry: Entry, verdict: Verdict, known: Seen | None) -> Checkpoint:
+        checkpoint = Checkpoint(
+            entry.series, entry.name, entry.step, entry.size_bytes, entry.mtime_ns, verdict.state, verdict.evidence,
+            allocated_bytes=entry.allocated_bytes, inode=entry.inode, marker_bytes=entry.marker_bytes,
+            changes=entry.changes, older=entry.older, younger=entry.younger,
+        )  # fmt: skip
+        if (
+            verdict.late
+            and known is not None
+            and (known.was_written_over(checkpoint) or known.was_in_doubt(checkpoint))
+        ):
+            return replace(checkpoint, state=State.DOUBTFUL, evidence=verdict.late)
+        if checkpoint.state is State.DOUBTFUL:
+            return checkpoint
+        fault = self._content(checkpoint, known)
+        if fault:
+            return replace(checkpoint, state=State.INCOMPLETE, evidence=fault)
+        if fault is not None:
+            checkpoint = replace(checkpoint, evidence=f"{verdict.structure}, content read")
+        failed = known is not None and known.has_failed(checkpoint)
+        if checkpoint.bytes_on_disk in self.findings.synced:
+            return checkpoint
+        return (
+            replace(checkpoint, durable=False)
+            if failed or checkpoint.bytes_on_disk in self.findings.unsynced
+            else checkpoint
+        )
+
+    def _content(self, checkpoint: Checkpoint, known: Seen | None) -> str | None:
+        remembered = known.content if known is not None and known.bytes_on_disk == checkpoint.bytes_on_disk else None
+        return self.findings.content.get(checkpoint.bytes_on_disk, remembered)
+
+    def _settling(self, *, ever: bool = False) -> Settling:
+        """How long something must settle; `ever`: though the job has ended, as before."""
+        if self._local is None:
+            self._local = is_local(self.work.fd)
+        alone = self.alone and self._local and not ever
+        return Settling(self._local, 0.0 if alone else self.policy.settle_s, hasty=self.hasty and not ever)
+
+    def _was_whole(self, entry: Entry, seen: Mapping[str, Seen]) -> bool:
+        """Whether an earlier pass has judged these bytes complete, and nothing in them is younger than that."""
+        known = seen.get(entry.name)
+        if known is None or not known.whole or not _is_same(entry, known) or known.changes != entry.changes:
+            return False
+        return entry.touched_ns <= entry.mtime_ns or entry.touched_ns <= self._pointed_ns(entry.name)
+
+    def _pointed_ns(self, name: str) -> int:
+        """When the pointer was set to a checkpoint; 0 if it names another."""
+        text = read_pointer(self.policy.pointer, dir_fd=self.work.pointer_fd)
+        if text is None or named_by(text) != name:
+            return 0
+        return stat_entry(self.policy.pointer, dir_fd=self.work.pointer_fd).st_mtime_ns
+
+    def _protections(self, found: Found, judged: _Judged) -> dict[str, list[str]]:
+        """Who must stay whatever a rule says, with the reasons: DESIGN section 4."""
+        protected = self._named(found)
+        trainers = [entry for entry in found.entries if entry.name in judged.trainers]
+        if trainers:
+            newest = max(trainers, key=lambda entry: (entry.mtime_ns, entry.step))
+            if newest not in self._best:  # else read already
+                self._best = {newest: best_of_trainer(newest.name, dir_fd=self.work.fd)}
+            best = self._best[newest]
+            if best is not None:
+                protected.setdefault(best, []).append(f"the best, by {newest.name}/trainer_state.json")
+        for entry in found.entries:
+            # Of directories only: on overlayfs a file's device is that of its layer. A file that something is mounted
+            # on cannot be renamed, and says so then.
+            if entry.is_dir and entry.device != self.work.device:
+                protected.setdefault(entry.name, []).append("a mount point")
+        return protected
+
+    def named_now(self) -> dict[str, list[str]]:
+        """What is pinned, or named by a pointer or a symlink, at this moment, with the reasons."""
+        named = self._named(scan_marks(self.work.path, self.work.fd))
+        text = read_pointer(self.policy.pointer, dir_fd=self.work.pointer_fd)
+        if text:
+            named.setdefault(named_by(text), []).append(f"named by {self.policy.pointer}")
+        return named
+
+    def _named(self, found: Found) -> dict[str, list[str]]:
+        named: dict[str, list[str]] = {}
+        for name in found.pinned:
+            named.setdefault(name, []).append("pinned")
+        for name, link in found.linked.items():
+            named.setdefault(name, []).append(f"named by the symlink {link}")
+        others = [pointer for pointer in FRAMEWORK_POINTERS if pointer.file != self.policy.pointer]
+        for file, names in framework_pointers(others, dir_fd=self.work.fd).items():
+            for name in names:
+                named.setdefault(name, []).append(f"named by {file}")
+        return named
+
+    def _trusted(self, whole: set[str]) -> str | None:
+        """The complete checkpoint that a pointer in a work dir names which is met for the first time."""
+        for name in dict.fromkeys((self.policy.pointer, *FIRST_CONTACT_POINTERS)):
+            target = link_target(name, dir_fd=self.work.fd)
+            if target is None:
+                ours = name == self.policy.pointer
+                text = read_pointer(name, dir_fd=self.work.pointer_fd if ours else self.work.fd)
+                target = named_by(text) if text else None
+            if target in whole:
+                return target
+        return None
+
+    def _uses(self, entries: list[Entry]) -> dict[str, str]:
+        """Who is at the checkpoints that are about to go."""
+        used: dict[str, str] = {}
+        holders = Holders()
+        for entry in entries:
+            # What cannot be looked at now cannot be renamed either, and says so then.
+            with contextlib.suppress(OSError, RefusedError):
+                use = holders.of(entry.name, dir_fd=self.work.fd)
+                if use:
+                    used[entry.name] = use
+        return used
+
+    def _once(self, message: str) -> None:
+        _once(self._said, message)
+
+
+def _any(series: str) -> bool:
+    return True
+
+
+def _once(said: set[str], message: str) -> None:
+    if message not in said:
+        said.add(message)
+        log.warning(message)
+
+
+def _is_same(entry: Entry, known: Seen) -> bool:
+    """Whether this is the save that an earlier pass saw, though its bytes may have been changed in place."""
+    size_bytes = entry.size_bytes if entry.marker_bytes is None else entry.marker_bytes
+    return (known.identity, known.inode) == ((entry.name, size_bytes, entry.mtime_ns), entry.inode)
+
+
+def _is_written_over(entry: Entry, seen: Mapping[str, Seen]) -> bool:
+    """Whether a directory was another checkpoint before: what its structure lacks of this one, that one may have."""
+    known = seen.get(entry.name)
+    return entry.is_dir and known is not None and not _is_same(entry, known)
+
+
+def _other_kind(verdict: Verdict, known: Known) -> str:
+    """Why bytes of a known kind are left alone, where their name is another framework's; "" if they are not."""
+    if known.kinds is None or not verdict.kind or verdict.kind in known.kinds:
+        return ""
+    takers = sorted(layout.name for layout in LAYOUTS if verdict.kind in layout.kinds and not layout.by_itself)
+    way_out = f"pruned only with --layout {takers[0]}" if len(takers) == 1 else "not what its name says"
+    return f"a {verdict.kind} checkpoint, {way_out}"

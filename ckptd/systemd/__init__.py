@@ -1,0 +1,1 @@
+"""Readiness and the watchdog's ping; the finished unit."""

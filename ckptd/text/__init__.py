@@ -1,0 +1,1 @@
+"""Words for people and programs: tables, lines of a log, JSON."""

@@ -1,0 +1,1 @@
+"""What ckptd keeps in and beside one work dir: lock, state, journal, pointer, pins, trash."""
