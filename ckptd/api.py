@@ -14,13 +14,13 @@ from .core.checkpoint import State
 from .core.finder import Finder
 from .core.layouts import LAYOUTS
 from .core.policy import Policy
+from .core.survey import Survey
 from .disk.descriptors import opened_dir, opened_own_dir
 from .disk.filesystem import is_local
 from .errors import CkptdError, DoubtError, why
 from .inspect.content import ChangedError, check_content
 from .inspect.scan import entry_of
 from .inspect.verdict import Settling, Verdict, judge
-from .passes.survey import Survey
 from .passes.surveyor import Surveyor
 from .workdir.pointer import named_by
 from .workdir.workdir import WorkDir, check_library_use

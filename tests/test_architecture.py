@@ -107,6 +107,24 @@ def test_the_table_has_no_circle() -> None:
         above.add(package.name)
 
 
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_imports_only_what_its_package_may(path: Path) -> None:
+    package = package_of(path)
+    assert ours_in(path) <= package.imports | {"errors"}
+    if package.name == "core":
+        assert {name.split(".")[0] for name in imports_of(path)} - {"ckptd"} <= PURE
+    others = {name.split(".")[0] for name in imports_of(path)} - set(sys.stdlib_module_names) - {"ckptd"}
+    assert others <= package.third_party
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    known = {f"ckptd.{name_of(path)}": path for path in MODULES}
+    edges = {name: {each for each in imports_of(path) if each in known} - {name} for name, path in known.items()}
+    while free := {name for name, those in edges.items() if not those}:
+        edges = {name: those - free for name, those in edges.items() if name not in free}
+    assert not edges
+
+
 def test_what_jobs_import_reaches_only_what_runs_on_their_python() -> None:
     for package in PACKAGES.values():
         if package.jobs and package.name not in ("__main__", "__init__"):

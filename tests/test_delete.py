@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from ckptd.core.entry import Entry
 from ckptd.disk import descriptors
 from ckptd.disk.descriptors import opened_dir
 from ckptd.errors import RefusedError
-from ckptd.inspect.scan import Entry, entry_of
+from ckptd.inspect.scan import entry_of
 from ckptd.passes.remover import Remover
 from ckptd.workdir import trash
 

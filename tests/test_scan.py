@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from ckptd.core.entry import Entry
 from ckptd.core.finder import Finder
 from ckptd.core.layouts import DEFAULT_LAYOUTS
 from ckptd.core.naming import Template
 from ckptd.disk.descriptors import opened_dir
 from ckptd.inspect import scan as scanning
-from ckptd.inspect.scan import Entry, Found, entry_of, scan
+from ckptd.inspect.scan import Found, entry_of, scan
 
 from .conftest import Builder, epochs, picture, torch_zip
 

@@ -24,11 +24,11 @@ import pytest
 from ckptd.core.memory import Memory
 from ckptd.core.naming import Template
 from ckptd.core.policy import Policy
+from ckptd.core.survey import Survey
 from ckptd.errors import OwnedError
 from ckptd.passes import restore
 from ckptd.passes.background import Background
 from ckptd.passes.reconcile import Reconciler, Report
-from ckptd.passes.survey import Survey
 from ckptd.passes.surveyor import Surveyor
 from ckptd.workdir import trash
 from ckptd.workdir.workdir import WorkDir

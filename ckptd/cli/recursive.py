@@ -18,9 +18,9 @@ import click
 from .. import api
 from ..core.plan import PRUNE
 from ..core.policy import Policy
+from ..core.survey import Survey
 from ..daemon.tree import Tree, name_test
 from ..errors import CkptdError, why
-from ..passes.survey import Survey
 from ..text import render
 from ..text.human import human_bytes
 from ..workdir.workdir import WorkDir, other_owner, others_text

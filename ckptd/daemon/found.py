@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core.policy import Policy
-from ..passes.survey import Survey
+from ..core.survey import Survey
 from ..workdir.workdir import WorkDir, check_library_use, other_owner
 from .keeper import Keeper
 

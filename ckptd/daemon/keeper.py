@@ -10,27 +10,23 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from ..core.policy import Policy
 from ..core.schedule import Schedule
-from ..disk.filesystem import is_local, is_read_only
+from ..core.survey import Survey
+from ..disk.filesystem import SCAN_LOCAL_S, SCAN_NETWORK_S, is_local, is_read_only
 from ..errors import CkptdError, ReplacedError, why
 from ..passes.background import Background
 from ..passes.patience import Patience
 from ..passes.reading import Reader
 from ..passes.reconcile import Reconciler, Report
-from ..passes.survey import Survey, ignored_text
 from ..systemd import notify
+from ..text.advice import ignored_text
 from ..text.labelled import Labelled
 from ..text.render import summary, will_happen
 from ..workdir.workdir import WorkDir, become_owner, check_library_use
-from .watch import Watcher
+from .hints import Hints
 
-if TYPE_CHECKING:
-    from .lookout import Lookout
-
-SCAN_LOCAL_S, SCAN_NETWORK_S = 60.0, 10.0
 _BACK_OFF_S = (1.0, 60.0)
 
 log = logging.getLogger("ckptd")
@@ -48,7 +44,7 @@ class Keeper:
         path: str,
         policy: Policy,
         *,
-        watcher: Watcher | Lookout,
+        watcher: Hints,
         background: Background,
         reader: Reader,
         stopping: Callable[[], bool] = lambda: False,

@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterable
 
 from ..core.policy import Policy
 from ..disk.descriptors import OWN_DIR, opened_dir, temporary_name
-from ..disk.filesystem import is_local
+from ..disk.filesystem import SCAN_LOCAL_S, SCAN_NETWORK_S, is_local
 from ..errors import why
 from .directory_watch import DirectoryWatch
-from .keeper import SCAN_LOCAL_S, SCAN_NETWORK_S
 from .tree import Tree, is_ours, name_test
 from .watch import Watcher
 

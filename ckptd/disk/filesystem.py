@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import sys
 
+SCAN_LOCAL_S, SCAN_NETWORK_S = 60.0, 10.0  # how often to look where events tell of all changes, and where they do not
+
 # f_type of file systems that only this host writes (linux/magic.h and the file systems' own headers).
 _LOCAL = frozenset({
     0xEF53,  # ext2, ext3, ext4

@@ -12,9 +12,10 @@ import zipfile
 import zlib
 from collections.abc import Callable
 
+from ..core.entry import Entry
 from ..disk.descriptors import check_depth, listed, opened_dir, opened_file
 from .files import PACKED, raise_disk_trouble
-from .scan import PARTS, Entry, entry_of
+from .scan import PARTS, entry_of
 
 _CHUNK_BYTES = 1 << 20
 _ZIP = b"PK\x03\x04"

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..core.entry import Entry
 from ..disk.descriptors import opened_dir, opened_file, read_small
 from ..errors import CkptdError, RefusedError, why
 from .files import parse_json
-from .scan import SIDECAR_ENDING, TRAINER_STATE, Entry
+from .scan import SIDECAR_ENDING, TRAINER_STATE
 
 _LARGEST_SIDECAR = 1 << 20  # bytes
 _LARGEST_STATE = 1 << 26  # bytes; the log of a long run is a tenth of it

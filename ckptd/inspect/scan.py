@@ -12,6 +12,7 @@ import stat
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
+from ..core.entry import Entry, LeftAlone
 from ..core.finder import Finder, Known
 from ..disk.descriptors import FORBIDDEN, check_depth, exists, listed, names_in, opened_dir
 
@@ -33,51 +34,6 @@ _PART_WITHOUT_ENDING = re.compile(
 )
 # What people and evaluators drop into directories: a change of these is none of the checkpoint's bytes.
 _BESIDE = (".json", ".jsonl", ".txt", ".md", ".log", ".csv", ".tsv", ".yaml", ".yml", ".html", ".png", ".jpg", ".py")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Something that bears a checkpoint's name and could be one by its kind.
-
-    mtime_ns: of the file, or of a directory's marker, or else of its newest part, or file. size_bytes: of all files.
-    allocated_bytes: what deleting it frees: each inode once, and none that has a name elsewhere. device, inode: of
-    the entry itself. marker_bytes: of a directory's marker, or of its parts. touched_ns: when the last file in it was
-    written, whatever that is. changes: another number after every change to the inode of the file, or of any part of
-    the directory, whatever times of writing they then bear: the times of change, added up. linked: the path of a part
-    of the directory that is a symlink; empty if none is. older, younger: how many parts of a directory are no younger
-    than its marker, and how many are.
-    """
-
-    series: str
-    name: str
-    step: int
-    size_bytes: int
-    allocated_bytes: int
-    mtime_ns: int
-    ctime_ns: int
-    device: int
-    inode: int
-    is_dir: bool
-    marker_bytes: int | None = None
-    forbidden: bool = False
-    touched_ns: int = 0
-    changes: int = 0
-    linked: str = ""
-    older: int = 0
-    younger: int = 0
-
-    def is_same_as(self, other: Entry) -> bool:
-        """Whether it is the same inode, and nothing in it has been written since."""
-        same = ("device", "inode", "size_bytes", "mtime_ns", "touched_ns")
-        return all(getattr(self, what) == getattr(other, what) for what in same)
-
-
-@dataclass(frozen=True)
-class LeftAlone:
-    """Something that bears a checkpoint's name and is none, with the reason."""
-
-    name: str
-    reason: str
 
 
 @dataclass

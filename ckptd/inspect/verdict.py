@@ -13,12 +13,12 @@ import signal
 from dataclasses import dataclass, replace
 
 from ..core.checkpoint import State
+from ..core.entry import Entry
 from ..disk.descriptors import check_depth, listed, opened_dir, opened_file
 from ..errors import RefusedError
 from .directories import structure_of_directory
 from .files import Structure, structure_of_file
 from .lateness import late_part
-from .scan import Entry
 
 _ONE_SAVE_S = 1.0  # by so much the ranks of one save may differ, however little has to settle
 SETTLE_LOCAL_S, SETTLE_NETWORK_S, SETTLE_UNMARKED_S = 5.0, 60.0, 300.0

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from ..core.checkpoint import State
 from ..core.layouts import FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS
 from ..core.policy import Policy
+from ..core.survey import Survey
 from ..disk.descriptors import exists, listed, names_in, opened_dir, opened_file
 from ..errors import DoubtError, RefusedError
 from ..inspect.directories import is_claimed
@@ -19,7 +20,6 @@ from ..inspect.files import structure_of_file
 from ..inspect.scan import PARTS
 from ..workdir.pointer import framework_pointers, link_target, named_by
 from ..workdir.workdir import WorkDir
-from .survey import Survey
 
 _FSTAB, _MOUNTS = "/etc/fstab", "/proc/self/mountinfo"
 

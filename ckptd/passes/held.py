@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 
+from ..core.entry import Entry
 from ..core.plan import Decision
+from ..core.survey import Survey
 from ..disk.in_use import process_text, writers_of
-from ..inspect.scan import Entry
 from ..inspect.verdict import OPEN_FOR_WRITING, age_seconds
 from ..text.labelled import Labelled
 from ..workdir.workdir import WorkDir
-from .survey import Survey
 
 _LATER_SAVES = 2  # the newest may be being written, and beside it one that a background writes
 _QUIET_S, _LONG_S = 5.0, 600.0

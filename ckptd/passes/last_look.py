@@ -10,13 +10,14 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 
+from ..core.entry import Entry
 from ..core.plan import Decision
+from ..core.survey import Survey
 from ..disk.descriptors import opened_dir, opened_file
 from ..disk.filesystem import is_local
 from ..disk.in_use import OpenFiles
-from ..inspect.scan import Entry, entry_of, stat_entry
+from ..inspect.scan import entry_of, stat_entry
 from ..inspect.verdict import OPEN_FOR_WRITING, has_writer, has_writer_inside
-from .survey import Survey
 
 
 class Holders:

@@ -13,12 +13,14 @@ from typing import Any
 
 from ..core.budget import Budget
 from ..core.checkpoint import Checkpoint
+from ..core.entry import Entry
 from ..core.memory import BROUGHT_BACK, Memory, Seen
 from ..core.plan import Decision, Plan
+from ..core.survey import Survey
 from ..disk.descriptors import NO_ROOM, SyncError, exists
 from ..disk.filesystem import free_bytes
 from ..errors import RefusedError, why
-from ..inspect.scan import SIDECAR_ENDING, Entry, entry_of
+from ..inspect.scan import SIDECAR_ENDING, entry_of
 from ..text.human import human_bytes
 from ..text.labelled import Labelled
 from ..workdir import journal, trash
@@ -26,7 +28,6 @@ from ..workdir.workdir import WorkDir
 from .background import Background
 from .last_look import Holders, is_still, reasons_to_stay
 from .remover import Remover
-from .survey import Survey
 
 LARGE_PRUNE_TTL_S = 3600.0
 _UNNAMED_TTL_MS = 3_600_000

@@ -7,9 +7,9 @@ import os
 import threading
 from collections.abc import Callable
 
+from ..core.entry import Entry
 from ..errors import RefusedError
 from ..inspect.content import ChangedError, check_content
-from ..inspect.scan import Entry
 from .background import Background
 
 log = logging.getLogger("ckptd")

@@ -16,8 +16,10 @@ from ..core.checkpoint import Checkpoint, State
 from ..core.memory import Memory
 from ..core.plan import Decision, Plan
 from ..core.policy import Policy
+from ..core.survey import Survey
 from ..disk.descriptors import NO_ROOM, exists, sync_dir
 from ..errors import NoRoomError, why
+from ..text.advice import beyond_text, short_text
 from ..text.labelled import Labelled
 from ..workdir import trash
 from ..workdir.pointer import named_by, replace_pointer
@@ -30,7 +32,6 @@ from .patience import Patience
 from .pruner import Pruner
 from .reading import Reader
 from .reliance import Reliance
-from .survey import Survey, beyond_text, short_text
 from .surveyor import Surveyor
 
 _SETTLED_S = 0.05  # so that what has to be quiet for so long then is

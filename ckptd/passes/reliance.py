@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..core.checkpoint import Checkpoint
+from ..core.survey import Identity, Survey
 from ..disk.descriptors import SyncError, sync_dir, sync_file, sync_tree
 from ..errors import RefusedError, why
 from ..text.human import human_bytes
 from ..text.labelled import Labelled
 from ..workdir.pointer import named_by
 from .reading import Reader
-from .survey import Identity, Survey
 from .surveyor import Surveyor
 
 _READ_BACK_EVERY_S = 60.0

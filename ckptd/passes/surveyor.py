@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from ..core import kinds
 from ..core.checkpoint import Checkpoint, State
+from ..core.entry import Entry, LeftAlone
 from ..core.finder import Finder, Known
 from ..core.keyed import names_from
 from ..core.layouts import DEFAULT_TEMPLATES, FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS, LAYOUTS
@@ -21,18 +22,19 @@ from ..core.naming import Template
 from ..core.plan import plan
 from ..core.policy import Policy
 from ..core.schedule import LARGEST_BYTES, Schedule
+from ..core.survey import Findings, Survey
 from ..disk.descriptors import FORBIDDEN, opened_own_dir, read_small
 from ..disk.filesystem import is_local
 from ..errors import CkptdError, RefusedError, why
 from ..inspect.metrics import Scores
-from ..inspect.scan import Entry, Found, LeftAlone, scan, scan_marks, stat_entry
+from ..inspect.scan import Found, scan, scan_marks, stat_entry
 from ..inspect.verdict import Settling, Verdict, judge
+from ..text.advice import advice_on
 from ..workdir.pointer import best_of_trainer, framework_pointers, link_target, named_by, read_pointer
 from ..workdir.state import read_state
 from ..workdir.workdir import WorkDir
 from .last_look import Holders
 from .patience import Patience
-from .survey import Findings, Survey, advice_on
 
 SCHEDULES = "schedules"
 _KNOWN_NAMES = {template.text for template in DEFAULT_TEMPLATES}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.checkpoint import Checkpoint, State
+from ..core.entry import Entry
 from ..core.finder import Finder
 from ..core.memory import Memory
 from ..core.naming import Template
@@ -17,7 +18,7 @@ from ..core.replay import replay
 from ..disk.descriptors import OWN_DIR, opened_dir
 from ..errors import CkptdError, RefusedError, why
 from ..inspect.content import ChangedError, check_content
-from ..inspect.scan import Entry, scan
+from ..inspect.scan import scan
 from ..inspect.verdict import Settling, Verdict, judge
 from ..workdir.place import opened_own
 from ..workdir.state import read_state

@@ -18,7 +18,7 @@ from ..core.memory import BROUGHT_BACK
 from ..core.plan import KEEP, PRUNE, SKIP, Decision, SeriesPlan
 from ..core.policy import Policy, Stepped
 from ..core.simulate import Simulation
-from ..passes.survey import Survey
+from ..core.survey import Survey
 from .human import human_age, human_bytes
 from .timeline import timeline
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..core.entry import Entry
 from ..disk.descriptors import (
     NO_ROOM,
     exists,
@@ -26,7 +27,7 @@ from ..disk.descriptors import (
     sync_dir,
 )
 from ..errors import NoRoomError, RefusedError, why
-from ..inspect.scan import PIN_ENDING, SIDECAR_ENDING, Entry, entry_of, stat_entry
+from ..inspect.scan import PIN_ENDING, SIDECAR_ENDING, entry_of, stat_entry
 
 NAME = "trash"
 _ITEM = re.compile(r"([0-9]{1,19})-([0-9]{1,9})(\.gone)?", re.ASCII)

@@ -1,0 +1,90 @@
+"""One look at a work dir, as a value: what is there, what happens to it, and what a person should know about that.
+
+Pure: what the disk and the plan have said; nothing is read or decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from .entry import Entry, LeftAlone
+from .memory import Memory, Seen
+from .plan import Decision, Plan
+from .schedule import Schedule
+
+Identity = tuple[str, int, int, int, int]  # name, size in bytes, time of writing in ns, inode, its changes
+
+
+@dataclass
+class Findings:
+    """What this process has found out about checkpoints beyond their structure.
+
+    content: what is wrong with it, "" if nothing is. synced, unsynced: an fsync has succeeded, has failed.
+    """
+
+    content: dict[Identity, str] = field(default_factory=dict)
+    synced: set[Identity] = field(default_factory=set)
+    unsynced: set[Identity] = field(default_factory=set)
+
+    def forget(self, gone: Callable[[str], bool]) -> None:
+        """Know nothing any more of those names that are `gone`: what comes back under one may get the same inode."""
+        self.content = {each: fault for each, fault in self.content.items() if not gone(each[0])}
+        self.synced = {each for each in self.synced if not gone(each[0])}
+        self.unsynced = {each for each in self.unsynced if not gone(each[0])}
+
+    def written_into(self, memory: Memory) -> Memory:
+        """The memory with all of this in it."""
+
+        def known(seen: Seen) -> Seen:
+            durable = seen.durable
+            if seen.bytes_on_disk in self.unsynced:
+                durable = False
+            elif seen.bytes_on_disk in self.synced:
+                durable = True
+            content = self.content.get(seen.bytes_on_disk, seen.content)
+            changed = (durable, content) != (seen.durable, seen.content)
+            return replace(seen, durable=durable, content=content) if changed else seen
+
+        return replace(memory, seen={name: known(seen) for name, seen in memory.seen.items()})
+
+
+@dataclass(frozen=True)
+class Survey:
+    """One work dir, judged.
+
+    entries: what a scan found, by name. unreadable: names with the system's reason. remembered: whether an earlier
+    pass left a state. pointed: the line in the pointer file, if any. settles_s: after how many seconds something
+    that is in flight now can have become quiet, if nothing else happens, or a run have ended that a changed max_keep
+    waits for. filling: directories in flight, of which only events inside them tell. checkable: names whose format
+    holds a checksum; unread: those of them whose content is to be read before anything relies on it.
+    """
+
+    plan: Plan
+    entries: dict[str, Entry]
+    left_alone: tuple[LeftAlone, ...]
+    unreadable: dict[str, str]
+    remembered: Memory | None
+    pointed: str | None
+    declared: dict[str, Schedule]
+    advice: tuple[str, ...]
+    settles_s: float | None
+    filling: frozenset[str]
+    checkable: frozenset[str]
+    unread: frozenset[str]
+    trash_bytes: int = 0  # what the trash takes on the disk, where somebody has asked
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What happens to each checkpoint, and why."""
+        return self.plan.decisions
+
+    @property
+    def prune(self) -> tuple[str, ...]:
+        """The names that would go, oldest first."""
+        return tuple(d.checkpoint.name for d in self.plan.prune)
+
+    @property
+    def newest(self) -> str | None:
+        """The name of the newest complete checkpoint by writing, over all series."""
+        return self.plan.newest.name if self.plan.newest else None
