@@ -320,11 +320,10 @@ def holding_open(path: Path, mode: str) -> Iterator[subprocess.Popen[str]]:
 
 
 _AS_SOMEBODY = """
-import encodings.cp437, ctypes, importlib, os, pkgutil, sys
+import encodings.cp437, ctypes, os, sys
 import ckptd.cli
-for found in pkgutil.iter_modules(ckptd.__path__, "ckptd."):  # while this Python can still be read
-    if found.name not in ("ckptd.shim", "ckptd.__main__"):
-        importlib.import_module(found.name)
+from ckptd.workdir.workdir import _import_all
+_import_all()  # while this Python can still be read
 uid = int(sys.argv.pop(1))
 os.setgroups([]), os.setresgid(uid, uid, uid), os.setresuid(uid, uid, uid)
 ckptd.cli.main()

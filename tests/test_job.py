@@ -314,7 +314,7 @@ def children_of(pid: int) -> list[int]:
 
 _ENDED = """
 import os, queue, signal
-from ckptd.job import Job
+from ckptd.daemon.job import Job
 codes = queue.Queue()
 job = Job(["sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $!; exit 3"], codes.put)
 print(codes.get(timeout=20), job.has_left_nobody(0.0))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ckptd import errors
 from ckptd.errors import DoubtError
 from ckptd.passes import absence
 
@@ -227,10 +228,10 @@ def test_a_path_that_cannot_be_printed_is_a_doubt(with_checkpoints: Builder) -> 
     assert done.returncode == DOUBT
 
 
-@pytest.mark.parametrize("broken", ["api.py", "cli/commands.py", "surveyor.py", "absence.py"])
+@pytest.mark.parametrize("broken", ["api.py", "cli/commands.py", "passes/surveyor.py", "passes/absence.py"])
 def test_a_bug_of_ours_is_a_doubt(broken: str, work_dir: Path, tmp_path: Path) -> None:
     """What starts anew where Python fails with 1 would start anew because of a half upgraded installation."""
-    shutil.copytree(Path(absence.__file__).parent, tmp_path / "ckptd", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(errors.__file__).parent, tmp_path / "ckptd", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "ckptd" / broken).write_text("raise ValueError('half an upgrade')")
     done = subprocess.run([sys.executable, "-m", "ckptd", "latest", work_dir], cwd=tmp_path, text=True,
                           capture_output=True, env=environment(), check=False)  # fmt: skip
@@ -240,7 +241,7 @@ def test_a_bug_of_ours_is_a_doubt(broken: str, work_dir: Path, tmp_path: Path) -
 
 _APART = """
 import os, sys, time
-from ckptd import apart
+from ckptd.disk import apart
 apart.PATIENCE_S = float(sys.argv[1])
 def run():
     {does}

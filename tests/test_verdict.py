@@ -208,7 +208,7 @@ def test_a_file_is_in_flight_exactly_while_another_process_has_it_open_for_writi
 
 _INTERRUPTED = """
 import fcntl, signal, subprocess, sys
-from ckptd import verdict
+from ckptd.inspect import verdict
 
 path, own_signal = sys.argv[1], sys.argv[2] == "own"
 opener = "import os, sys; os.open(sys.argv[1], os.O_WRONLY | os.O_NONBLOCK)"

@@ -233,7 +233,7 @@ def test_a_signal_to_end_ends_it_well(number: signal.Signals, with_checkpoints: 
 _SIGNALLED = """
 import os, signal, sys, threading, time
 from ckptd.core.policy import Policy
-from ckptd.service import Service
+from ckptd.daemon.service import Service
 
 def take_the_signal_once_the_main_thread_sleeps():
     asleep = 0

@@ -40,8 +40,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def another_owner(work_dir: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that has taken the work dir, until the `with` ends."""
-    script = "import sys; from ckptd.workdir import WorkDir; w = WorkDir(sys.argv[1]); w.take(); print(1, flush=True)"
-    script += "; sys.stdin.read()"
+    script = "import sys; from ckptd.workdir.workdir import WorkDir; w = WorkDir(sys.argv[1]); w.take()"
+    script += "; print(1, flush=True); sys.stdin.read()"
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     command = [sys.executable, "-c", script, str(work_dir)]
     with subprocess.Popen(command, text=True, env=environment(), **streams) as process:
@@ -252,7 +252,7 @@ class Deaf:
 _BECOME = """
 import json, os, pwd, sys
 from ckptd.errors import CkptdError
-from ckptd.workdir import become_owner
+from ckptd.workdir.workdir import become_owner
 try:
     become_owner(sys.argv[1:])
 except CkptdError as error:

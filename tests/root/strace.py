@@ -38,8 +38,8 @@ LOOKING = frozenset({
 _ZYGOTE = """
 import json, os, signal, sys
 import ctypes, encodings.cp437, zipfile
-import ckptd.api, ckptd.cli, ckptd.reconcile, ckptd.reliance, ckptd.render, ckptd.service
-from ckptd.background import Background
+import ckptd.api, ckptd.cli, ckptd.daemon.service, ckptd.passes.reconcile, ckptd.passes.reliance, ckptd.text.render
+from ckptd.passes.background import Background
 
 def child(order):
     said = os.open(order["said"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -49,8 +49,8 @@ def child(order):
         # number. What other processes have open, looked for all through /proc, would change those from run to run.
         assert Background.submit
         Background.submit = lambda self, key, job, device: job()
-        assert ckptd.reliance._STALE_S < 60
-        ckptd.reliance._STALE_S = 60.0
+        assert ckptd.passes.reliance._STALE_S < 60
+        ckptd.passes.reliance._STALE_S = 60.0
         listdir = os.listdir
         os.listdir = lambda path=".": [] if path == "/proc" else listdir(path)
     sys.argv = ["ckptd", *order["args"]]

@@ -31,8 +31,8 @@ sys.addaudithook(hook)
 import ckptd
 assert ckptd.__file__.startswith(os.environ["CLOSED"]), ckptd.__file__
 if "BUG" in os.environ:
-    import ckptd.surveyor
-    ckptd.surveyor.scan = lambda *_: 1 / 0
+    import ckptd.passes.surveyor
+    ckptd.passes.surveyor.scan = lambda *_: 1 / 0
 from ckptd.__main__ import main
 main()
 """

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.root
 
 _LATEST = """
 import sys
-from ckptd import __main__, apart
+from ckptd import __main__
+from ckptd.disk import apart
 apart.PATIENCE_S = 1.0
 sys.argv = ["ckptd", "latest", *sys.argv[1:]]
 __main__.main()
