@@ -22,7 +22,6 @@ from .inspect.content import ChangedError, check_content
 from .inspect.scan import entry_of
 from .inspect.verdict import Settling, Verdict, judge
 from .passes.surveyor import Surveyor
-from .workdir.pointer import named_by
 from .workdir.workdir import WorkDir, check_library_use
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ def _newest(work: WorkDir, survey: Survey) -> Path | None:
     if survey.plan.newest is not None:
         return Path(work.path, survey.plan.newest.name)
     # A pointer may name what no template knows; it is believed if the bytes bear it out.
-    name = named_by(survey.pointed) if survey.pointed else None
+    name = survey.pointed_name
     if name is None:
         return None
     try:

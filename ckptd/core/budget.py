@@ -42,3 +42,15 @@ def over_budget(
         kept_bytes -= c.allocated_bytes
         gone.add(c.name)
     return Budget(limit_bytes, kept_bytes), frozenset(gone)
+
+
+def over_in_trash(budget: Budget, trash: Sequence[tuple[str, int]]) -> list[str]:
+    """What of the trash is over the budget: of its items with their bytes, the oldest first, until the rest fits."""
+    total_bytes = budget.kept_bytes + sum(size_bytes for _, size_bytes in trash)
+    over = []
+    for item, size_bytes in trash:
+        if total_bytes <= budget.limit_bytes:
+            break
+        total_bytes -= size_bytes
+        over.append(item)
+    return over

@@ -85,6 +85,11 @@ class Survey:
         return tuple(d.checkpoint.name for d in self.plan.prune)
 
     @property
+    def pointed_name(self) -> str | None:
+        """The checkpoint that the pointer names: the last part of its path, so that a moved run finds it too."""
+        return self.pointed.rstrip("/").rpartition("/")[2] if self.pointed else None
+
+    @property
     def newest(self) -> str | None:
         """The name of the newest complete checkpoint by writing, over all series."""
         return self.plan.newest.name if self.plan.newest else None

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from ..core.budget import Budget
+from ..core.budget import Budget, over_in_trash
 from ..core.checkpoint import Checkpoint
 from ..core.entry import Entry
 from ..core.memory import BROUGHT_BACK, Memory, Seen
-from ..core.plan import Decision, Plan
+from ..core.permit import trash_ttl_s
+from ..core.plan import Decision
 from ..core.survey import Survey
 from ..disk.descriptors import NO_ROOM, SyncError, exists
 from ..disk.filesystem import free_bytes
@@ -29,7 +30,6 @@ from .background import Background
 from .last_look import Holders, is_still, reasons_to_stay
 from .remover import Remover
 
-LARGE_PRUNE_TTL_S = 3600.0
 _UNNAMED_TTL_MS = 3_600_000
 _GAVE_BACK = "gave back"
 
@@ -100,7 +100,7 @@ class Pruner:
                 self._work.own_path,
             )
 
-    def prune(self, survey: Survey, prunes: list[Decision]) -> tuple[list[Decision], dict[str, str]]:
+    def prune(self, survey: Survey, prunes: Sequence[Decision]) -> tuple[list[Decision], dict[str, str]]:
         """Rename into the trash, oldest first, and make that durable. One failure is not the end.
 
         Returns what is gone, and for what is not the reason that the system gave.
@@ -112,7 +112,8 @@ class Pruner:
         if not prunes:
             return pruned, failed
         now_ms = self._clock() // 1_000_000
-        until_ms = now_ms + int(self._ttl_s(survey.plan, prunes) * 1000)
+        ttl_s = trash_ttl_s(survey.plan, prunes, asked_s=self._trash_ttl_s, free_bytes=free_bytes(self._work.fd))
+        until_ms = now_ms + int(ttl_s * 1000)
         stays = reasons_to_stay(survey, prunes, self._named_now(), work_fd=self._work.fd)
         holders = Holders()
         binned: list[tuple[Decision, str]] = []
@@ -222,32 +223,10 @@ class Pruner:
         assert self._work.own_fd is not None  # nobody prunes before the work dir is taken
         return self._work.own_fd
 
-    def _ttl_s(self, plan: Plan, prunes: Sequence[Decision]) -> float:
-        """How long the trash is kept: as asked for, or an hour for more than the saves since the last pass account
-        for (first contact) and for all that goes by a changed max_keep, room permitting: that on the disk, and that
-        of the budget."""
-        if plan.budget is not None:
-            pruned_bytes = sum(decision.checkpoint.allocated_bytes for decision in prunes)
-            if plan.budget.kept_bytes + pruned_bytes > plan.budget.limit_bytes:
-                return 0.0
-        if self._trash_ttl_s is not None:
-            return self._trash_ttl_s
-        expected = sum(max(1, 0 if s.grid.first_contact else s.grid.saves) for s in plan.series if s.decisions)
-        if (len(prunes) <= expected and not plan.goes_late) or plan.newest is None:
-            return 0.0
-        return LARGE_PRUNE_TTL_S if free_bytes(self._work.fd) >= 2 * plan.newest.size_bytes else 0.0
-
     def _over(self, budget: Budget, due: set[str]) -> list[str]:
-        """What the trash holds beyond the budget, and is not due anyway; the oldest first."""
+        """What the trash holds beyond the budget, and is not due anyway."""
         staying = [item for item in sorted(self._expires_ms, key=trash.age) if item not in due]
-        total_bytes = budget.kept_bytes + sum(self._bytes.get(item, 0) for item in staying)
-        over = []
-        for item in staying:
-            if total_bytes <= budget.limit_bytes:
-                break
-            total_bytes -= self._bytes.get(item, 0)
-            over.append(item)
-        return over
+        return over_in_trash(budget, [(item, self._bytes.get(item, 0)) for item in staying])
 
     def _write_down(self, *lines: dict[str, Any]) -> None:
         """Add lines to the journal; on a full disk they wait, and the deletion goes on (DESIGN section 7)."""

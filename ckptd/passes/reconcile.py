@@ -10,10 +10,12 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ..core.budget import Budget
-from ..core.checkpoint import Checkpoint, State
+from ..core.checkpoint import State
 from ..core.memory import Memory
+from ..core.permit import Permit, permit, pointer_stays
 from ..core.plan import Decision, Plan
 from ..core.policy import Policy
 from ..core.survey import Survey
@@ -22,7 +24,7 @@ from ..errors import NoRoomError, why
 from ..text.advice import beyond_text, short_text
 from ..text.labelled import Labelled
 from ..workdir import trash
-from ..workdir.pointer import named_by, replace_pointer
+from ..workdir.pointer import replace_pointer
 from ..workdir.state import write_state
 from ..workdir.workdir import WorkDir
 from .background import Background
@@ -173,8 +175,8 @@ class Reconciler:
             # against the order of writing. What is durable comes after the pointer: until then it is synced again.
             findings = replace(self.surveyor.findings, synced=set())
             self._remember(findings.written_into(survey.plan.memory))
-        moved, prunes, room = self._point(survey, synced)
-        prunes = prunes if prune else []
+        moved, permitted, room = self._point(survey, synced)
+        prunes = permitted.prunes if prune else ()
         self._say_unreadable(survey)
         self._say_doubtful(survey.plan)
         memory = self.surveyor.findings.written_into(survey.plan.memory)
@@ -222,8 +224,7 @@ class Reconciler:
             return False
         reliable = self._reliance.establish(survey)
         survey, synced = reliable.survey, reliable.names
-        pointed = named_by(survey.pointed) if survey.pointed else None
-        prunes = self._spared(self._standing(survey.plan, synced), pointed, survey, synced)
+        prunes = permit(survey.plan, durable=synced, pointed=survey.pointed_name).prunes
         stays = reasons_to_stay(survey, prunes, self.surveyor.named_now(), work_fd=self.work.fd)
         for decision in prunes:
             name = decision.checkpoint.name
@@ -241,20 +242,18 @@ class Reconciler:
             return True
         return False
 
-    def _point(self, survey: Survey, synced: frozenset[str]) -> tuple[str | None, list[Decision], bool]:
+    def _point(self, survey: Survey, synced: frozenset[str]) -> tuple[str | None, Permit, bool]:
         """Move the pointer; return the name it was moved to, what may be deleted now, and whether there was room."""
-        plan = survey.plan
-        prunes = self._standing(plan, synced)
-        pointed = named_by(survey.pointed) if survey.pointed else None
-        newest = plan.newest
-        if newest is not None and pointed is not None and self._stays(pointed, newest, plan):
-            return None, prunes, True
-        if newest is None or newest.name not in synced:
-            return None, self._spared(prunes, pointed, survey, synced), True
+        plan, pointed, newest = survey.plan, survey.pointed_name, survey.plan.newest
+        is_there = pointed is not None and (pointed in survey.entries or exists(pointed, dir_fd=self.work.fd))
+        stays = pointer_stays(plan, pointed, is_there=is_there)
+        as_it_is = partial(permit, plan, durable=synced, pointed=pointed, stays=stays)
+        if stays or newest is None or newest.name not in synced:
+            return None, as_it_is(), True
         view = next((s.work_dir for s in survey.declared.values() if s.template == newest.series and s.work_dir), None)
         target = os.path.join(view or self.work.path, newest.name)
         if survey.pointed == target:
-            return None, prunes, True
+            return None, as_it_is(), True
         try:
             replace_pointer(self.policy.pointer, target, dir_fd=self.work.pointer_fd)
         except OSError as error:
@@ -266,42 +265,9 @@ class Reconciler:
                 newest.name,
                 why(error),
             )
-            return None, self._spared(prunes, pointed, survey, synced), False
+            return None, as_it_is(), False
         self._log.info("pointed %s at %s", self.policy.pointer, newest.name)
-        return newest.name, prunes, True
-
-    def _standing(self, plan: Plan, synced: frozenset[str]) -> list[Decision]:
-        """What may be pruned because everything that it relies on is durable."""
-        sound = set()
-        for series in plan.series:
-            # As many as there could be: what is still being read counts for nothing, and lowers no count.
-            fit = sum(d.checkpoint.state.whole and d.checkpoint.durable for d in series.decisions)
-            enough = len(series.relied_on) >= min(series.grid.max_keep or 1, fit)
-            stands_on = (*series.relied_on, *series.best)
-            if enough and series.relied_on and all(c.name in synced for c in stands_on):
-                sound.add(series.grid.template.text)
-        return [d for d in plan.prune if d.checkpoint.series in sound]
-
-    def _stays(self, pointed: str, newest: Checkpoint, plan: Plan) -> bool:
-        """Whether the pointer stays on something newer than this plan's newest: on what is being written over, or on a
-        checkpoint of a series that this policy does not look at."""
-        seen = plan.memory.seen
-        if pointed not in seen or seen[pointed].order <= seen[newest.name].order:
-            return False
-        states = [d.checkpoint.state for d in plan.decisions if d.checkpoint.name == pointed]
-        return State.IN_FLIGHT in states or (not states and exists(pointed, dir_fd=self.work.fd))
-
-    def _spared(
-        self, prunes: list[Decision], pointed: str | None, survey: Survey, synced: frozenset[str]
-    ) -> list[Decision]:
-        """What may go while the pointer stays where it is: nothing that it names, and nothing at all on the strength
-        of a pointer whose checkpoint is not complete and durable (DESIGN section 7, disk full)."""
-        if pointed is None:
-            return prunes
-        target = next((d.checkpoint for d in survey.plan.decisions if d.checkpoint.name == pointed), None)
-        if target is None or not target.relied_on or target.name not in synced:
-            return []
-        return [d for d in prunes if d.checkpoint.name != pointed]
+        return newest.name, permit(plan, durable=synced, pointed=newest.name), True
 
     def _remember(self, memory: Memory) -> None:
         if memory == self._on_disk or self.work.own_fd is None:

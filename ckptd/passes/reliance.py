@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..core.checkpoint import Checkpoint
+from ..core.permit import relied_on
 from ..core.survey import Identity, Survey
 from ..disk.descriptors import SyncError, sync_dir, sync_file, sync_tree
 from ..errors import RefusedError, why
 from ..text.human import human_bytes
 from ..text.labelled import Labelled
-from ..workdir.pointer import named_by
 from .reading import Reader
 from .surveyor import Surveyor
 
@@ -69,7 +69,8 @@ class Reliance:
         while True:
             began_s, looks = time.monotonic(), looks + 1
             names, spoiled = set[str](), False
-            for checkpoint in _relied_on(survey):
+            wanted = relied_on(survey.plan, survey.pointed_name)
+            for checkpoint in wanted:
                 fault = self._content(checkpoint, survey)
                 if fault is None:
                     waits.add(checkpoint.name)
@@ -77,7 +78,7 @@ class Reliance:
                     spoiled = True
                 else:
                     names.add(checkpoint.name)
-            failed = self._sync([c for c in _relied_on(survey) if c.name in names], survey)
+            failed = self._sync([c for c in wanted if c.name in names], survey)
             stale = time.monotonic() - began_s > _STALE_S and looks < _MOST_LOOKS
             if not (spoiled or failed or stale) and (strict or not waits):
                 break
@@ -205,12 +206,3 @@ class Reliance:
         if text not in self._said:
             self._said.add(text)
             self._log.warning("%s", text)
-
-
-def _relied_on(survey: Survey) -> list[Checkpoint]:
-    """What a deletion stands on, what the pointer is to name, and what it names now: it may have to stay there."""
-    plan = survey.plan
-    pointed = named_by(survey.pointed) if survey.pointed else None
-    named = [d.checkpoint for d in plan.decisions if d.checkpoint.name == pointed and d.checkpoint.relied_on]
-    wanted = [*plan.relied_on, *([plan.newest] if plan.newest else []), *named]
-    return list({checkpoint.name: checkpoint for checkpoint in wanted}.values())

@@ -92,7 +92,7 @@ def as_table(
     newest = survey.plan.newest
     if newest is not None:
         yield f"pointer: {survey.pointed or 'none yet'}" + (
-            "" if _names(survey, newest) else f" (would move to {newest.name})"
+            "" if survey.pointed_name == newest.name else f" (would move to {newest.name})"
         )
 
 
@@ -281,14 +281,6 @@ def _iso(mtime_ns: int) -> str | None:
         return datetime.fromtimestamp(mtime_ns / 1e9, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     except (ValueError, OverflowError, OSError):
         return None  # a time beyond the calendar
-
-
-def _names(survey: Survey, newest: Checkpoint) -> bool:
-    return (
-        bool(survey.pointed) and survey.pointed.rstrip("/").rpartition("/")[2] == newest.name
-        if survey.pointed
-        else False
-    )
 
 
 def _plural(count: int, what: str) -> str:
