@@ -198,6 +198,8 @@ def test_the_plan_as_json_has_the_shape_that_programs_rely_on(with_checkpoints: 
         40: ("complete", "keep"),
     }
     assert rows[20]["reasons"] == ["pinned"]
+    assert rows[20]["why"] == [{"kind": "pinned", "text": "pinned"}]
+    assert {row["why"][0]["kind"] for row in rows.values()} == {"broken", "rule", "pinned", "newest"}
     assert all(row["reasons"] and row["name"] == f"epoch_{step}.pth" for step, row in rows.items())
     info = (work_dir / "epoch_40.pth").stat()
     assert (rows[40]["size_bytes"], rows[40]["written"][-1]) == (info.st_size, "Z")
@@ -354,7 +356,7 @@ def test_a_pinned_checkpoint_stays_and_an_unpinned_one_is_told_its_fate(
     told = ckptd("unpin", work_dir / "epoch_1.pth", work_dir / "epoch_4.pth", "--max-keep", 1, "--interval", 1)
     assert told.returncode == 0
     first, second = told.stdout.splitlines()
-    assert "epoch_1.pth: the next pass prunes it (past --max-keep 1" in first
+    assert "epoch_1.pth: the next pass prunes it (1 or more intervals behind)" in first
     assert "epoch_4.pth: it stays (the newest)" in second
     a_pass(work_dir, max_keep=1, interval=1, trash_ttl_s=0)
     assert left(work_dir) == epochs(4)

@@ -12,8 +12,7 @@ from .conftest import Builder, epochs
 def drawn(with_checkpoints: Builder, width: int, **policy: object) -> list[str]:
     survey = api.plan(with_checkpoints.work_dir, Policy(**policy))  # type: ignore[arg-type]
     (series,) = survey.plan.series
-    milestones = policy.get("keep_every")
-    return list(timeline(series, milestones=milestones if isinstance(milestones, int) else None, width=width))
+    return list(timeline(series, width=width))
 
 
 def test_each_checkpoint_has_the_mark_of_what_becomes_of_it(with_checkpoints: Builder) -> None:

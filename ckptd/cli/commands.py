@@ -142,7 +142,7 @@ def plan(
         if json_:
             click.echo(json.dumps(render.simulation_json(done)))
         else:
-            for line in render.simulation_lines(done, made, width=width):
+            for line in render.simulation_lines(done, width=width):
                 say(line)
         return
     if not work_dirs:
@@ -157,7 +157,7 @@ def plan(
         if json_:
             click.echo(json.dumps(render.as_json(survey, os.path.abspath(work_dir))))
         else:
-            for line in render.as_table(survey, work_dir, time.time(), width=width, milestones=made.keep_every):
+            for line in render.as_table(survey, work_dir, time.time(), width=width):
                 say(line)
 
 

@@ -59,7 +59,7 @@ def plan(roots: Sequence[str], policy: Policy, *, json_: bool, width: int | None
         if json_:
             click.echo(json.dumps(render.as_json(survey, work_dir)))
         else:
-            for line in render.as_table(survey, work_dir, time.time(), width=width, milestones=policy.keep_every):
+            for line in render.as_table(survey, work_dir, time.time(), width=width):
                 say(line)
             say()
     if not json_:

@@ -13,10 +13,11 @@ from typing import Union
 from ..errors import UsageError
 from .checkpoint import Checkpoint
 from .memory import Seen
+from .reason import Kind, Reason
 
 MODES = ("min", "max")
 
-Reasons = Mapping[str, str]  # by name of a checkpoint, why the keeper keeps it
+Reasons = Mapping[str, Reason]  # by name of a checkpoint, why the keeper keeps it
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class KeepEvery:
     def keeps(self, whole: Sequence[Checkpoint], broken: Sequence[Checkpoint], seen: Mapping[str, Seen]) -> Reasons:
         """As all keepers: `whole` are the complete checkpoints of a series, the oldest first by writing. `broken` are
         all others: they are kept as if they were complete, and take nobody's place."""
-        return {c.name: f"a milestone of {self}" for c in (*whole, *broken) if c.step % self.n == 0}
+        reason = Reason(Kind.MILESTONE, f"a milestone of {self}")
+        return {c.name: reason for c in (*whole, *broken) if c.step % self.n == 0}
 
     def __str__(self) -> str:
         return f"{self.option} {self.n}"
@@ -79,14 +81,12 @@ class KeepBest:
         every = sorted((*whole, *broken), key=lambda c: seen[c.name].rank)
         scores = {c.name: dict(c.metrics).get(self.metric) for c in every}
         newest_scored = max((seen[c.name].order for c in whole if scores[c.name] is not None), default=-1)
-        reasons = {
-            name: f"newer than the last with {self.metric}: {self} waits for its score"
-            for name, score in scores.items()
-            if score is None and seen[name].order > newest_scored
-        }
+        waits = Reason(Kind.UNSCORED, f"newer than the last with {self.metric}: {self} waits for its score")
+        reasons = {name: waits for name, score in scores.items() if score is None and seen[name].order > newest_scored}
         relied_on = 0
         for c in self._ranked(every, scores):
-            reasons[c.name] = f"{self.metric} {scores[c.name]:.6g} is among the best for {self}"
+            text = f"{self.metric} {scores[c.name]:.6g} is among the best for {self}"
+            reasons[c.name] = Reason(Kind.BEST, text)
             relied_on += c.relied_on
             if relied_on == self.count:
                 break  # whoever stands above these may yet turn out broken, and the next above the last be needed
@@ -127,7 +127,7 @@ class KeepWithin:
             return {}
         since_ns = seen[whole[-1].name].written_ns - int(self.seconds * 1e9)
         late = [c.name for c in (*whole, *broken) if seen[c.name].written_ns >= since_ns]
-        return dict.fromkeys(late, f"within {self} of the newest")
+        return dict.fromkeys(late, Reason(Kind.WITHIN, f"within {self} of the newest"))
 
     def __str__(self) -> str:
         return f"{self.option} {self.seconds:g}s"

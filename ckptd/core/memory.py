@@ -140,9 +140,9 @@ class SeriesMemory:
 
     @property
     def evidence(self) -> str:
-        """Where the interval comes from, for a person to read."""
+        """What the interval was inferred from, for a person to read."""
         gap, count, of = _commonest_gap(self.recent)
-        return f"inferred from {count} of {of} gaps" if gap == self.interval else "inferred from earlier saves"
+        return f"{count} of {of} gaps" if gap == self.interval else "earlier saves"
 
 
 @dataclass(frozen=True)

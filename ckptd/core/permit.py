@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from .checkpoint import Checkpoint, State
 from .plan import Decision, Plan, SeriesPlan
+from .reason import Kind, Reason
 
 LARGE_PRUNE_TTL_S = 3600.0
 
@@ -21,7 +22,7 @@ class Permit:
     """What may be deleted now, oldest first; and by name, why the rest of what the plan prunes is held back."""
 
     prunes: tuple[Decision, ...]
-    held: Mapping[str, str]
+    held: Mapping[str, Reason]
 
 
 def permit(plan: Plan, *, durable: AbstractSet[str], pointed: str | None, stays: bool = False) -> Permit:
@@ -36,15 +37,15 @@ def permit(plan: Plan, *, durable: AbstractSet[str], pointed: str | None, stays:
         return Permit((), {})
     pruned = {d.checkpoint.series for d in planned}
     missing = {s.grid.template.text: _missing(s, durable) for s in plan.series if s.grid.template.text in pruned}
-    dangling = "" if stays else _dangling(plan, durable, pointed)
+    dangling = None if stays else _dangling(plan, durable, pointed)
     prunes: list[Decision] = []
-    held: dict[str, str] = {}
+    held: dict[str, Reason] = {}
     for decision in planned:
         name = decision.checkpoint.name
         why = missing[decision.checkpoint.series] or dangling
-        if not why and name == pointed:
-            why = "the pointer names it"
-        if why:
+        if why is None and name == pointed:
+            why = Reason(Kind.POINTER, "the pointer names it")
+        if why is not None:
             held[name] = why
         else:
             prunes.append(decision)
@@ -86,23 +87,23 @@ def trash_ttl_s(plan: Plan, prunes: Sequence[Decision], *, asked_s: float | None
     return LARGE_PRUNE_TTL_S if free_bytes >= 2 * plan.newest.size_bytes else 0.0
 
 
-def _missing(series: SeriesPlan, durable: AbstractSet[str]) -> str:
-    """What keeps a series from being pruned now, "" if nothing does."""
+def _missing(series: SeriesPlan, durable: AbstractSet[str]) -> Reason | None:
+    """What keeps a series from being pruned now, None if nothing does."""
     whole = [d.checkpoint for d in series.decisions if d.checkpoint.state.whole and d.checkpoint.durable]
     # As many as there could be: what is still being read counts for nothing, and lowers no count.
     if len(series.relied_on) < min(series.grid.max_keep or 1, len(whole)):
-        return f"{next(c.name for c in reversed(whole) if c.pending)} is still to be read"
+        return Reason(Kind.WAITS, f"{next(c.name for c in reversed(whole) if c.pending)} is still to be read")
     if not series.relied_on:
-        return "there is no complete one to rely on"
+        return Reason(Kind.WAITS, "there is no complete one to rely on")
     lacking = next((c.name for c in (*series.relied_on, *series.best) if c.name not in durable), None)
-    return f"{lacking} is not on stable storage yet" if lacking is not None else ""
+    return Reason(Kind.WAITS, f"{lacking} is not on stable storage yet") if lacking is not None else None
 
 
-def _dangling(plan: Plan, durable: AbstractSet[str], pointed: str | None) -> str:
-    """What is wrong with what the pointer names, "" if nothing is."""
+def _dangling(plan: Plan, durable: AbstractSet[str], pointed: str | None) -> Reason | None:
+    """What is wrong with what the pointer names, None if nothing is."""
     if pointed is None:
-        return ""
+        return None
     target = next((d.checkpoint for d in plan.decisions if d.checkpoint.name == pointed), None)
     if target is not None and target.relied_on and pointed in durable:
-        return ""
-    return f"the pointer names {pointed}, which is not complete and durable"
+        return None
+    return Reason(Kind.POINTER, f"the pointer names {pointed}, which is not complete and durable")

@@ -14,10 +14,17 @@ from .keepers import KeepBest, Keeper
 from .memory import BROUGHT_BACK, Memory, Seen
 from .naming import Names
 from .policy import Newest, Policy, Stepped
+from .reason import Kind, Reason
 from .replay import Grid, replay
 from .schedule import Schedule
 
 KEEP, PRUNE, SKIP = "keep", "prune", "skip"  # skip: would be pruned, vetoed
+
+_FITS = Reason(Kind.BUDGET, "fits into --max-bytes")
+_NO_RULE = Reason(Kind.NO_RULE, "no --max-keep: nothing is pruned")
+_BROUGHT_BACK = Reason(Kind.BROUGHT_BACK, "copied or restored by hand")
+_DOUBT = Reason(Kind.ORDER_IN_DOUBT, "order in doubt until the next save")
+_AHEAD = Reason(Kind.AHEAD, "ahead of the newest, until the run gets there")
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class Decision:
 
     checkpoint: Checkpoint
     decision: str
-    reasons: tuple[str, ...]
+    reasons: tuple[Reason, ...]
     order: int
 
 
@@ -83,7 +90,7 @@ def plan(
     *,
     memory: Memory,
     now_ns: int,
-    protected: Mapping[str, Sequence[str]],
+    protected: Mapping[str, Sequence[Reason]],
     declared: Mapping[str, Schedule],
     trusted: str | None = None,
     patterns: Sequence[Names] | None = None,
@@ -119,7 +126,7 @@ def _plan_series(
     grid: Grid,
     policy: Policy,
     seen: Mapping[str, Seen],
-    protected: Mapping[str, Sequence[str]],
+    protected: Mapping[str, Sequence[Reason]],
 ) -> SeriesPlan:
     found = sorted(found, key=lambda c: (c.step, c.name))
     whole = sorted((c for c in found if c.state.whole), key=lambda c: seen[c.name].rank)
@@ -131,6 +138,7 @@ def _plan_series(
     # Until it was read, one of the newest takes nobody's place, and nobody takes its own.
     newest_names = {c.name for c in (*relied_on, *fit[-at_least:])} if at_least else set()
     judge = _Judge(grid, seen, found, fit, good, has_budget=policy.max_bytes is not None)
+    newest = Reason(Kind.NEWEST, "the newest" if at_least == 1 else f"one of the {at_least} newest")
     # What is broken stays where somebody has asked for it: perhaps it can be mended.
     broken = [c for c in found if not c.state.whole and c.name in seen]
     kept = _kept(policy.keepers, whole, broken, seen)
@@ -140,11 +148,10 @@ def _plan_series(
     for checkpoint in found:
         reasons = []
         if checkpoint.name in newest_names:
-            reasons.append(f"one of the {at_least} newest" if at_least != 1 else "the newest")
+            reasons.append(newest)
         if not checkpoint.state.settled:
-            reasons.append(checkpoint.evidence or "being written")
+            reasons.append(_why_not_settled(checkpoint))
         reasons.extend(protected.get(checkpoint.name, ()))
-        vetoed = bool(reasons)
         reasons.extend(kept.get(checkpoint.name, ()))
         gone = judge.why_it_goes(checkpoint)
         if gone is None:
@@ -156,7 +163,7 @@ def _plan_series(
                 if judge.is_spare(checkpoint):
                     spare.append(checkpoint)
         elif reasons:
-            decision = SKIP if vetoed else KEEP
+            decision = SKIP if any(reason.kind.protects for reason in reasons) else KEEP
         else:
             decision, reasons = PRUNE, [gone]
         known = seen.get(checkpoint.name)
@@ -165,11 +172,17 @@ def _plan_series(
     return SeriesPlan(grid, tuple(decisions), relied_on, tuple(best), tuple(beyond), tuple(spare))
 
 
+def _why_not_settled(checkpoint: Checkpoint) -> Reason:
+    if checkpoint.state is State.IN_FLIGHT:
+        return Reason(Kind.IN_FLIGHT, checkpoint.evidence or "being written")
+    return Reason(Kind.IN_DOUBT, checkpoint.evidence or "not all of one save")
+
+
 def _kept(
     keepers: Sequence[Keeper], whole: Sequence[Checkpoint], broken: Sequence[Checkpoint], seen: Mapping[str, Seen]
-) -> Mapping[str, Sequence[str]]:
+) -> Mapping[str, Sequence[Reason]]:
     """By name, why the keepers keep what they keep."""
-    kept: dict[str, list[str]] = {}
+    kept: dict[str, list[Reason]] = {}
     for keeper in keepers:
         for name, reason in keeper.keeps(whole, broken, seen).items():
             kept.setdefault(name, []).append(reason)
@@ -184,8 +197,8 @@ def _within_budget(
     budget, gone = over_budget(limit_bytes, staying, [c for s in series for c in s.spare], seen)
 
     def decide(d: Decision) -> Decision:
-        whole = d.checkpoint.state.whole
-        reason = "over --max-bytes: " + ("the oldest that nothing else keeps" if whole else "nothing to resume from")
+        what = "the oldest that nothing keeps" if d.checkpoint.state.whole else "nothing to resume from"
+        reason = Reason(Kind.BUDGET, f"over --max-bytes: {what}")
         return replace(d, decision=PRUNE, reasons=(reason,)) if d.checkpoint.name in gone else d
 
     def without(s: SeriesPlan) -> SeriesPlan:
@@ -217,22 +230,23 @@ class _Judge:
         self.kept = {c.name for c in fit[-keep:]} if keep else set()
         self.enough_since = seen[good[-keep].name].order if 0 < keep <= len(good) else None
         self.newest_good = seen[good[-1].name].order if good else BROUGHT_BACK
+        self.walked = Reason(Kind.RULE, f"{keep} or more intervals behind")
+        self.outrun = Reason(Kind.RULE, f"{keep} newer ones are kept" if keep > 1 else "a newer one is kept")
 
-    def why_it_goes(self, checkpoint: Checkpoint) -> str | None:
+    def why_it_goes(self, checkpoint: Checkpoint) -> Reason | None:
         rule, known = self.grid.rule, self.seen.get(checkpoint.name)
         if rule is None or known is None:
             return None
         if known.owed:
-            return f"past --max-keep {rule.max_keep}: that many intervals or more below a later save"
+            return self.walked
         if checkpoint.spoiled:
             if self.enough_since is not None and known.order < self.enough_since:
-                what = "not on stable storage" if checkpoint.state.whole else checkpoint.evidence or "incomplete"
-                return f"{what}, and {_count(rule.max_keep, 'complete one')} written after it"
+                return Reason(Kind.BROKEN, f"{_fault(checkpoint)}; {_enough(rule.max_keep)}")
             return None
         if isinstance(rule, Newest) and checkpoint.state.whole and not self.grid.waits:
             if checkpoint.name in self.kept or known.order == BROUGHT_BACK or self._above_newest(checkpoint):
                 return None
-            return f"{_count(rule.max_keep, 'newer one')} kept"
+            return self.outrun
         return None
 
     def is_spare(self, checkpoint: Checkpoint) -> bool:
@@ -245,40 +259,41 @@ class _Judge:
         older = BROUGHT_BACK < known.order < self.newest_good
         return older if broken else older and not self._above_newest(checkpoint)
 
-    def why_it_stays(self, checkpoint: Checkpoint) -> str:
+    def why_it_stays(self, checkpoint: Checkpoint) -> Reason:
         rule, known = self.grid.rule, self.seen.get(checkpoint.name)
         if rule is None:
-            return "fits into --max-bytes" if self.has_budget else "no --max-keep: nothing is pruned"
+            return _FITS if self.has_budget else _NO_RULE
         if checkpoint.spoiled:
-            enough = f"{_count(rule.max_keep, 'complete one')} written after it"
-            return f"{checkpoint.evidence or 'incomplete'}; goes once {enough}"
+            return Reason(Kind.BROKEN, f"{_fault(checkpoint)}; will be pruned once {_enough(rule.max_keep)}")
         if known is not None and known.order == BROUGHT_BACK:
-            return "brought back: not a save of this run"
+            return _BROUGHT_BACK
         if self.grid.waits:
-            return "order of writing in doubt: nothing is pruned before a save is seen"
+            return _DOUBT
         if self._above_newest(checkpoint):
-            return "above the newest's step: stays until a resumed run reaches it"
-        return self._why_no_walk_reached(checkpoint.step)
+            return _AHEAD
+        return Reason(Kind.UNREACHED, self._why_no_walk_reached(checkpoint.step))
 
     def _above_newest(self, checkpoint: Checkpoint) -> bool:
         return self.reached is not None and checkpoint.step > self.reached
 
     def _why_no_walk_reached(self, step: int) -> str:
         if not isinstance(self.grid.rule, Stepped) or self.newest is None:
-            return "no save has been seen since it was"
-        interval, first = (
-            self.grid.rule.interval,
-            self.newest.step - self.grid.rule.max_keep * self.grid.rule.interval,
-        )
+            return "no newer save has been seen"
+        interval, keep = self.grid.rule.interval, self.grid.rule.max_keep
         if step <= 0:
-            return "step 0 or below: the rule never reaches it"
+            return "step 0: the rule never reaches it"
         if (self.newest.step - step) % interval:
-            return f"off the grid of interval {interval}: the rule steps past it"
+            return f"off the grid of interval {interval}"
+        first = self.newest.step - keep * interval
         hole = next((x for x in range(first, step, -interval) if x not in self.steps), None)
         if hole is not None:
-            return f"behind a hole: the rule stops at {self.grid.template.name_of(hole)}, which is missing"
-        return "no save has walked over it yet: the rule acts at the next one"
+            return f"the rule stops at {self.grid.template.name_of(hole)}, which is missing"
+        return "the rule acts at the next save"
 
 
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'s were' if n > 1 else ' was'}"
+def _fault(spoiled: Checkpoint) -> str:
+    return "not on stable storage" if spoiled.state.whole else spoiled.evidence or "incomplete"
+
+
+def _enough(keep: int) -> str:
+    return f"{keep} newer complete ones exist" if keep > 1 else "a newer complete one exists"

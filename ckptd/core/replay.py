@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 
 from .checkpoint import Checkpoint, State
 from .late import after_pass, is_behind, is_larger, late_walks, quiet_from_ns
@@ -16,15 +17,24 @@ from .policy import Policy, Rule, Stepped
 from .schedule import WITNESSES, Schedule
 
 
+class Source(str, Enum):
+    """Who says what the interval of a series is."""
+
+    GIVEN = "given"
+    DECLARED = "declared"
+    INFERRED = "inferred"
+
+
 @dataclass(frozen=True)
 class Grid:
-    """The rule in force for one series, and where its interval comes from."""
+    """The rule in force for one series, and where its interval comes from; evidence: what it was inferred from."""
 
     template: Names
     rule: Rule | None
     max_keep: int | None
     interval: int | None
-    interval_from: str | None
+    source: Source | None
+    evidence: str
     waits: bool
     first_contact: bool
     saves: int  # how many no earlier pass saw
@@ -42,7 +52,14 @@ class Grid:
     @property
     def on_grid(self) -> bool:
         """Whether somebody gave or declared the interval."""
-        return self.interval_from in ("given", "declared")
+        return self.source in (Source.GIVEN, Source.DECLARED)
+
+    @property
+    def interval_from(self) -> str | None:
+        """Where the interval comes from, for a person to read."""
+        if self.source is None:
+            return None
+        return f"{self.source.value} from {self.evidence}" if self.evidence else self.source.value
 
 
 @dataclass(frozen=True)
@@ -274,17 +291,20 @@ def _grid(
     saves: int,
 ) -> Grid:
     interval: int | None = memory.interval
-    source: str | None = memory.evidence if interval is not None else None
+    source = Source.INFERRED if interval is not None else None
     if policy.interval is not None:
-        interval, source = policy.interval, "given"
+        interval, source = policy.interval, Source.GIVEN
     elif declared is not None and declared.interval is not None:
-        interval, source = declared.interval, "declared"
+        interval, source = declared.interval, Source.DECLARED
     if not template.has_grid:
         interval, source = None, None
     max_keep = policy.max_keep
     if max_keep is None and declared is not None:
         max_keep = declared.max_keep
-    on_grid = source in ("given", "declared")
+    evidence = memory.evidence if source is Source.INFERRED else ""
+    on_grid = source in (Source.GIVEN, Source.DECLARED)
     rule = policy.rule_for(template, interval, max_keep=max_keep, on_grid=on_grid)
     no_grid = policy.rule == "stepped" and not template.has_grid
-    return Grid(template, rule, max_keep, interval, source, memory.waits, first_contact, saves, no_grid=no_grid)
+    return Grid(
+        template, rule, max_keep, interval, source, evidence, memory.waits, first_contact, saves, no_grid=no_grid
+    )

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from ..core.entry import Entry
 from ..core.plan import Decision
+from ..core.reason import Kind, Reason
 from ..core.survey import Survey
 from ..disk.descriptors import opened_dir, opened_file
 from ..disk.filesystem import is_local
@@ -51,8 +52,8 @@ class Holders:
 
 
 def reasons_to_stay(
-    survey: Survey, prunes: Sequence[Decision], named: Mapping[str, Sequence[str]], *, work_fd: int
-) -> dict[str, str]:
+    survey: Survey, prunes: Sequence[Decision], named: Mapping[str, Sequence[Reason]], *, work_fd: int
+) -> dict[str, Reason]:
     """By name, why some of `prunes` are not to go after all: `named` as it is now names them, or what their deletion
     relies on is no longer what was judged. Raises OSError if that cannot be told."""
     stays = {d.checkpoint.name: named[d.checkpoint.name][0] for d in prunes if d.checkpoint.name in named}
@@ -60,7 +61,8 @@ def reasons_to_stay(
         going = [d.checkpoint.name for d in prunes if d.checkpoint.series == series.grid.template.text]
         for kept in (*series.relied_on, *series.best) if going else ():
             if not is_still(survey.entries[kept.name], kept.name, dir_fd=work_fd):
-                stays |= dict.fromkeys(going, f"{kept.name}, which stays in its place, has changed or is gone")
+                text = f"{kept.name}, which stays in its place, has changed or is gone"
+                stays |= dict.fromkeys(going, Reason(Kind.WAITS, text))
     return stays
 
 

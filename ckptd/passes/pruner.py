@@ -17,6 +17,7 @@ from ..core.entry import Entry
 from ..core.memory import BROUGHT_BACK, Memory, Seen
 from ..core.permit import trash_ttl_s
 from ..core.plan import Decision
+from ..core.reason import Reason
 from ..core.survey import Survey
 from ..disk.descriptors import NO_ROOM, SyncError, exists
 from ..disk.filesystem import free_bytes
@@ -49,7 +50,7 @@ class Pruner:
         clock: Callable[[], int],
         log: Labelled,
         stopping: Callable[[], bool],
-        named_now: Callable[[], Mapping[str, Sequence[str]]],
+        named_now: Callable[[], Mapping[str, Sequence[Reason]]],
     ) -> None:
         self._stopping = stopping
         self._named_now = named_now

@@ -21,6 +21,7 @@ from ..core.memory import Memory, Seen
 from ..core.naming import Template
 from ..core.plan import plan
 from ..core.policy import Policy
+from ..core.reason import Kind, Reason
 from ..core.schedule import LARGEST_BYTES, Schedule
 from ..core.survey import Findings, Survey
 from ..disk.descriptors import FORBIDDEN, opened_own_dir, read_small
@@ -296,7 +297,7 @@ class Surveyor:
             return 0
         return stat_entry(self.policy.pointer, dir_fd=self.work.pointer_fd).st_mtime_ns
 
-    def _protections(self, found: Found, judged: _Judged) -> dict[str, list[str]]:
+    def _protections(self, found: Found, judged: _Judged) -> dict[str, list[Reason]]:
         """Who must stay whatever a rule says, with the reasons: DESIGN section 4."""
         protected = self._named(found)
         trainers = [entry for entry in found.entries if entry.name in judged.trainers]
@@ -306,32 +307,32 @@ class Surveyor:
                 self._best = {newest: best_of_trainer(newest.name, dir_fd=self.work.fd)}
             best = self._best[newest]
             if best is not None:
-                protected.setdefault(best, []).append(f"the best, by {newest.name}/trainer_state.json")
+                _protect(protected, best, Kind.POINTER, f"the best, by {newest.name}/trainer_state.json")
         for entry in found.entries:
             # Of directories only: on overlayfs a file's device is that of its layer. A file that something is mounted
             # on cannot be renamed, and says so then.
             if entry.is_dir and entry.device != self.work.device:
-                protected.setdefault(entry.name, []).append("a mount point")
+                _protect(protected, entry.name, Kind.MOUNT, "a mount point")
         return protected
 
-    def named_now(self) -> dict[str, list[str]]:
+    def named_now(self) -> dict[str, list[Reason]]:
         """What is pinned, or named by a pointer or a symlink, at this moment, with the reasons."""
         named = self._named(scan_marks(self.work.path, self.work.fd))
         text = read_pointer(self.policy.pointer, dir_fd=self.work.pointer_fd)
         if text:
-            named.setdefault(named_by(text), []).append(f"named by {self.policy.pointer}")
+            _protect(named, named_by(text), Kind.POINTER, f"named by {self.policy.pointer}")
         return named
 
-    def _named(self, found: Found) -> dict[str, list[str]]:
-        named: dict[str, list[str]] = {}
+    def _named(self, found: Found) -> dict[str, list[Reason]]:
+        named: dict[str, list[Reason]] = {}
         for name in found.pinned:
-            named.setdefault(name, []).append("pinned")
+            _protect(named, name, Kind.PINNED, "pinned")
         for name, link in found.linked.items():
-            named.setdefault(name, []).append(f"named by the symlink {link}")
+            _protect(named, name, Kind.LINK, f"named by the symlink {link}")
         others = [pointer for pointer in FRAMEWORK_POINTERS if pointer.file != self.policy.pointer]
         for file, names in framework_pointers(others, dir_fd=self.work.fd).items():
             for name in names:
-                named.setdefault(name, []).append(f"named by {file}")
+                _protect(named, name, Kind.POINTER, f"named by {file}")
         return named
 
     def _trusted(self, whole: set[str]) -> str | None:
@@ -346,20 +347,24 @@ class Surveyor:
                 return target
         return None
 
-    def _uses(self, entries: list[Entry]) -> dict[str, str]:
+    def _uses(self, entries: list[Entry]) -> dict[str, Reason]:
         """Who is at the checkpoints that are about to go."""
-        used: dict[str, str] = {}
+        used: dict[str, Reason] = {}
         holders = Holders()
         for entry in entries:
             # What cannot be looked at now cannot be renamed either, and says so then.
             with contextlib.suppress(OSError, RefusedError):
                 use = holders.of(entry.name, dir_fd=self.work.fd)
                 if use:
-                    used[entry.name] = use
+                    used[entry.name] = Reason(Kind.IN_USE, use)
         return used
 
     def _once(self, message: str) -> None:
         _once(self._said, message)
+
+
+def _protect(protected: dict[str, list[Reason]], name: str, kind: Kind, text: str) -> None:
+    protected.setdefault(name, []).append(Reason(kind, text))
 
 
 def _any(series: str) -> bool:

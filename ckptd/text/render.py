@@ -17,6 +17,8 @@ from ..core.checkpoint import Checkpoint
 from ..core.memory import BROUGHT_BACK
 from ..core.plan import KEEP, PRUNE, SKIP, Decision, SeriesPlan
 from ..core.policy import Policy, Stepped
+from ..core.reason import Reason
+from ..core.replay import Source
 from ..core.simulate import Simulation
 from ..core.survey import Survey
 from .human import human_age, human_bytes
@@ -55,12 +57,10 @@ def as_json(survey: Survey, work_dir: str) -> dict[str, Any]:
     }
 
 
-def as_table(
-    survey: Survey, work_dir: str, now_s: float, *, width: int | None = None, milestones: int | None = None
-) -> Iterator[str]:
+def as_table(survey: Survey, work_dir: str, now_s: float, *, width: int | None = None) -> Iterator[str]:
     """The plan for a person: a row for each checkpoint, then what it adds up to.
 
-    width: of the terminal, in characters, for a timeline with every `milestones`-th step in it; None for none.
+    width: of the terminal, in characters, for a timeline; None for none.
     """
     for series in survey.plan.series:
         if not series.decisions:
@@ -74,7 +74,7 @@ def as_table(
         yield from columns(rows, right=(2, 3))
         if width is not None:
             yield ""
-            yield from (f"  {line}" for line in timeline(series, milestones=milestones, width=width - 2))
+            yield from (f"  {line}" for line in timeline(series, width=width - 2))
             yield ""
         yield "  " + _totals(series)
         yield ""
@@ -96,7 +96,7 @@ def as_table(
         )
 
 
-def simulation_lines(done: Simulation, policy: Policy, *, width: int | None = None) -> Iterator[str]:
+def simulation_lines(done: Simulation, *, width: int | None = None) -> Iterator[str]:
     """What a policy would leave of a run, for a person."""
     left = done.series.decisions
     yield f"{_plural(done.saves, 'save')} of {_rule_text(done.series)}"
@@ -104,13 +104,18 @@ def simulation_lines(done: Simulation, policy: Policy, *, width: int | None = No
     name = done.series.grid.template.name_of(done.peak_step)
     yield f"  at most {_plural(done.peak, 'file')} at once: when {name} is saved"
     if width is not None:
-        yield from (f"  {line}" for line in timeline(done.series, milestones=policy.keep_every, width=width - 2))
+        yield from (f"  {line}" for line in timeline(done.series, width=width - 2))
 
 
 def simulation_json(done: Simulation) -> dict[str, Any]:
     """The same for a program."""
     rows = [
-        {"name": d.checkpoint.name, "step": d.checkpoint.step, "reasons": list(d.reasons)}
+        {
+            "name": d.checkpoint.name,
+            "step": d.checkpoint.step,
+            "reasons": list(d.reasons),
+            "why": [_reason_json(reason) for reason in d.reasons],
+        }
         for d in done.series.decisions
     ]
     return {"template": done.series.grid.template.text, "saves": done.saves, "left": rows, "peak_files": done.peak,
@@ -132,7 +137,7 @@ def _series_summary(series: SeriesPlan, *, has_budget: bool) -> str:
     gone = [d.checkpoint for d in series.decisions if d.decision == PRUNE]
     grid = series.grid
     known = f", interval {grid.interval}" if grid.interval is not None else ""
-    if grid.interval_from and grid.interval_from.startswith("inferred"):
+    if grid.source is Source.INFERRED:
         known += f", {grid.interval_from}"
     text = f"{_plural(len(series.decisions), 'checkpoint')} of {grid.template.text}{known}; keeping {_steps(kept)}"
     if series.beyond:
@@ -263,12 +268,17 @@ def _series_json(series: SeriesPlan) -> dict[str, Any]:
                 "metrics": {name: _finite(score) for name, score in d.checkpoint.metrics},
                 "decision": d.decision,
                 "reasons": list(d.reasons),
+                "why": [_reason_json(reason) for reason in d.reasons],
                 "size_bytes": d.checkpoint.size_bytes,
                 "written": _iso(d.checkpoint.mtime_ns),
             }
             for d in series.decisions
         ],
     }
+
+
+def _reason_json(reason: Reason) -> dict[str, str]:
+    return {"kind": reason.kind.value, "text": reason}
 
 
 def _finite(score: float) -> float | str:

@@ -15,6 +15,7 @@ from ckptd.core.keepers import KeepBest
 from ckptd.core.memory import Memory
 from ckptd.core.plan import KEEP, PRUNE, SKIP, Plan, plan
 from ckptd.core.policy import Policy
+from ckptd.core.reason import Kind, Reason
 from ckptd.errors import UsageError
 
 NOW = 10**12
@@ -55,7 +56,7 @@ def epochs(*steps: int, scores: Mapping[int, float] = SCORES, start: int = 0) ->
 def decide(
     found: Iterable[Checkpoint], policy: Policy, memory: Memory = NOTHING_SEEN, protected: Iterable[str] = ()
 ) -> Plan:
-    reasons = {name: ["protected"] for name in protected}
+    reasons = {name: [Reason(Kind.PINNED, "pinned")] for name in protected}
     return plan(found, policy, memory=memory, now_ns=NOW, protected=reasons, declared={})
 
 

@@ -14,6 +14,7 @@ from ckptd.core.memory import BROUGHT_BACK, Memory, Seen, SeriesMemory
 from ckptd.core.naming import Template
 from ckptd.core.plan import KEEP, SKIP, Plan, plan
 from ckptd.core.policy import Policy
+from ckptd.core.reason import Kind, Reason
 from ckptd.core.schedule import Schedule
 from tests.golden_cases import CASES, Outside, happenings, policy_of
 
@@ -53,7 +54,8 @@ class Directory:
             if (step := template.step_of(name)) is not None
         ]
         return plan(
-            found, policy, memory=self.memory, now_ns=10**9, protected={name: ["pinned"] for name in self.pinned},
+            found, policy, memory=self.memory, now_ns=10**9,
+            protected={name: [Reason(Kind.PINNED, "pinned")] for name in self.pinned},
             declared=self.declared, patterns=templates, ended=lambda series: self.ended,
         )  # fmt: skip
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import json
+import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -12,6 +15,7 @@ from ckptd.core.checkpoint import Checkpoint, State
 from ckptd.core.memory import Memory
 from ckptd.core.plan import KEEP, PRUNE, SKIP, Plan, plan
 from ckptd.core.policy import Policy
+from ckptd.core.reason import Kind, Reason
 from ckptd.core.schedule import Schedule
 
 NOW = 10**9
@@ -37,7 +41,7 @@ NOTHING_SEEN = Memory()
 def decide(
     found: Iterable[Checkpoint], policy: Policy, memory: Memory = NOTHING_SEEN, protected: Sequence[str] = ()
 ) -> Plan:
-    reasons = {name: ["protected"] for name in protected}
+    reasons = {name: [Reason(Kind.PINNED, "pinned")] for name in protected}
     return plan(found, policy, memory=memory, now_ns=NOW, protected=reasons, declared={})
 
 
@@ -92,6 +96,41 @@ def test_a_protection_never_prunes_more_and_what_it_vetoes_goes_without_it(polic
             assert {step} == steps_of(held, SKIP) - steps_of(free, SKIP)
             kept = [d.checkpoint for d in held.decisions if d.decision != PRUNE]
             assert {step} == steps_of(decide(kept, policy, held.memory), PRUNE)
+
+
+@pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.value)
+def test_a_prune_becomes_a_skip_by_a_kind_that_protects_and_is_kept_by_any_other(kind: Kind) -> None:
+    policy = Policy(max_keep=1, rule="newest")
+    for run in RUNS[::9]:
+        for gone in decide(epochs(*run), policy).prune:
+            held = plan(
+                epochs(*run), policy, memory=Memory(), now_ns=NOW, declared={},
+                protected={gone.checkpoint.name: [Reason(kind, "so it is said")]},
+            )  # fmt: skip
+            (found,) = [d for d in held.decisions if d.checkpoint == gone.checkpoint]
+            assert (found.decision, found.reasons) == (SKIP if kind.protects else KEEP, ("so it is said",))
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_the_kinds_of_a_reason_tell_the_decision(policy: Policy) -> None:
+    states = {State.INCOMPLETE: Kind.BROKEN, State.IN_FLIGHT: Kind.IN_FLIGHT, State.DOUBTFUL: Kind.IN_DOUBT}
+    for run in RUNS[::3]:
+        for state, step in ((State.COMPLETE, 0), *itertools.product(states, run)):
+            found = [replace(c, state=state) if c.step == step else c for c in epochs(*run)]
+            for d in decide(found, policy).decisions:
+                kinds = {reason.kind for reason in d.reasons}
+                assert kinds
+                assert (d.decision == PRUNE) == (kinds <= {Kind.RULE, Kind.BROKEN} and "will be" not in d.reasons[0])
+                assert d.decision != SKIP or any(kind.protects for kind in kinds)
+                of_state = {states[d.checkpoint.state]} if d.checkpoint.state in states else set()
+                assert kinds & set(states.values()) <= of_state
+                assert d.checkpoint.state.settled or of_state <= kinds
+
+
+def test_a_reason_is_its_text_and_keeps_its_kind_where_it_is_copied() -> None:
+    reason = Reason(Kind.PINNED, "pinned")
+    for same in (copy.copy(reason), copy.deepcopy(reason), pickle.loads(pickle.dumps(reason))):
+        assert (same, same.kind, f"{same}", json.dumps(same)) == ("pinned", Kind.PINNED, "pinned", '"pinned"')
 
 
 def test_under_newest_a_larger_k_never_prunes_more() -> None:
