@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -203,6 +204,37 @@ def test_the_plan_as_json_has_the_shape_that_programs_rely_on(with_checkpoints: 
     assert all(row["reasons"] and row["name"] == f"epoch_{step}.pth" for step, row in rows.items())
     info = (work_dir / "epoch_40.pth").stat()
     assert (rows[40]["size_bytes"], rows[40]["written"][-1]) == (info.st_size, "Z")
+
+
+def test_a_plan_says_what_is_held_back_and_why(
+    with_checkpoints: Builder, ckptd: Ckptd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(name: str, *, dir_fd: int) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+
+    def planned() -> tuple[dict[str, str | None], list[str]]:
+        rows = json.loads(ckptd("plan", work_dir, *one, "--json").stdout)["series"][0]["checkpoints"]
+        table = ckptd("plan", work_dir, *one).stdout.splitlines()
+        held = {row["name"]: row["held_back"] and row["held_back"]["text"] for row in rows}
+        assert all(row["held_back"] is None or row["held_back"]["kind"] == "waits" for row in rows)
+        return held, [line for line in table if line.startswith("held back: ")]
+
+    one = ("--max-keep", "1", "--interval", "1")
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    assert planned() == (dict.fromkeys(epochs(1, 2, 3)), []), "what no pass has met holds nothing back"
+    with monkeypatch.context() as patch:
+        patch.setattr("ckptd.passes.reliance.sync_file", refusing)
+        a_pass(work_dir, max_keep=1, interval=1)
+    assert left(work_dir) == epochs(1, 2, 3)
+    why = "epoch_3.pth is not on stable storage yet"
+    assert planned() == (
+        {"epoch_1.pth": why, "epoch_2.pth": why, "epoch_3.pth": None},
+        [f"held back: epoch_1.pth, epoch_2.pth ({why})"],
+    )
+    with_checkpoints(*epochs(4))
+    assert planned() == (dict.fromkeys(epochs(1, 2, 3, 4)), []), "the next pass flushes what it meets"
+    a_pass(work_dir, max_keep=1, interval=1)
+    assert left(work_dir) == epochs(4)
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,9 @@ def test_a_plan_names_what_is_still_to_be_read(with_checkpoints: Builder) -> Non
     assert ckptd.plan(work_dir, Policy(max_keep=1, interval=1)).unread == set(epochs(1, 2, 3))
 
 
+KEEP_ONE = Policy(max_keep=1, interval=1)
+
+
 class Held(Background):
     """A background in which nothing happens until `go`."""
 
@@ -263,10 +266,12 @@ def test_while_a_large_newest_is_being_read_the_pointer_stays_and_older_ones_car
         with_checkpoints("epoch_3.pth", content=large)
         report = reconciler.reconcile()
         assert (report.waits, pointed(work_dir), left(work_dir)) == (True, "epoch_2.pth", epochs(2, 3))
+        assert ckptd.plan(work_dir, KEEP_ONE).held_back == {"epoch_2.pth": "epoch_3.pth is still to be read"}
         background.go()
         assert told == [str(work_dir)]
         report = reconciler.reconcile()
         assert (report.waits, pointed(work_dir), left(work_dir)) == (False, "epoch_3.pth", ["epoch_3.pth"])
+        assert ckptd.plan(work_dir, KEEP_ONE).held_back == {}
         background.go()
     assert background.close()
 

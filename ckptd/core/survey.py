@@ -5,12 +5,14 @@ Pure: what the disk and the plan have said; nothing is read or decided here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from .entry import Entry, LeftAlone
 from .memory import Memory, Seen
+from .permit import held_back
 from .plan import Decision, Plan
+from .reason import Reason
 from .schedule import Schedule
 
 Identity = tuple[str, int, int, int, int]  # name, size in bytes, time of writing in ns, inode, its changes
@@ -83,6 +85,14 @@ class Survey:
     def prune(self) -> tuple[str, ...]:
         """The names that would go, oldest first."""
         return tuple(d.checkpoint.name for d in self.plan.prune)
+
+    @property
+    def held_back(self) -> Mapping[str, Reason]:
+        """Of what would go, by name: why no pass could do it yet. Known without trying, so from passes before."""
+        pointed = self.pointed_name
+        return held_back(
+            self.plan, met=self.remembered, unread=self.unread, pointed=pointed, is_there=pointed in self.entries
+        )
 
     @property
     def pointed_name(self) -> str | None:

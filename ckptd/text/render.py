@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -23,6 +23,8 @@ from ..core.simulate import Simulation
 from ..core.survey import Survey
 from .human import human_age, human_bytes
 from .timeline import timeline
+
+_MOST_NAMES = 3
 
 
 def summary(survey: Survey, work_dir: str, policy: Policy) -> str:
@@ -46,10 +48,11 @@ def will_happen(survey: Survey) -> Iterator[str]:
 
 def as_json(survey: Survey, work_dir: str) -> dict[str, Any]:
     """The plan as DESIGN section 10 gives it. Sizes in bytes, `written` in ISO 8601 (UTC)."""
+    held = survey.held_back
     return {
         "work_dir": work_dir,
         "pointer": survey.pointed,
-        "series": [_series_json(series) for series in survey.plan.series],
+        "series": [_series_json(series, held) for series in survey.plan.series],
         "unread": sorted(survey.unread),
         "left_alone": [{"name": each.name, "reason": each.reason} for each in survey.left_alone],
         "advice": list(survey.advice),
@@ -82,9 +85,7 @@ def as_table(survey: Survey, work_dir: str, now_s: float, *, width: int | None =
         yield f"in the trash: {human_bytes(survey.trash_bytes)}"
     for each in survey.left_alone:
         yield f"left alone: {each.name} ({each.reason})"
-    lagging = sorted({c.name for c in survey.plan.relied_on} & survey.unread) if survey.remembered else []
-    if lagging:
-        yield f"note: still to be read, before anything goes on their strength: {', '.join(lagging)}"
+    yield from _held_back(survey.held_back)
     for text in survey.advice:
         yield f"note: {text}"
     if not survey.plan.decisions and not survey.left_alone:
@@ -234,6 +235,15 @@ def _totals(series: SeriesPlan) -> str:
     return ", ".join(parts)
 
 
+def _held_back(held: Mapping[str, Reason]) -> Iterator[str]:
+    """A line for each thing that is waited for."""
+    waiting: dict[Reason, list[str]] = {}
+    for name, reason in held.items():
+        waiting.setdefault(reason, []).append(name)
+    for reason, names in waiting.items():
+        yield f"held back: {', '.join(names) if len(names) <= _MOST_NAMES else f'{len(names)} to prune'} ({reason})"
+
+
 def _bytes(survey: Survey) -> dict[str, int]:
     """What the plan adds up to on the disk."""
 
@@ -248,7 +258,7 @@ def _bytes(survey: Survey) -> dict[str, int]:
     }
 
 
-def _series_json(series: SeriesPlan) -> dict[str, Any]:
+def _series_json(series: SeriesPlan, held: Mapping[str, Reason]) -> dict[str, Any]:
     grid = series.grid
     return {
         "template": grid.template.text,
@@ -269,6 +279,7 @@ def _series_json(series: SeriesPlan) -> dict[str, Any]:
                 "decision": d.decision,
                 "reasons": list(d.reasons),
                 "why": [_reason_json(reason) for reason in d.reasons],
+                "held_back": _reason_json(held[d.checkpoint.name]) if d.checkpoint.name in held else None,
                 "size_bytes": d.checkpoint.size_bytes,
                 "written": _iso(d.checkpoint.mtime_ns),
             }

@@ -13,9 +13,10 @@ import pytest
 from ckptd.core.budget import Budget, over_in_trash
 from ckptd.core.checkpoint import Checkpoint, State
 from ckptd.core.memory import Memory
-from ckptd.core.permit import LARGE_PRUNE_TTL_S, permit, pointer_stays, relied_on, trash_ttl_s
+from ckptd.core.permit import LARGE_PRUNE_TTL_S, held_back, permit, pointer_stays, relied_on, trash_ttl_s
 from ckptd.core.plan import PRUNE, Decision, Plan, plan
 from ckptd.core.policy import Policy
+from ckptd.core.reason import Kind
 
 SERIES = "epoch_{}.pth"
 STEPS = (1, 2, 3, 4)
@@ -176,6 +177,31 @@ def test_what_is_held_back_says_what_it_waits_for(
 
 
 @WORLDS
+def test_before_any_pass_a_look_holds_back_only_what_no_pass_could_do(policy: Policy) -> None:
+    for decided in plans(policy):
+        for pointed in POINTED:
+            held = held_back(decided, met=None, unread=frozenset(), pointed=pointed, is_there=False)
+            newest = decided.newest.name if decided.newest else pointed
+            stays = pointer_stays(decided, pointed, is_there=False)
+            sure = permit(decided, durable=frozenset(NAMES), pointed=pointed if stays else newest, stays=stays)
+            assert held == sure.held
+
+
+@WORLDS
+def test_what_passes_have_met_holds_back_until_it_is_durable_and_read(policy: Policy) -> None:
+    for decided in plans(policy):
+        stands_on = {c.name for series in decided.series for c in (*series.relied_on, *series.best)}
+        for durable, unread in itertools.product(SUBSETS, (frozenset(), frozenset(NAMES[-1:]))):
+            seen = {name: replace(s, durable=name in durable) for name, s in decided.memory.seen.items()}
+            met = replace(decided.memory, seen=seen)
+            held = held_back(decided, met=met, unread=unread, pointed=None, is_there=False)
+            assert held.keys() <= names(decided.prune)
+            if stands_on - (durable - unread):
+                assert held.keys() == names(decided.prune)
+                assert {reason.kind for reason in held.values()} == {Kind.WAITS}
+
+
+@WORLDS
 def test_a_pass_relies_on_the_newest_and_on_what_the_pointer_names_and_never_on_what_cannot_be(policy: Policy) -> None:
     for decided in plans(policy):
         for pointed in POINTED:
@@ -184,6 +210,20 @@ def test_a_pass_relies_on_the_newest_and_on_what_the_pointer_names_and_never_on_
             assert all(c.relied_on for c in wanted)
             assert set(decided.relied_on) <= set(wanted)
             assert decided.newest is None or decided.newest in wanted
+
+
+def test_a_pass_relies_on_the_newest_and_the_pointers_though_nothing_is_to_be_pruned() -> None:
+    decided = decide([checkpoint(step) for step in STEPS], Policy())
+    for pointed, wanted in ((None, {4}), ("epoch_2.pth", {2, 4}), ("epoch_4.pth", {4}), ("iter_9.pth", {4})):
+        assert {c.step for c in relied_on(decided, pointed)} == wanted
+
+
+def test_what_a_pass_met_says_nothing_of_a_save_that_was_written_over_it() -> None:
+    decided = decide([checkpoint(1), checkpoint(2)], Policy(max_keep=1, rule="newest"))
+    for inode, held in ((0, {"epoch_1.pth"}), (7, set())):
+        seen = {name: replace(known, inode=inode) for name, known in decided.memory.seen.items()}
+        met = replace(decided.memory, seen=seen)
+        assert held_back(decided, met=met, unread=frozenset(), pointed=None, is_there=False).keys() == held
 
 
 def test_the_pointer_stays_on_what_is_newer_only_while_it_is_written_over_or_another_policys() -> None:
