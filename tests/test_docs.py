@@ -30,7 +30,9 @@ from ckptd.core.layouts import DEFAULT_TEMPLATES, FRAMEWORK_POINTERS, LAYOUTS
 from .conftest import Builder, Watching, a_pass, environment, eventually, left, pointed, torch_zip
 
 REPOSITORY = Path(__file__).parents[1]
-README = (REPOSITORY / "README.md").read_text()
+PAGES = {str(path.relative_to(REPOSITORY)): path.read_text()
+         for path in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]}  # fmt: skip
+README = PAGES["README.md"]
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
 CHANGELOG = (REPOSITORY / "CHANGELOG.md").read_text()
 POLICY_COMMANDS = {"watch", "plan", "prune", "unit", "unpin"}
@@ -486,9 +488,34 @@ def test_the_python_interface_is_named_whole() -> None:
 # --- the files themselves -------------------------------------------------------------------------------------
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert (REPOSITORY / target).exists(), target
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", without_code(PAGES[page])):
+        path, _, anchor = target.partition("#")
+        place = (REPOSITORY / page).parent / path if path else REPOSITORY / page
+        assert place.resolve().is_relative_to(REPOSITORY), target
+        assert place.exists(), target
+        assert not anchor or anchor in anchors(place.read_text()), target
+
+
+def test_sections_of_the_design_that_are_cited_exist() -> None:
+    sections = set(re.findall(r"^## (\d+)\. ", PAGES["docs/design.md"], re.MULTILINE))
+    source = "\n".join(path.read_text() for each in ("ckptd", "tests") for path in (REPOSITORY / each).rglob("*.py"))
+    cited = set(re.findall(r"docs/design\.md\b.{0,40}?section (\d+)", source))
+    within = {number for each in re.findall(r"\bsections? ([\d, and]+)", PAGES["docs/design.md"])
+              for number in re.findall(r"\d+", each)}  # fmt: skip
+    assert cited
+    assert cited | within <= sections
+
+
+def anchors(text: str) -> set[str]:
+    """What a link can lead to in a page: its headings, as GitHub names them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def test_the_changelog_begins_with_this_version() -> None:

@@ -1,4 +1,4 @@
-"""The promises of DESIGN section 1, after everything that can happen to a work dir, in any order."""
+"""The promises (docs/design.md, section 1), after everything that can happen to a work dir, in any order."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A work dir to which things happen, the passes of ckptd over it, and a model that knows what must be left of it.
 
 The model knows nothing of rules: it holds the bytes of everything that was written and in which order, looks on at
-every call by which a pass changes the disk, and says which promise (DESIGN section 1) that call would break.
+every call by which a pass changes the disk, and says which promise (docs/design.md, section 1) that call would break.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FILES, DIRECTORIES = ("epoch_{}.pth", "iter_{}.pth"), ("epoch_{}",)
 SERIES = FILES + DIRECTORIES
 WHOLE, TRUNCATED, ZEROED, UNMARKED, WRITING, FOREIGN = "whole", "truncated", "zeroed", "unmarked", "writing", "foreign"
 POINTER, SECOND = "last_ckpt", 10**9
-SETTLE_S = 5  # as DESIGN section 5 has it for local file systems
+SETTLE_S = 5  # as docs/design.md has it in section 5 for local file systems
 _TRUSTED = (POINTER, "last_checkpoint", "latest.pth")  # believed where the order of writing is in doubt (section 3)
 
 Content = dict[str, bytes]  # a file's is under ""

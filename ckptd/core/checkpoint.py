@@ -10,7 +10,7 @@ from enum import Enum
 
 
 class State(str, Enum):
-    """What the bytes of a checkpoint say (DESIGN section 5)."""
+    """What the bytes of a checkpoint say (docs/design.md, section 5)."""
 
     COMPLETE = "complete"
     INCOMPLETE = "incomplete"  # broken and quiet

@@ -1,7 +1,7 @@
 """The walks that a changed max_keep asks for where no new save comes to make them.
 
 Pure. The stepped rule acts at a save. Of a run that has ended nothing would go, although a person has made K smaller,
-or given the first one after a look without it: then saves that are there already walk late (DESIGN section 3).
+or given the first one after a look without it: then saves that are there already walk late (docs/design.md, section 3).
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def permit(
 
     durable: the names whose bytes are read and on stable storage. pointed: what the pointer names by now, None if
     nothing. stays: whether it rightly does so, as `pointer_stays` says; else nothing at all goes beside a pointer
-    whose checkpoint is not complete and durable (DESIGN section 7, disk full). unread: those that lack but that.
+    whose checkpoint is not complete and durable (docs/design.md, section 7). unread: those that lack but that.
     """
     planned = plan.prune
     if not planned:

@@ -58,7 +58,8 @@ class Policy:
 
     max_keep: how many of each series to keep, at least 1.
     interval: steps between two saves, at least 1; None: as the run declares, else inferred.
-    rule: "auto", "stepped" or "newest"; auto is stepped wherever a grid is known, as DESIGN section 3 says.
+    rule: "auto", "stepped" or "newest"; auto is stepped for epoch_N and iter_N once the interval is known, and for
+    other names if it is given or declared; else newest.
     templates: names to look for instead of the default ones, such as ("model-{:04d}.ckpt",).
     layouts: frameworks whose checkpoints to look for instead of the default ones, such as ("deepspeed",).
     settle_s: seconds without a change after which a file counts as quiet; None: by file system.

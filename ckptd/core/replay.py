@@ -1,6 +1,6 @@
 """Replay the saves that no earlier pass saw, in order of writing, each walking over what was there before it.
 
-Pure. This is why one pass after many saves decides what a pass after each of them would have (DESIGN section 3).
+Pure. This is why one pass after many saves decides what a pass after each of them would have.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A work dir as it is: what bears a checkpoint's name, and what else matters for a decision. Reads, never writes.
 
-It looks at names and inodes only; what the bytes say is verify's business.
+It looks at names and inodes only; what the bytes say is verdict's business.
 """
 
 from __future__ import annotations

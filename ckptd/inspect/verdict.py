@@ -1,6 +1,7 @@
 """Is this checkpoint complete, incomplete or in flight, and what is the evidence. Reads, never unpickles.
 
-DESIGN section 5. What the bytes look like is the business of formats and directories; here is who may still be at them.
+See docs/design.md, section 5. What the bytes look like is the business of files and directories; here is who may
+still be at them.
 """
 
 from __future__ import annotations

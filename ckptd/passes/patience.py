@@ -1,4 +1,4 @@
-"""When `watch` lets a changed max_keep act on a run that saves no more (DESIGN section 3). Looks, never writes.
+"""When `watch` lets a changed max_keep act on a run that saves no more: docs/design.md, section 3. Looks, never writes.
 
 Until then the run may be about to save, or to resume from something that K newer ones make superfluous.
 """

@@ -38,8 +38,8 @@ _GAVE_BACK = "gave back"
 class Pruner:
     """Deletes from one work dir, and knows what waits in its trash and until when.
 
-    trash_ttl_s: how long, or None for DESIGN section 3's default. stopping: asked before each rename. named_now: tells
-    what is pinned, or named by a pointer or a link, by now, and why.
+    trash_ttl_s: how long, or None: at once, an hour for a large prune. stopping: asked before each rename. named_now:
+    tells what is pinned, or named by a pointer or a link, by now, and why.
     """
 
     def __init__(
@@ -230,7 +230,7 @@ class Pruner:
         return over_in_trash(budget, [(item, self._bytes.get(item, 0)) for item in staying])
 
     def _write_down(self, *lines: dict[str, Any]) -> None:
-        """Add lines to the journal; on a full disk they wait, and the deletion goes on (DESIGN section 7)."""
+        """Add lines to the journal; on a full disk they wait, and the deletion goes on (docs/design.md, section 7)."""
         self._unwritten += lines
         try:
             journal.append(self._unwritten, self._own_fd)

@@ -219,7 +219,7 @@ class Reconciler:
         self.surveyor.memory = None  # somebody else may have written it until now
 
     def _make_room(self, survey: Survey) -> bool:
-        """Delete the oldest that the plan prunes, on a disk so full that not even `.ckptd` fits (DESIGN section 7)."""
+        """Delete the oldest that the plan prunes, on a disk so full that not even `.ckptd` fits."""
         if self.surveyor.hasty:
             return False
         reliable = self._reliance.establish(survey)

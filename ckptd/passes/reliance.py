@@ -1,4 +1,4 @@
-"""Make what a plan relies on reliable: its content read once, its bytes on stable storage (DESIGN section 5).
+"""Make what a plan relies on reliable: its content read once, its bytes on stable storage.
 
 Deletes nothing and moves nothing; says which checkpoints a pass may stand on.
 """

@@ -298,7 +298,7 @@ class Surveyor:
         return stat_entry(self.policy.pointer, dir_fd=self.work.pointer_fd).st_mtime_ns
 
     def _protections(self, found: Found, judged: _Judged) -> dict[str, list[Reason]]:
-        """Who must stay whatever a rule says, with the reasons: DESIGN section 4."""
+        """Who must stay whatever a rule says, with the reasons (docs/design.md, section 4)."""
         protected = self._named(found)
         trainers = [entry for entry in found.entries if entry.name in judged.trainers]
         if trainers:

@@ -1,4 +1,4 @@
-"""What people and programs read of a survey: the summary line, the table, the JSON of DESIGN section 10.
+"""What people and programs read of a survey: the summary line, the table, the JSON (docs/design.md, section 10).
 
 Only text; nothing is decided here.
 """
@@ -47,7 +47,7 @@ def will_happen(survey: Survey) -> Iterator[str]:
 
 
 def as_json(survey: Survey, work_dir: str) -> dict[str, Any]:
-    """The plan as DESIGN section 10 gives it. Sizes in bytes, `written` in ISO 8601 (UTC)."""
+    """The plan as docs/design.md gives it in section 10. Sizes in bytes, `written` in ISO 8601 (UTC)."""
     held = survey.held_back
     return {
         "work_dir": work_dir,

@@ -1,6 +1,6 @@
 """The pointer: one line in the work dir that names the checkpoint to resume from. Advice that a reader checks.
 
-Reads and replaces; what it should name is service's business. Also reads the frameworks' own pointers.
+Reads and replaces; what it should name is decided in passes/. Also reads the frameworks' own pointers.
 """
 
 from __future__ import annotations

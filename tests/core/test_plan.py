@@ -1,4 +1,4 @@
-"""Laws of the plan (DESIGN section 12), over every subset of a small world, and what each reason says."""
+"""Laws of the plan (docs/design.md, section 12), over every subset of a small world, and what each reason says."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 FAULTS = ("ENOSPC", "EIO", "EACCES", "EROFS", "ESTALE", "EMFILE")
 FEWER = ("ENOSPC", "EIO", "EACCES")
-CODES = {0, 1, 3, 4, 5}  # DESIGN section 10: those that a pass can end with
+CODES = {0, 1, 3, 4, 5}  # docs/design.md, section 10: those that a pass can end with
 TRACE = sorted((MUTATING | LOOKING) - {"lseek", "fcntl"})
 NFS = (0x6969).to_bytes(8, "little").hex()
 FILES, DIRECTORIES, LATER = World(False, False), World(True, False), World(False, True)  # shards, met

@@ -137,7 +137,7 @@ def run_until(call: Call | None, work_dir: Path, strace: Strace) -> None:
 
 
 def lost(work_dir: Path, world: World) -> list[str]:
-    """What of DESIGN section 1 does not hold after a power cut."""
+    """What of the promises (docs/design.md, section 1) does not hold after a power cut."""
     whole, target = world.whole(work_dir), pointed(work_dir)
     broken = [f"only {whole} are whole"] if len(whole) < min(KEEP, len(world.old)) else []
     broken += [f"the pointer names {target}, which is not whole"] if target and target not in whole else []

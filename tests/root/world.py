@@ -149,7 +149,7 @@ def pointed(work_dir: Path) -> str | None:
 
 
 def broken_promises(work_dir: Path, world: World, *, met: bool | None = None, newest: str | None = None) -> list[str]:
-    """What of DESIGN section 1 does not hold in a work dir in which a pass was stopped.
+    """What of the promises (docs/design.md, section 1) does not hold in a work dir in which a pass was stopped.
 
     met: whether there was a pointer before. newest: what it is to name before anything goes, "" for anything whole.
     """
