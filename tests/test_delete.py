@@ -16,7 +16,7 @@ import pytest
 
 from ckptd.core.entry import Entry
 from ckptd.disk import descriptors
-from ckptd.disk.descriptors import opened_dir
+from ckptd.disk.descriptors import SyncError, opened_dir
 from ckptd.errors import RefusedError
 from ckptd.inspect.scan import entry_of
 from ckptd.passes.remover import Remover
@@ -239,6 +239,26 @@ def test_what_a_crash_leaves_is_finished_at_the_next_start(
         assert len(in_trash(work_dir)) == (1 if moment == "before the journal" else 3)
     a_pass(work_dir, max_keep=1, rule="newest", settle_s=0)
     assert (left(work_dir), in_trash(work_dir)) == (["iter_2", "epoch_3.pth"], [])
+
+
+def test_nothing_that_a_crash_left_is_freed_while_the_fsync_of_its_rename_fails(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+
+    def crash(*_: object, **__: object) -> None:
+        raise Crash
+
+    def refuse(**_: object) -> None:
+        raise SyncError(errno.EIO, os.strerror(errno.EIO))
+
+    for what in (crash, refuse):
+        with monkeypatch.context() as patch, contextlib.suppress(Crash):
+            patch.setattr("ckptd.workdir.trash.sync", what)
+            a_pass(work_dir, max_keep=1, rule="newest", trash_ttl_s=0)
+        assert len(in_trash(work_dir)) == 2
+    a_pass(work_dir, max_keep=1, rule="newest")
+    assert (left(work_dir), in_trash(work_dir)) == (epochs(3), [])
 
 
 def test_the_trash_that_is_to_be_kept_survives_a_restart_with_its_time(with_checkpoints: Builder) -> None:

@@ -501,6 +501,8 @@ class World:
                 self._before_pointing(args[0])
             elif goes:
                 self._before_deleting(args[0])
+            elif args[1].endswith(".gone"):
+                self._before_freeing(args[0], more["src_dir_fd"])
         elif call in ("unlink", "remove", "rmdir", "mkdir", "link", "symlink", "truncate", "chmod", "chown", "utime"):
             here = more.get("dir_fd") == work_fd
             assert not here or args[0] in (".ckptd", f".{POINTER}.ckptd-tmp"), f"{call} of {args[0]}"
@@ -545,6 +547,11 @@ class World:
         self._gone.append(name)
         self.trash.setdefault(name, []).append(saved)
         self.copies.append((name, self.files.pop(name)))
+
+    def _before_freeing(self, item: str, trash_fd: int) -> None:
+        inode = os.stat(item, dir_fd=trash_fd, follow_symlinks=False).st_ino
+        known_as = [name for name, listed in self._listed if listed == inode]
+        assert not known_as, f"{known_as} would be freed before it is durable that it went"
 
     def _check_unprotected(self, name: str, saved: Saved) -> None:
         assert name != self.pointed(), f"{name} would go, and last_ckpt names it"

@@ -66,6 +66,7 @@ class Pruner:
         self._said_alone = False
         self._unsynced = False
         self._looked_at: set[str] = set()  # what came into the trash in this pass, and nobody named then
+        self._maybe_undone = False  # whether a power cut could undo renames of what is in the trash
 
     def adopt(self, memory: Memory | None) -> None:
         """Finish what a crash left in the trash, and go on waiting for what is to be kept there.
@@ -77,6 +78,7 @@ class Pruner:
         with trash.opened_trash(self._own_fd) as trash_fd:
             left = trash.items(trash_fd)
             self._bytes = trash.bytes_in(trash_fd)
+            self._maybe_undone = bool(left)  # a kill can have come between their renames and the fsync
             lines = self._lines() if left else {}
             seen = {(s.size_bytes, s.mtime_ns): s for s in memory.seen.values()} if memory and left else {}
             for item in left:
@@ -159,7 +161,7 @@ class Pruner:
                 if isinstance(error, SyncError):
                     what = "fsync of"
                 else:
-                    what = "a look into"
+                    what, self._maybe_undone = "a look into", True
                     self._expires_ms |= {item: now_ms + _UNNAMED_TTL_MS for _, item in binned}
                 self._log.error(
                     "%s %s failed (%s): nothing is freed; check the disk", what, self._work.path, why(error)
@@ -192,7 +194,7 @@ class Pruner:
         if self._unwritten:
             self._write_down()
         self._make_journal_durable()
-        if not due:
+        if not (due and self._are_renames_durable(due, now_ms)):
             return []
         if alone:
             self._keep_all(due, now_ms)
@@ -253,6 +255,20 @@ class Pruner:
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
+
+    def _are_renames_durable(self, due: list[str], now_ms: int) -> bool:
+        """Whether what is `due` cannot come back under its name while it is being freed; where fsync fails, later."""
+        if self._maybe_undone:
+            try:
+                with trash.opened_trash(self._own_fd) as trash_fd:
+                    trash.sync(work_fd=self._work.fd, trash_fd=trash_fd)
+            except SyncError as error:
+                self._refused(".ckptd/trash", why(error))
+                for item in due:
+                    self._retry(item, now_ms)
+                return False
+            self._maybe_undone = False
+        return True
 
     # --- giving back ------------------------------------------------------------------------------------------------
 
