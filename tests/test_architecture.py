@@ -7,6 +7,7 @@ ruff under `per-file-target-version`; the Makefile reads the same rows.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -98,6 +99,23 @@ def ours_in(path: Path) -> set[str]:
 def test_every_module_is_in_a_package_of_the_table_and_few_are_in_none() -> None:
     assert {name_of(path).split(".")[0] for path in MODULES} == set(PACKAGES)
     assert len(list(PACKAGE.glob("*.py"))) <= 8
+
+
+def test_the_page_on_the_code_has_the_same_table() -> None:
+    page = (PACKAGE.parent / "docs/architecture.md").read_text()
+    rows = page[page.index("| package |") :].partition("\n\n")[0].splitlines()[2:]
+    told = {}
+    for row in rows:
+        name, _, imports, others, jobs = row.strip("| ").split(" | ")
+        told[name.strip("`")] = (
+            frozenset(re.findall(r"`(.*?)`", imports)),
+            frozenset(re.findall(r"`(.*?)`", others)),
+            jobs,
+        )
+    assert told == {
+        each.name: (each.imports, each.third_party, "yes" if each.jobs else "no") for each in PACKAGES.values()
+    }
+    assert list(told) == list(PACKAGES)
 
 
 def test_the_table_has_no_circle() -> None:

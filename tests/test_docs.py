@@ -498,6 +498,13 @@ def test_links_lead_somewhere(page: str) -> None:
         assert not anchor or anchor in anchors(place.read_text()), target
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named_exist_with_what_is_said_to_be_in_them(page: str) -> None:
+    for name, path in re.findall(r"(?:`(\w+)` in )?`((?:ckptd|tests|docs|systemd)/[\w/.@-]+)`", PAGES[page]):
+        assert (REPOSITORY / path).exists(), path
+        assert not name or re.search(rf"\b{name}\b", (REPOSITORY / path).read_text()), (name, path)
+
+
 def test_sections_of_the_design_that_are_cited_exist() -> None:
     sections = set(re.findall(r"^## (\d+)\. ", PAGES["docs/design.md"], re.MULTILINE))
     source = "\n".join(path.read_text() for each in ("ckptd", "tests") for path in (REPOSITORY / each).rglob("*.py"))
