@@ -505,6 +505,20 @@ def test_files_that_are_named_exist_with_what_is_said_to_be_in_them(page: str) -
         assert not name or re.search(rf"\b{name}\b", (REPOSITORY / path).read_text()), (name, path)
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_tests_that_are_named_exist(page: str) -> None:
+    for path, name in re.findall(r"`([\w/.]+\.py)::(\w+)`", PAGES[page]):
+        assert f"\ndef {name}(" in (REPOSITORY / path).read_text(), (path, name)
+
+
+def test_each_promise_has_tests() -> None:
+    promises = re.findall(r"^(\d+)\. ", PAGES["docs/design.md"].partition("## 2. ")[0], re.MULTILINE)
+    told = PAGES["docs/safety.md"].partition("## The promises and their tests")[2].partition("\n## ")[0]
+    sections = re.split(r"^### (\d+)\. .*$", told, flags=re.MULTILINE)[1:]
+    assert sections[::2] == promises
+    assert all(len(re.findall(r"::test_", text)) >= 3 for text in sections[1::2])
+
+
 def test_sections_of_the_design_that_are_cited_exist() -> None:
     sections = set(re.findall(r"^## (\d+)\. ", PAGES["docs/design.md"], re.MULTILINE))
     source = "\n".join(path.read_text() for each in ("ckptd", "tests") for path in (REPOSITORY / each).rglob("*.py"))
