@@ -18,7 +18,7 @@ ROOT_PACKAGES := strace xfsprogs sshfs openssh-sftp-server systemd dbus e2fsprog
 # What tests/field needs of Debian: a Slurm of one node.
 FIELD_PACKAGES := munge slurmctld slurmd slurm-client
 
-.PHONY: all test lint format soak real bench root field smoke smoke-39 demo install uninstall clean help check-python check-root
+.PHONY: all test lint format soak real bench root field smoke smoke-39 demo picture install uninstall clean help check-python check-root
 all: lint test
 
 test: .venv/.test  ## the tests that need neither root nor other frameworks
@@ -36,6 +36,9 @@ format: .venv/.lint  ## let ruff mend what it can
 
 demo: .venv/.test  ## a real training run with ckptd beside it
 	@$(BIN)/python tests/demo/run.py
+
+picture: .venv/.test  ## draw docs/plan.svg anew, from a real plan
+	@$(BIN)/python tests/demo/picture.py
 
 soak: .venv/.test  ## hours of it: EXAMPLES of the world, then SAVES beside a `watch` that is killed again and again
 	$(BIN)/python -m tests.soak.soak $(or $(EXAMPLES),5000) $(or $(SAVES),20000) $(SEED)

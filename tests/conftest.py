@@ -181,13 +181,43 @@ def picture(place: Path) -> dict[str, tuple[Any, ...]]:
     return found
 
 
+def pages() -> dict[str, str]:
+    """The README and the pages of docs/, by their paths in the repository."""
+    repository = Path(__file__).parents[1]
+    paths = [repository / "README.md", *sorted((repository / "docs").glob("*.md"))]
+    return {str(path.relative_to(repository)): path.read_text() for path in paths}
+
+
+def section(heading: str) -> str:
+    """What stands under a heading, in whichever page it is, down to the next heading that is no smaller."""
+    found = []
+    for page in pages().values():
+        level = 0
+        for line, is_code in _lines(page):
+            marks = 0 if is_code else len(line) - len(line.lstrip("#"))
+            if level and 0 < marks <= level:
+                break
+            if level:
+                found.append(line)
+            elif marks and line[marks:].strip() == heading:
+                level = marks
+    assert found, f"no section {heading!r}"
+    return "".join(found)
+
+
 def readme(heading: str) -> str:
-    """The Python code that the README has under a heading of a framework's."""
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    section = text[text.index(f"\n### {heading}\n") :]
-    found = re.search(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    """The Python code that the README or a page of docs/ has under a heading of a framework's."""
+    found = re.search(r"^```python\n(.*?)^```", section(heading), re.DOTALL | re.MULTILINE)
     assert found is not None
     return found[1]
+
+
+def _lines(page: str) -> Iterator[tuple[str, bool]]:
+    """Each line of a page, and whether it is in a block of code."""
+    is_code = False
+    for line in page.splitlines(keepends=True):
+        is_code ^= line.startswith("```")
+        yield line, is_code
 
 
 # --- processes ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The README is true: its transcripts are what ckptd prints, its snippets run, and it knows every option there is.
+"""The README and docs/ are true: their transcripts are what ckptd prints, snippets run, and no option is missing.
 
 What it cannot run here (an installer, systemd, Slurm) is a stand-in that writes down how it was called.
 """
@@ -9,13 +9,11 @@ import dataclasses
 import doctest
 import json
 import os
-import random
 import re
 import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,12 +25,14 @@ from ckptd import errors
 from ckptd.cli.commands import cli
 from ckptd.core.layouts import DEFAULT_TEMPLATES, FRAMEWORK_POINTERS, LAYOUTS
 
-from .conftest import Builder, Watching, a_pass, environment, eventually, left, pointed, torch_zip
+from .conftest import Builder, Watching, a_pass, environment, eventually, left, pages, pointed, section, torch_zip
+from .demo import picture
+from .demo.picture import fill, save
 
 REPOSITORY = Path(__file__).parents[1]
-PAGES = {str(path.relative_to(REPOSITORY)): path.read_text()
-         for path in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]}  # fmt: skip
+PAGES = pages()
 README = PAGES["README.md"]
+DOCS = "\n".join(PAGES.values())
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
 CHANGELOG = (REPOSITORY / "CHANGELOG.md").read_text()
 POLICY_COMMANDS = {"watch", "plan", "prune", "unit", "unpin"}
@@ -45,11 +45,7 @@ OTHERS_OPTIONS = {"systemctl": {"--user", "--now"}, "systemd-escape": {"--templa
 
 
 def test_the_transcripts_are_what_ckptd_prints(tmp_path: Path) -> None:
-    (tmp_path / "runs/a").mkdir(parents=True)
-    for step in range(1, 7):
-        save(tmp_path / f"runs/a/epoch_{step}.pth", hours_ago=14.5 - 2 * step)
-    (tmp_path / "runs/a/epoch_1").mkdir()
-    (tmp_path / "runs/a/epoch_1/sample.png").write_bytes(b"\x89PNG")
+    fill(tmp_path)
     for block in blocks("console"):
         for command, expected in exchanges(block):
             run = watched if command.startswith("ckptd watch") else printed
@@ -91,16 +87,12 @@ def watched(command: str, expected: list[str], cwd: Path) -> list[str]:
         watch.discard()
 
 
-def save(path: Path, *, hours_ago: float) -> None:
-    """Save a checkpoint of 4 MiB, aside and then renamed, as a careful job does."""
-    weights = random.Random(path.name).randbytes(4 * 1024 * 1024 - len(torch_zip(b"")))
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("wb") as file:
-        file.write(torch_zip(weights))
-        os.fsync(file.fileno())
-    at_s = time.time() - 3600 * hours_ago
-    os.utime(aside, (at_s, at_s))
-    os.replace(aside, path)
+def test_the_picture_is_what_a_terminal_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture, "PICTURE", tmp_path / "plan.svg")
+    picture.main()
+    assert (tmp_path / "plan.svg").read_text() == (REPOSITORY / "docs/plan.svg").read_text(), "run `make picture`"
+    command = picture.COMMAND
+    assert f"\n$ {command}\n" in README
 
 
 def normalised(text: str, tmp_path: Path | None = None) -> str:
@@ -129,9 +121,10 @@ def test_the_python_session_goes_as_shown(tmp_path: Path, monkeypatch: pytest.Mo
     assert result.failed == 0, "".join(said)
 
 
-def test_the_training_script_saves_and_resumes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
+def test_the_training_script_saves_and_resumes(page: str, tmp_path: Path) -> None:
+    (script,) = [block for block in blocks("python", PAGES[page]) if "with CheckpointHook" in block]
     pytest.importorskip("torch")
-    (script,) = [block for block in blocks("python") if "with CheckpointHook" in block and "asked" not in block]
     for again in (False, True):
         command = [sys.executable, "-c", script + "\nprint(progress.epoch)"]
         env = environment(PYTHONPATH=str(REPOSITORY))
@@ -147,22 +140,21 @@ def test_the_training_script_saves_and_resumes(tmp_path: Path) -> None:
 def test_the_names_for_training_scripts_are_those_of_the_shim() -> None:
     from ckptd import shim
 
-    section = README[README.index("## In your training script") :].partition("\n## ")[0]
-    assert set(re.findall(r"`(CheckpointHook|average_buffers|declare|Progress)\b", section)) <= set(shim.__all__)
-    imported = re.findall(r"from ckptd\.shim import ([^\n]*)", section)
+    text = PAGES["docs/training.md"] + PAGES["docs/frameworks.md"]
+    assert set(re.findall(r"`(CheckpointHook|average_buffers|declare|Progress)\b", text)) <= set(shim.__all__)
+    imported = re.findall(r"from ckptd\.shim import ([^\n]*)", DOCS)
     assert {name for line in imported for name in line.split(", ")} <= set(shim.__all__)
 
 
 def test_every_other_framework_has_its_own_test() -> None:
-    section = README[README.index("## In your training script") :].partition("\n## ")[0]
-    told = re.findall(r"^### (.*)", section, re.MULTILINE)
+    told = re.findall(r"^## (.*)", PAGES["docs/training.md"] + PAGES["docs/frameworks.md"], re.MULTILINE)
     tests = "".join(path.read_text() for path in (REPOSITORY / "tests").rglob("test_*.py"))
     assert told
     assert [heading for heading in told if f'readme("{heading}")' not in tests and f'"{heading}", "' not in tests] == []
 
 
 def shell_blocks() -> list[object]:
-    found = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^```sh\n(.*?)^```", DOCS, re.DOTALL | re.MULTILINE)
     return [pytest.param(block, id=block.splitlines()[-1]) for block in found]
 
 
@@ -355,7 +347,7 @@ def test_every_option_stands_with_the_commands_that_take_it() -> None:
     rows = [(row[0].split()[0], row[2]) for row in table("option")]
     policy = [name for name, _ in rows if takers[name] >= POLICY_COMMANDS]
     assert [name for name, _ in rows[: len(policy)]] == policy
-    assert len(policy) == 13, "the README counts them: the first thirteen"
+    assert len(policy) == 13, "the page counts them: the first thirteen"
     more = {"--template", "--layout", "--pointer", "--verify"}
     assert {name for name in policy if takers[name] > POLICY_COMMANDS} == more
     assert takers["--verify"] == {*POLICY_COMMANDS, "verify"}
@@ -366,11 +358,11 @@ def test_every_option_stands_with_the_commands_that_take_it() -> None:
 
 def test_no_option_or_variable_is_mentioned_that_does_not_exist() -> None:
     ours = {name for name, _, _ in all_options()} | {"--help", "--version"}
-    for line in README.splitlines():
+    for line in DOCS.splitlines():
         others = {option for word, options in OTHERS_OPTIONS.items() if word in line for option in options}
         mentioned = set(re.findall(r"(?<![\w|-])--[a-z][a-z-]*", line))
         assert mentioned <= ours | others, line
-    assert set(re.findall(r"CKPTD_\w+", README)) == variables() | {
+    assert set(re.findall(r"CKPTD_\w+", DOCS)) == variables() | {
         "CKPTD_DEBUG",
         "CKPTD_COMPLETE",
         "CKPTD_SAVE_TIMEOUT",
@@ -381,7 +373,7 @@ def test_every_command_line_shown_is_one_that_ckptd_takes() -> None:
     shown = re.findall(r"\bckptd ([a-z]+)\b([^`\n>)]*)", "\n".join(code()))
     assert {name for name, _ in shown} == set(cli.commands)
     lines = [(name, words) for name, words in shown if words.strip()]
-    outside_tables = re.sub(r"^\|.*", "", README, flags=re.MULTILINE)
+    outside_tables = re.sub(r"^\|.*", "", DOCS, flags=re.MULTILINE)
     lines += [("plan", f"work_dir {words}") for words in re.findall(r"`(--[a-z-]+\s[^`]+)`", outside_tables)]
     for name, words in lines:
         context = cli.commands[name].make_context(name, shlex.split(words, comments=True))
@@ -390,11 +382,11 @@ def test_every_command_line_shown_is_one_that_ckptd_takes() -> None:
 
 
 def test_the_files_of_options_are_those_that_the_units_read() -> None:
-    named = set(re.findall(r"/etc/ckptd\S*\.env", README))
+    named = set(re.findall(r"/etc/ckptd\S*\.env", DOCS))
     unit = (REPOSITORY / "systemd/ckptd@.service").read_text().replace("%f", "/data/runs/a")
     assert named == set(re.findall(r"EnvironmentFile=-(.*)", unit))
     users = (REPOSITORY / "systemd/user/ckptd@.service").read_text()
-    assert "`~/.config/ckptd`" in README
+    assert "`~/.config/ckptd`" in DOCS
     assert "~/.config/ckptd/ckptd.env" in users
 
 
@@ -432,7 +424,7 @@ def variables() -> set[str]:
 def test_the_rules_leave_what_the_table_says(case: int, column: str, with_checkpoints: Builder) -> None:
     rows = table("case")
     assert len(rows) == 4
-    given = re.search(r"with `--max-keep (\d+) --interval (\d+)`", re.sub(r"\s+", " ", README))
+    given = re.search(r"with `--max-keep (\d+) --interval (\d+)`", re.sub(r"\s+", " ", DOCS))
     assert given is not None
     _, saves, stepped, newest = rows[case]
     for step in saves.split():
@@ -444,7 +436,7 @@ def test_the_rules_leave_what_the_table_says(case: int, column: str, with_checkp
 
 
 def test_the_names_are_known_or_left_alone_as_said() -> None:
-    known, alone = re.search(r"Known are (.*?)\. (.*?) are left alone", README, re.DOTALL).groups()
+    known, alone = re.search(r"Known are (.*?)\. (.*?) are left alone", DOCS, re.DOTALL).groups()
     units = {f"`{template.unit}_N`" for template in DEFAULT_TEMPLATES}
     endings = {f"`{template.text.partition('}')[2]}`" for template in DEFAULT_TEMPLATES} - {"``"}
     assert set(re.findall(r"`.*?`", known)) == units | endings
@@ -456,16 +448,16 @@ def test_the_names_are_known_or_left_alone_as_said() -> None:
 def test_every_layout_is_named_with_its_option_or_as_known() -> None:
     (row,) = [row for row in table("option") if row[0].startswith("--layout")]
     assert {layout.name for layout in LAYOUTS} == set(re.findall(r"`([a-z0-9]+)`", row[2]))
-    promises = README[README.index("## What is never deleted") : README.index("## What it looks like")]
+    promises = section("What is never deleted")
     others = promises.partition("**What another framework has written,**")[2].partition("\n- ")[0]
-    known = " ".join(row[0] for row in table("framework"))
+    known = " ".join(row[0] for row in table("framework | names"))
     assert [layout for layout in LAYOUTS if not layout.by_itself and layout.title not in others] == []
     assert [layout for layout in LAYOUTS[1:] if layout.by_itself and layout.title not in known] == []
 
 
 def test_the_names_of_frameworks_are_known_as_said() -> None:
     finder = ckptd.Policy().finder()
-    names = [name for row in table("framework") for name in re.findall(r"`([^`]*[0-9][^`]*)`", row[1])]
+    names = [name for row in table("framework | names") for name in re.findall(r"`([^`]*[0-9][^`]*)`", row[1])]
     assert names
     for name in names:
         if not name.startswith("-"):
@@ -474,15 +466,14 @@ def test_the_names_of_frameworks_are_known_as_said() -> None:
 
 
 def test_every_pointer_that_protects_is_named() -> None:
-    promises = README[README.index("## What is never deleted") : README.index("## What it looks like")]
+    promises = section("What is never deleted")
     assert {f"`{pointer.file}`" for pointer in FRAMEWORK_POINTERS} <= set(re.findall(r"`.*?`", promises))
 
 
 def test_the_python_interface_is_named_whole() -> None:
-    assert set(re.findall(r"(?<![/\w])ckptd\.([A-Za-z]+)", README)) == {*ckptd.__all__, "shim"}
-    section = README[README.index("`Policy` takes") :]
+    assert set(re.findall(r"(?<![/.\w])ckptd\.([A-Za-z]+)", DOCS)) == {*ckptd.__all__, "shim"}
     fields = {field.name for field in dataclasses.fields(ckptd.Policy)}
-    assert fields <= set(re.findall(r"`(.*?)`", section.partition("\n\n")[0]))
+    assert fields <= set(re.findall(r"`(.*?)`", DOCS.partition("`Policy` takes")[2].partition("\n\n")[0]))
 
 
 # --- the files themselves -------------------------------------------------------------------------------------
@@ -539,6 +530,11 @@ def without_code(text: str) -> str:
     return re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    assert len(README.splitlines()) <= 150
+    assert set(PAGES) - {"README.md"} <= set(re.findall(r"\]\(([^)#]+)", README))
+
+
 def test_the_changelog_begins_with_this_version() -> None:
     heading = re.search(r"^## \[?([^\]\s]+)\]?(?: - \d{4}-\d\d-\d\d)?$", CHANGELOG, re.MULTILINE)
     assert heading is not None
@@ -547,19 +543,19 @@ def test_the_changelog_begins_with_this_version() -> None:
     assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, text: str = DOCS) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def code() -> list[str]:
     """All code: blocks without what ckptd printed, and what stands in backquotes."""
-    text = re.sub(r"^```.*?^```", "", README, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^```.*?^```", "", DOCS, flags=re.DOTALL | re.MULTILINE)
     shown = [command for block in blocks("console") for command, _ in exchanges(block)]
     return [*blocks("sh"), *shown, *re.findall(r"`([^`]+)`", text)]
 
 
 def table(head: str) -> list[list[str]]:
-    """The rows of the table whose first column is called `head`, backquotes at the ends of a cell removed."""
-    lines = README[README.index(f"| {head} |") :].partition("\n\n")[0].splitlines()
+    """The rows of the table whose first columns are called `head`, backquotes at the ends of a cell removed."""
+    lines = DOCS[DOCS.index(f"\n| {head} |") + 1 :].partition("\n\n")[0].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
     return [[cell.strip("`") if re.fullmatch(r"`[^`]*`", cell) else cell for cell in row] for row in rows]

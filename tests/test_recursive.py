@@ -16,10 +16,9 @@ import pytest
 from ckptd.core.policy import Policy
 from ckptd.daemon.tree import Tree, name_test
 
-from .conftest import Builder, Somebody, environment, epochs, left, picture, pointed
+from .conftest import Builder, Somebody, environment, epochs, left, picture, pointed, section
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
-README = (Path(__file__).parents[1] / "README.md").read_text()
 ONE = ("--recursive", "--max-keep", "1", "--interval", "1", "--trash-ttl", "0")
 
 
@@ -206,7 +205,7 @@ def test_plan_ends_with_the_runs_that_hold_most_the_largest_first(tmp_path: Path
     assert table[1].split()[:2] == ["1.2", "MB"]
     assert table[1].split()[3:5] == ["803", "kB"]
     assert table[4].endswith("all 3 runs")
-    assert f"\n  {' '.join(table[0].split())}\n" in re.sub(" +", " ", README).replace("\n ", "\n  ")
+    assert f"\n  {' '.join(table[0].split())}\n" in re.sub(" +", " ", section("Many runs")).replace("\n ", "\n  ")
     assert f"{tmp_path}/small  epoch_{{}}.ckpt" in done.stdout
 
 

@@ -1,6 +1,6 @@
-"""The README's recipe for Slurm, on a Slurm of our own: one node, this one.
+"""The recipe of docs/running.md for Slurm, on a Slurm of our own: one node, this one.
 
-What is run is what the README shows; only its times and the number of iterations are other ones.
+What is run is what that page shows; only its times and the number of iterations are other ones.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import environment, pointed
+from tests.conftest import environment, pointed, section
 from tests.layouts.writers import the
 
 from .conftest import Page
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
-TITLE, ROWS = "The README's recipe, on a real Slurm", 5
+TITLE, ROWS = "The recipe of docs/running.md, on a real Slurm", 5
 REPOSITORY = Path(__file__).parents[2]
-README = (REPOSITORY / "README.md").read_text()
-SECTION = README[README.index("### Slurm") :].partition("\n## ")[0]
+SECTION = section("Slurm")
 (BATCH,) = re.findall(r"^```sh\n(.*?)^```", SECTION, re.DOTALL | re.MULTILINE)
 (TRAIN,) = re.findall(r"^```python\n(.*?)^```", SECTION, re.DOTALL | re.MULTILINE)
 TO_THE_TASKS = re.search(r"With `(--signal=TERM@\d+)`, without `B:`", SECTION)[1]
@@ -175,7 +174,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory, page: Page) -> Iterator[Slur
 
 
 def prepared(place: Path, *, batch: str = BATCH, train: str = TRAIN) -> Path:
-    """A directory with the README's two scripts in it; the training goes on until it is asked to end."""
+    """A directory with the page's two scripts in it; the training goes on until it is asked to end."""
     place.mkdir(exist_ok=True)
     (place / "job.sh").write_text(batch)
     endless = train.replace("100_000", "10**9")

@@ -306,7 +306,7 @@ def test_a_ckptd_that_is_frozen_while_a_job_goes_back_catches_up(expected, watch
     ends_like(what, mmcv, watching, *policy(case))
 
 
-# --- ckptd's own hook, as the README has it in a config -------------------------------------------------------
+# --- ckptd's own hook, as docs/frameworks.md has it in a config -------------------------------------------------------
 
 
 OFF_THE_GRID = ("every 3rd epoch, the last off the grid", "every 2nd iteration, the last off the grid")

@@ -18,7 +18,7 @@ Train = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def train(framework, trainer, work_dir, monkeypatch) -> Train:
-    """Train until an epoch with the README's config; returns where it began and what was there in the end."""
+    """Train until an epoch, with the config of docs/frameworks.md; returns where it began and what was there then."""
     framework("mmengine", "0.10.7")
     job = trainer("train_mmengine.py")
 
@@ -27,7 +27,7 @@ def train(framework, trainer, work_dir, monkeypatch) -> Train:
         (said,) = job.do(config=config, work_dir=str(work_dir), until=until, resume=resume, more=more)
         return said
 
-    # Without it mmengine cannot read its own checkpoints, as the README says.
+    # Without it mmengine cannot read its own checkpoints, as docs/frameworks.md says.
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     return run
 

@@ -1,4 +1,4 @@
-"""The README's lines for Lightning and Transformers, in real jobs beside a `ckptd watch` without options."""
+"""The lines of docs/frameworks.md for Lightning and Transformers, in real jobs beside a plain `ckptd watch`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .conftest import HERE
 pytestmark = pytest.mark.real
 
 PATIENCE_S = 120.0  # imports and two ranks, on a machine that may be busy
-INTERVAL = 2  # instead of the README's hundred
+INTERVAL = 2  # instead of the hundred that the page has
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A framework with its release, where the README has its lines, and what its checkpoints are called."""
+    """A framework with its release, where docs/frameworks.md has its lines, and what its checkpoints are called."""
 
     framework: str
     version: str

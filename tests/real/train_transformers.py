@@ -1,4 +1,4 @@
-"""Train a tiny model with the Trainer of Transformers and the README's callback, and say where it began.
+"""Train a tiny model with the Trainer of Transformers and the callback of docs/frameworks.md, and say where it began.
 
 Started by the tests in a directory, to train in "work_dir" there: RECIPE UNTIL [CHECKPOINT]; under torchrun, on every
 rank. Each rank sees nothing but its own number. Rank 0 prints {"began": step}.

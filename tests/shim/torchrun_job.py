@@ -1,7 +1,7 @@
 """A training job as torchrun starts it: `torchrun ... -m tests.shim.torchrun_job PLACE`.
 
-PLACE/recipe.py has the README's lines for sharded models. Each part trains a little and returns what the rank saw;
-PLACE/RANK.json then holds it all. What it should be is for the tests to say.
+PLACE/recipe.py has the lines of docs/training.md for sharded models. Each part trains a little and returns what the
+rank saw; PLACE/RANK.json then holds it all. What it should be is for the tests to say.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def replicated(place: Path) -> dict[str, Any]:
 
 
 def sharded(place: Path) -> dict[str, Any]:
-    """FSDP2: the hook refuses it; the README's lines save it by DCP, and tell ckptd."""
+    """FSDP2: the hook refuses it; the lines of docs/training.md save it by DCP, and tell ckptd."""
     torch.manual_seed(0)
     os.chdir(place)
     names: dict[str, Any] = {}
