@@ -47,21 +47,27 @@ def opened_dir(path: str, *, dir_fd: int | None = None) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def listed(dir_fd: int) -> Iterator[Iterator[os.DirEntry[str]]]:
-    """The entries of the directory open as `dir_fd`, while the `with` lasts.
+def opened_again(dir_fd: int) -> Iterator[int]:
+    """Another descriptor of the directory open as `dir_fd`, to list it with.
 
-    Through another descriptor of the same directory: a FUSE file system may read a directory once for each descriptor,
-    and give nothing, or what it was then, when it is read again.
+    A FUSE file system may read a directory once for each descriptor, and give nothing, or what it was then, when it is
+    read again.
     """
     try:
         fd = os.open(".", _DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
     except OSError as error:
         raise OSError(error.errno, error.strerror) from error  # without the ".", which tells nobody anything
     try:
-        with os.scandir(fd) as entries:
-            yield entries
+        yield fd
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def listed(dir_fd: int) -> Iterator[Iterator[os.DirEntry[str]]]:
+    """The entries of the directory open as `dir_fd`, while the `with` lasts, read through another descriptor of it."""
+    with opened_again(dir_fd) as fd, os.scandir(fd) as entries:
+        yield entries
 
 
 def names_in(dir_fd: int) -> list[str]:

@@ -13,7 +13,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
-from .descriptors import OWN_DIR, check_depth, listed, opened_dir
+from .descriptors import OWN_DIR
+from .walk import walk, walk_opened
 
 Inode: TypeAlias = tuple[int | bytes, int]  # its device, or the name of a file that is mapped, and its number
 _LONGEST_COMMAND = 80  # characters
@@ -91,7 +92,7 @@ def holder_of_files(*, dir_fd: int) -> int | None:
     """The pid of a process that has a file below a directory open or mapped, ours and our own files aside; 0 where
     not all of it can be read, so that nobody knows."""
     try:
-        files = set(_files(".", dir_fd))
+        files = set(_files(dir_fd))
     except OSError:
         return 0
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -100,39 +101,30 @@ def holder_of_files(*, dir_fd: int) -> int | None:
     return None
 
 
-def _files(name: str, dir_fd: int, depth: int = 0) -> Iterator[Inode]:
+def _files(dir_fd: int) -> Iterator[Inode]:
     """Of files only: who merely stands in a directory, as a shell does, holds nothing. Work dirs below it are others'
     runs."""
-    check_depth(depth, name)
-    with opened_dir(name, dir_fd=dir_fd) as fd, listed(fd) as there:
-        entries = list(there)
-        if depth and any(entry.name == OWN_DIR for entry in entries):
-            return
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                if entry.name != OWN_DIR:
-                    yield from _files(entry.name, fd, depth + 1)
-            elif not entry.is_symlink():
-                with contextlib.suppress(FileNotFoundError):
-                    info = entry.stat(follow_symlinks=False)
-                    yield info.st_dev, info.st_ino
-                    yield os.fsencode(entry.name), info.st_ino
+    for _, below, directories, others in walk_opened(dir_fd):
+        if below and any(entry.name == OWN_DIR for entry in (*directories, *others)):
+            directories.clear()
+            continue
+        directories[:] = [entry for entry in directories if entry.name != OWN_DIR]
+        yield from _inodes_of(entry for entry in others if not entry.is_symlink())
 
 
-def _inodes(name: str, dir_fd: int, depth: int = 0) -> Iterator[Inode]:
-    check_depth(depth, name)
-    with opened_dir(name, dir_fd=dir_fd) as fd:
+def _inodes(name: str, dir_fd: int) -> Iterator[Inode]:
+    for fd, _, _, others in walk(name, dir_fd=dir_fd):
         info = os.fstat(fd)
         yield info.st_dev, info.st_ino
-        with listed(fd) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    yield from _inodes(entry.name, fd, depth + 1)
-                else:
-                    with contextlib.suppress(FileNotFoundError):
-                        inside = entry.stat(follow_symlinks=False)
-                        yield inside.st_dev, inside.st_ino
-                        yield os.fsencode(entry.name), inside.st_ino
+        yield from _inodes_of(others)
+
+
+def _inodes_of(entries: Iterable[os.DirEntry[str]]) -> Iterator[Inode]:
+    for entry in entries:
+        with contextlib.suppress(FileNotFoundError):
+            info = entry.stat(follow_symlinks=False)
+            yield info.st_dev, info.st_ino
+            yield os.fsencode(entry.name), info.st_ino
 
 
 def _opened_by(pid: str) -> Iterator[Inode]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..core import kinds
-from ..disk.descriptors import check_depth, listed, opened_dir
+from ..disk.walk import walk_opened
 from .scan import DCP_MARKER, TRAINER_STATE
 
 _SLOWEST_COPY = 50_000_000  # bytes a second
@@ -92,17 +92,13 @@ def late_part(fd: int, kind: str, touched_ns: int, pause_s: float) -> Late | Non
     return Late(youngest, marker, parts[youngest].st_mtime_ns, last.st_mtime_ns, together)
 
 
-def _files_in(dir_fd: int, below: str = "", depth: int = 0) -> dict[str, os.stat_result]:
-    check_depth(depth, below)
-    found: dict[str, os.stat_result] = {}
-    with listed(dir_fd) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                with opened_dir(entry.name, dir_fd=dir_fd) as fd:
-                    found |= _files_in(fd, f"{below}{entry.name}/", depth + 1)
-            elif entry.is_file(follow_symlinks=False):
-                found[f"{below}{entry.name}"] = entry.stat(follow_symlinks=False)
-    return found
+def _files_in(dir_fd: int) -> dict[str, os.stat_result]:
+    return {
+        f"{below}{entry.name}": entry.stat(follow_symlinks=False)
+        for _, below, _, others in walk_opened(dir_fd)
+        for entry in others
+        if entry.is_file(follow_symlinks=False)
+    }
 
 
 def _were_written_together(files: Iterable[os.stat_result], pause_s: float) -> bool:

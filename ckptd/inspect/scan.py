@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 
 from ..core.entry import Entry, LeftAlone
 from ..core.finder import Finder, Known
-from ..disk.descriptors import FORBIDDEN, check_depth, exists, listed, names_in, opened_dir
+from ..disk.descriptors import FORBIDDEN, exists, listed, names_in, opened_dir
+from ..disk.walk import walk
 
 PIN_ENDING = ".keep"
 SIDECAR_ENDING = ".metrics.json"  # the scores beside a checkpoint, which go where it goes
@@ -166,31 +167,23 @@ def _measured(entry: Entry, dir_fd: int) -> Entry:
     shards: list[os.stat_result] = []
     links: list[str] = []
     changes = 0
-
-    def walk(name: str, dir_fd: int, depth: int, below: str) -> None:
-        nonlocal changes
-        check_depth(depth, name)
-        with opened_dir(name, dir_fd=dir_fd) as fd, os.scandir(fd) as entries:
-            for entry in entries:
-                is_marker = entry.name in _MARKERS or entry.name.endswith(INDEX_ENDING)
-                if entry.is_dir(follow_symlinks=False):
-                    walk(entry.name, fd, depth + 1, f"{below}{entry.name}/")
-                elif entry.is_file(follow_symlinks=False):
-                    inside = entry.stat(follow_symlinks=False)
-                    inodes[inside.st_dev, inside.st_ino] = inside
-                    names_of[inside.st_dev, inside.st_ino] += 1
-                    if entry.name.endswith(PARTS):
-                        parts.append(inside)
-                    elif entry.name.endswith(SHARDS):
-                        shards.append(inside)
-                    if depth == 0 and is_marker:
-                        markers.append(inside)
-                    if is_marker or not entry.name.endswith(_BESIDE):
-                        changes += inside.st_ctime_ns
-                elif entry.is_symlink() and _is_part(entry.name):
-                    links.append(f"{below}{entry.name}")
-
-    walk(entry.name, dir_fd, 0, "")
+    for _, below, _, others in walk(entry.name, dir_fd=dir_fd):
+        for each in others:
+            is_marker = each.name in _MARKERS or each.name.endswith(INDEX_ENDING)
+            if each.is_file(follow_symlinks=False):
+                inside = each.stat(follow_symlinks=False)
+                inodes[inside.st_dev, inside.st_ino] = inside
+                names_of[inside.st_dev, inside.st_ino] += 1
+                if each.name.endswith(PARTS):
+                    parts.append(inside)
+                elif each.name.endswith(SHARDS):
+                    shards.append(inside)
+                if is_marker and not below:
+                    markers.append(inside)
+                if is_marker or not each.name.endswith(_BESIDE):
+                    changes += inside.st_ctime_ns
+            elif each.is_symlink() and _is_part(each.name):
+                links.append(f"{below}{each.name}")
     telling = markers or parts
     times = [each.st_mtime_ns for each in telling or inodes.values()] or [entry.mtime_ns]
     blocks = sum(each.st_blocks for inode, each in inodes.items() if each.st_nlink <= names_of[inode])

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 
 from ..core.checkpoint import State
 from ..core.entry import Entry
-from ..disk.descriptors import check_depth, listed, opened_dir, opened_file
+from ..disk.descriptors import opened_dir, opened_file
+from ..disk.walk import walk_opened
 from ..errors import RefusedError
 from .directories import structure_of_directory
 from .files import Structure, structure_of_file
@@ -105,24 +106,17 @@ def has_writer(fd: int) -> bool | None:
     return False
 
 
-def has_writer_inside(dir_fd: int, depth: int = 0) -> bool | None:
+def has_writer_inside(dir_fd: int) -> bool | None:
     """Whether any file in the directory or below it is open for writing: a slow rank's shard."""
-    check_depth(depth, ".")
     answer: bool | None = False
-    with listed(dir_fd) as entries:
-        inside = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    for name, is_dir in inside:
-        writer: bool | None = False
-        with contextlib.suppress(OSError, RefusedError):
-            if is_dir:
-                with opened_dir(name, dir_fd=dir_fd) as fd:
-                    writer = has_writer_inside(fd, depth + 1)
-            else:
-                with opened_file(name, dir_fd=dir_fd) as fd:
-                    writer = has_writer(fd)
-        if writer:
-            return True
-        answer = None if writer is None else answer
+    for fd, _, _, others in walk_opened(dir_fd, forgiving=True):
+        for entry in others:
+            writer: bool | None = False
+            with contextlib.suppress(OSError, RefusedError), opened_file(entry.name, dir_fd=fd) as file_fd:
+                writer = has_writer(file_fd)
+            if writer:
+                return True
+            answer = None if writer is None else answer
     return answer
 
 
