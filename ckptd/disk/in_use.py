@@ -11,12 +11,12 @@ import re
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeAlias
+from typing import Union
 
 from .descriptors import OWN_DIR
 from .walk import walk, walk_opened
 
-Inode: TypeAlias = tuple[int | bytes, int]  # its device, or the name of a file that is mapped, and its number
+Inode = tuple[Union[int, bytes], int]  # its device, or the name of a file that is mapped, and its number
 _LONGEST_COMMAND = 80  # characters
 
 _MAPPED = re.compile(rb"^\S+ (\S+) \S+ ([0-9a-f]+):([0-9a-f]+) ([1-9][0-9]*) +(\S.*)", re.MULTILINE)
