@@ -106,6 +106,22 @@ class Finder:
                 return _GROUPS_KNOWN[int(str(group.lastgroup)[1:])], 0
         return None
 
+    def could_match(self, name: str) -> bool:
+        """Whether `match` finds a series of `name`, whatever other names there are. Learns nothing."""
+        digit = _DIGIT.search(name)
+        near = [*(self._by_head.get(name[: digit.start()], ()) if digit else ()), *self._odd]
+        if any(known.names.step_of(name) is not None for known in near):
+            return True
+        if digit is None:
+            return False
+        if self._keyed and name.endswith(".ckpt") and "=" in name:
+            return True
+        if not name.endswith(self._endings):
+            return False
+        return any(free.could_match(name) for free in self._free) or (
+            self._groups and _GROUP.fullmatch(name) is not None
+        )
+
     def series_of(self, text: str) -> Names | None:
         """The names of the series that is called `text`, where this finder would find checkpoints of it."""
         try:
@@ -201,6 +217,9 @@ class _Free:
         found = self._pattern.fullmatch(name)
         if found and found[2][0] == "0" and len(found[2]) > 1:
             self._width[found[1]] = max(len(found[2]), self._width.get(found[1], 0))
+
+    def could_match(self, name: str) -> bool:
+        return self._pattern.fullmatch(name) is not None
 
     def match(self, name: str) -> tuple[Known, int] | None:
         found = self._pattern.fullmatch(name)

@@ -59,7 +59,8 @@ class Survey:
     pass left a state. pointed: the line in the pointer file, if any. settles_s: after how many seconds something
     that is in flight now can have become quiet, if nothing else happens, or a run have ended that a changed max_keep
     waits for. filling: directories in flight, of which only events inside them tell. checkable: names whose format
-    holds a checksum; unread: those of them whose content is to be read before anything relies on it.
+    holds a checksum; unread: those of them whose content is to be read before anything relies on it. named: what the
+    series are called that runs have declared, or that are remembered. links: symlinks that name something here.
     """
 
     plan: Plan
@@ -74,6 +75,8 @@ class Survey:
     filling: frozenset[str]
     checkable: frozenset[str]
     unread: frozenset[str]
+    named: frozenset[str] = frozenset()
+    links: frozenset[str] = frozenset()
     trash_bytes: int = 0  # what the trash takes on the disk, where somebody has asked
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 
@@ -17,10 +17,14 @@ class Hints(Protocol):
         """
         ...
 
+    def heed(self, path: str, counts: Callable[[str], bool]) -> None:
+        """From now on give hints of `path` only for names that count; until then for all of them."""
+        ...
+
     def forget(self, path: str) -> None:
         """Give no hint of `path` any more."""
         ...
 
     def expect_gone(self, path: str, names: set[str]) -> None:
-        """Give no hint for the disappearance of the checkpoints `names`: it is our own doing."""
+        """Give no hint for the disappearance of the checkpoints `names` and their scores: it is our own doing."""
         ...

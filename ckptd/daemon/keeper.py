@@ -26,6 +26,7 @@ from ..text.labelled import Labelled
 from ..text.render import summary, will_happen
 from ..workdir.workdir import WorkDir, become_owner, check_library_use
 from .hints import Hints
+from .notable import Notable, Stamp, declared_at
 
 _BACK_OFF_S = (1.0, 60.0)
 
@@ -121,6 +122,7 @@ class Keeper:
                 return None
             self._watcher.watch(self.path)  # it may have come between the watch of its parent and the look for it
         assert self._reconciler is not None
+        before = declared_at(self.path)
         if met or self._dry_run:
             survey = self._reconciler.survey()
             lines, would = self._summary(survey), list(will_happen(survey)) if self._dry_run else []
@@ -136,13 +138,13 @@ class Keeper:
                     self._log.warning("%s", advice)
             self._warn_of_ignored(survey, said=met)
             if self._dry_run:
-                return 0.0 if self._watch_inside(survey) else survey.settles_s
+                return 0.0 if self._heed(survey, before) else survey.settles_s
         if self.job_left is None:
             self.report = self._reconciler.reconcile()
         else:
             self.report = self._reconciler.reconcile_at_end(alone=not self.job_left)
         self._warn_of_ignored(self.report.survey)
-        return 0.0 if self._watch_inside(self.report.survey) else self.report.look_again_s
+        return 0.0 if self._heed(self.report.survey, before) else self.report.look_again_s
 
     def _summary(self, survey: Survey) -> list[str]:
         return [summary(survey, self.path, self._policy)]
@@ -152,8 +154,12 @@ class Keeper:
             logging.WARNING, f"lost {self.path}: it, or .ckptd in it, was replaced or removed, or cannot be reached"
         )
 
-    def _watch_inside(self, survey: Survey) -> bool:
-        """Watch the directories that are being filled; whether one is new, whose content may have come meanwhile."""
+    def _heed(self, survey: Survey, before: Stamp | None) -> bool:
+        """Ask for hints of what matters now; whether something is new whose content may have come meanwhile.
+
+        before: what `declared_at` told before the survey.
+        """
+        self._watcher.heed(self.path, Notable(self.path, self._policy, survey, before))
         self._filling = survey.filling
         return self._watcher.watch(self.path, self._filling)
 

@@ -14,11 +14,12 @@ import threading
 from collections.abc import Callable, Iterable
 
 from ..core.policy import Policy
-from ..disk.descriptors import OWN_DIR, opened_dir, temporary_name
+from ..disk.descriptors import OWN_DIR, opened_dir
 from ..disk.filesystem import SCAN_LOCAL_S, SCAN_NETWORK_S, is_local
 from ..errors import why
 from .directory_watch import DirectoryWatch
-from .tree import Tree, is_ours, name_test
+from .notable import Filter
+from .tree import Tree, name_test
 from .watch import Watcher
 
 _EVERY_ONE_S = 3600.0  # what cannot be watched gets a whole pass so often, whatever its time of change says
@@ -49,7 +50,7 @@ class Lookout:
         self._asked_interval_s, self._local = scan_interval_s, True
         self._look, self._gone, self._walked = look, gone, walked
         self._is_checkpoint = name_test(policy)
-        self._ours = {policy.pointer, temporary_name(policy.pointer), OWN_DIR}
+        self._filter = Filter(policy.pointer)
         self._watch = DirectoryWatch(self._changed, self._lost)
         self._parent = Watcher(lambda _: self._put("look", root), policy.pointer)
         self._tree = Tree(
@@ -57,7 +58,6 @@ class Lookout:
         )
         self._known: set[str] = set()
         self._filling: dict[str, set[str]] = {}
-        self._ours_gone: dict[str, set[str]] = {}
         self._said: set[str] = set()
         self._events_lost = False
         self._at = 0
@@ -120,15 +120,17 @@ class Lookout:
         return any(added)
 
     def forget(self, path: str) -> None:
-        """Watch nothing inside `path` any more."""
+        """Watch nothing inside `path` any more, and take every name in it for one that counts."""
         self.watch(path)
+        self._filter.forget(path)
+
+    def heed(self, path: str, counts: Callable[[str], bool]) -> None:
+        """From now on give hints of `path` only for names that count; until then for all of them."""
+        self._filter.heed(path, counts)
 
     def expect_gone(self, path: str, names: set[str]) -> None:
-        """Give no hint, once, for the disappearance of each of the checkpoints `names`: it is our own doing."""
-        if names:
-            self._ours_gone[path] = names
-        else:
-            self._ours_gone.pop(path, None)
+        """Give no hint for the disappearance of the checkpoints `names` and their scores: it is our own doing."""
+        self._filter.expect_gone(path, names)
 
     # --- in the thread ------------------------------------------------------------------------------------------
 
@@ -203,7 +205,7 @@ class Lookout:
     def _on_gone(self, path: str) -> None:
         if path not in self._filling.get(os.path.dirname(path), ()):
             self._watch.remove(path)
-        self._ours_gone.pop(path, None)
+        self._filter.forget(path)
         if path in self._known:
             self._known.discard(path)
             self._gone(path)
@@ -223,32 +225,26 @@ class Lookout:
         if not name:
             self._put("gone" if gone else "look", place)
             return
-        if name in self._ours or is_ours(name):
-            if name == OWN_DIR and not gone and place not in self._known:
+        if self._filter.is_ours(name):
+            if place in self._known:
+                if self._filter.is_hint(place, name, gone=gone):
+                    self._look(place)
+            elif name == OWN_DIR and not gone:
                 self._put("look", place)
             return
-        ours = gone and self._is_expected(place, name)
         if is_dir:
             self._put("gone" if gone else "look", os.path.join(place, name))
         if place in self._known:
-            if not ours and (not is_dir or self._is_checkpoint(name, True)):
+            if self._filter.is_hint(place, name, gone=gone):
                 self._look(place)
         elif not gone and self._is_checkpoint(name, is_dir):
             self._put("look", place)
         parent, own_name = os.path.split(place)
-        if parent in self._known and self._is_checkpoint(own_name, True):
+        filling = place in self._filling.get(parent, ())
+        if filling or (parent in self._known and self._is_checkpoint(own_name, True)):
             self._look(parent)
             if place in self._tree:
                 self._put("look", place)  # it may by now be known as a checkpoint, and needs no more looking into
-
-    def _is_expected(self, place: str, name: str) -> bool:
-        expected = self._ours_gone.get(place)
-        if not expected or name not in expected:
-            return False
-        expected.discard(name)
-        if not expected:
-            self._ours_gone.pop(place, None)  # of ten thousand work dirs
-        return True
 
     def _lost(self) -> None:
         """Look at what has changed at once, and at everything when it is time: a storm may go on and on."""

@@ -19,6 +19,7 @@ from ..core.naming import Template
 from ..core.policy import Policy
 from ..disk.descriptors import OWN_DIR, opened_dir
 from ..inspect.directories import is_claimed
+from .notable import is_ours
 
 # A change so soon after the one before can leave the time of change as it was, most of all on a network file system.
 _SAME_TIME_NS = 2 * 10**9
@@ -196,11 +197,6 @@ class Tree:
 def is_hidden(name: str) -> bool:
     """Whether a directory with this name is none that runs are in."""
     return name.startswith(".")
-
-
-def is_ours(name: str) -> bool:
-    """Whether a directory with this name holds what ckptd itself keeps."""
-    return name == OWN_DIR or name.startswith(f"{OWN_DIR}.")
 
 
 def _is_one(path: str, names: set[str]) -> bool:

@@ -27,8 +27,7 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
 from watchdog.observers.inotify_move_event_grouper import InotifyMoveEventGrouper
 
-from ..disk.descriptors import OWN_DIR, temporary_name
-from ..inspect.scan import SIDECAR_ENDING
+from .notable import Filter
 
 # watchdog holds back what follows a file moved away, our own renames into the trash, for half a second, to pair it with
 # its arrival. A hint needs no pairs.
@@ -48,10 +47,9 @@ class Watcher:
 
     def __init__(self, hint: Callable[[str], None], pointer: str) -> None:
         self._hint = hint
-        self._ours = {pointer, temporary_name(pointer), OWN_DIR}
+        self._filter = Filter(pointer)
         self._observer: BaseObserver | None = None
         self._watches: dict[str, dict[str, tuple[_Handler, ObservedWatch]]] = {}  # by path, then by the place watched
-        self._gone: dict[str, set[str]] = {}
         self._said_full = False
         self._alarm = _Alarm(self)
 
@@ -98,6 +96,7 @@ class Watcher:
         for place in list(self._watches.get(path, ())):
             self._unwatch(path, place)
         self._watches.pop(path, None)
+        self._filter.forget(path)
 
     def _unwatch(self, path: str, place: str) -> None:
         handler, scheduled = self._watches[path].pop(place)
@@ -109,9 +108,13 @@ class Watcher:
             except (KeyError, OSError) as error:
                 log.debug("unwatched %s: %s", place, error)
 
+    def heed(self, path: str, counts: Callable[[str], bool]) -> None:
+        """From now on give hints of `path` only for names that count; until then for all of them."""
+        self._filter.heed(path, counts)
+
     def expect_gone(self, path: str, names: set[str]) -> None:
         """Give no hint for the disappearance of the checkpoints `names` and their scores: it is our own doing."""
-        self._gone[path] = names
+        self._filter.expect_gone(path, names)
 
     def is_alive(self) -> bool:
         """Whether hints still come, if any were promised."""
@@ -134,15 +137,19 @@ class Watcher:
 
     def changed(self, path: str, event: FileSystemEvent, only: str | None) -> None:
         """Decide whether an event is a hint; called by the observer's thread. `only`: all that counts in a parent."""
-        places = [os.fsdecode(p) for p in (event.src_path, event.dest_path) if p]
-        if only is not None and not any(only == p or only.startswith(p + os.sep) for p in places):
+        went = [os.fsdecode(event.src_path)] if event.src_path else []
+        came = [os.fsdecode(event.dest_path)] if event.dest_path else []
+        if only is not None:
+            if any(only == place or only.startswith(place + os.sep) for place in (*went, *came)):
+                self._hint(path)
             return
-        names = [os.path.basename(p) for p in places]
-        if only is None and all(name in self._ours for name in names):
-            return
-        if event.event_type == "deleted" and names[0].removesuffix(SIDECAR_ENDING) in self._gone.get(path, ()):
-            return
-        self._hint(path)
+        gone = event.event_type in ("deleted", "moved")
+        if any(self._is_hint(path, p, gone) for p in went) or any(self._is_hint(path, p, False) for p in came):
+            self._hint(path)
+
+    def _is_hint(self, path: str, place: str, gone: bool) -> bool:
+        parent, name = os.path.split(place)
+        return parent != path or self._filter.is_hint(path, name, gone=gone)
 
 
 def limit_of(error: OSError) -> str:

@@ -139,6 +139,8 @@ class Surveyor:
             frozenset(judged.filling),
             frozenset(judged.checkable),
             frozenset(judged.unread),
+            named=frozenset({*declared, *(remembered.series if remembered else ())}),
+            links=frozenset(found.linked.values()),
         )
 
     @property
