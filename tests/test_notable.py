@@ -25,7 +25,7 @@ from ckptd.passes.surveyor import Surveyor
 from ckptd.shim.declaration import declare
 from ckptd.workdir.workdir import WorkDir
 
-from .conftest import Builder, eventually, keeps, pointed, torch_zip
+from .conftest import Builder, dcp_metadata, eventually, keeps, pointed, torch_zip
 
 NOW_NS = 1_900_000_000 * 10**9
 ONE = Policy(max_keep=1, rule="newest", trash_ttl_s=0)
@@ -173,6 +173,23 @@ def test_a_series_that_was_declared_meanwhile_is_heeded_from_its_next_save_on(
         os.replace(work_dir / "aside", work_dir / f"net_{step}.pth")
         eventually(lambda one=step: not list(work_dir.glob(f"net_{one - 1}.pth")))
     assert [path.name for path in work_dir.glob("net_*")] == ["net_4.pth"]
+
+
+def test_a_directory_of_a_declared_series_is_heeded_until_its_last_file_comes(
+    served: Counter[str], work_dir: Path
+) -> None:
+    Builder(work_dir).shards("net_2")
+    declare(work_dir, template="net_{}", unit="step")
+    publish(work_dir, 1)
+    eventually(lambda: pointed(work_dir) == "epoch_1.pth" and served["over"] == served[str(work_dir)])
+    before = served["over"]
+    half = work_dir / "net_4"
+    half.mkdir()
+    (half / "__0_0.distcp").write_bytes(b"s" * 300)
+    eventually(lambda: before < served["over"] == served[str(work_dir)])
+    (half / ".metadata.tmp").write_bytes(dcp_metadata({"__0_0.distcp": 300}))
+    (half / ".metadata.tmp").rename(half / ".metadata")
+    eventually(lambda: pointed(work_dir) == "net_4")
 
 
 def holds(work_dir: Path, *names: str) -> Callable[[], bool]:
