@@ -302,3 +302,12 @@ def test_an_index_knows_better_than_numbers_in_names(tmp_path: Path) -> None:
     listed = {"model.safetensors.index.json": index("model-00001-of-00002.safetensors")}
     put(tmp_path / "checkpoint-1", {**TRAINERS, **weights, **listed})
     assert ckptd.verify(tmp_path / "checkpoint-1", settle_s=0).state.value == "complete"
+
+
+def test_a_directory_in_which_nothing_is_yet_is_watched_inside(work_dir: Path) -> None:
+    """It is left alone, for it may become anything; but only events inside it tell when it has become a checkpoint."""
+    put(work_dir / "checkpoint-1", {"model.safetensors": safetensors(), "trainer_state.json": b"{}"})
+    (work_dir / "checkpoint-2").mkdir()
+    survey = ckptd.plan(work_dir, Policy(max_keep=1))
+    assert [each.name for each in survey.left_alone] == ["checkpoint-2"]
+    assert "checkpoint-2" in survey.filling

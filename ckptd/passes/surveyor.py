@@ -216,6 +216,8 @@ class Surveyor:
                     judged.unreadable[entry.name] = why(error)
                     # What was seen before keeps its place; what was not is not met before it can be read.
                     verdict = Verdict(State.IN_FLIGHT, f"cannot be read: {why(error)}", entry.name in seen)
+            if entry.is_dir and verdict.state is State.IN_FLIGHT:
+                judged.filling.add(entry.name)  # one that is nothing yet, too: only events inside tell more
             if not (verdict.known or entry.series in asked_for):
                 judged.left_alone.append(LeftAlone(entry.name, verdict.structure))
                 continue
