@@ -26,18 +26,19 @@ _WEIGHTS = (
 )
 _OF_DEEPSPEED = r"global_step[0-9]+/.*\.pt"
 
+# As texts: most commands never ask, and to compile them takes longer than to import this module.
 # What comes last, and what is a part: weights, the states of optimizer and random numbers; no evaluator's file.
 _LAST_AND_PARTS = {
-    kinds.TRAINER: (TRAINER_STATE, re.compile(f"{_WEIGHTS}|{_STATES}|{_OF_DEEPSPEED}|.*\\.distcp")),
-    kinds.DCP: (DCP_MARKER, re.compile(r".*\.distcp")),
-    kinds.LIGHTNING: ("meta.pt", re.compile(r".*\.distcp|\.metadata")),
-    kinds.MEGATRON: ("metadata.json", re.compile(r".*\.distcp|\.metadata|common\.pt")),
-    kinds.VERL: ("data.pt", re.compile(r"[^/]+/(?:model|optim|extra_state)_world_size_.*\.pt|.*\.distcp")),
-    kinds.OLMO: (".metadata.json", re.compile(r"model_and_optim/.*|train/.*\.pt")),
-    kinds.MMENGINE: ("meta.pth", re.compile(r"(?:model|optimizer|scheduler)/.*")),
+    kinds.TRAINER: (TRAINER_STATE, f"{_WEIGHTS}|{_STATES}|{_OF_DEEPSPEED}|.*\\.distcp"),
+    kinds.DCP: (DCP_MARKER, r".*\.distcp"),
+    kinds.LIGHTNING: ("meta.pt", r".*\.distcp|\.metadata"),
+    kinds.MEGATRON: ("metadata.json", r".*\.distcp|\.metadata|common\.pt"),
+    kinds.VERL: ("data.pt", r"[^/]+/(?:model|optim|extra_state)_world_size_.*\.pt|.*\.distcp"),
+    kinds.OLMO: (".metadata.json", r"model_and_optim/.*|train/.*\.pt"),
+    kinds.MMENGINE: ("meta.pth", r"(?:model|optimizer|scheduler)/.*"),
 }
 # With DeepSpeed, its own directory is what is loaded; what its script makes of that lies beside it, and comes later.
-_WITH_DEEPSPEED = re.compile(f"{_STATES}|{_OF_DEEPSPEED}")
+_WITH_DEEPSPEED = f"{_STATES}|{_OF_DEEPSPEED}"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def late_part(fd: int, kind: str, touched_ns: int, pause_s: float) -> Late | Non
     found = _files_in(fd)
     if any(re.match(_OF_DEEPSPEED, path) for path in found):
         is_part = _WITH_DEEPSPEED
-    parts = {path: info for path, info in found.items() if path != marker and is_part.fullmatch(path)}
+    parts = {path: info for path, info in found.items() if path != marker and re.fullmatch(is_part, path)}
     youngest = max(parts, key=lambda path: parts[path].st_mtime_ns, default="")
     if not youngest or parts[youngest].st_mtime_ns <= last.st_mtime_ns:
         return None
