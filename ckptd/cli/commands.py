@@ -135,14 +135,15 @@ def plan(
         say(render.policy_text(made))
     if simulate is not None:
         from ..core import simulate as simulating
+        from ..text import simulation
 
         if work_dirs:
             raise click.UsageError("--simulate is about a run to come: name no WORK_DIR")
         done = simulating.simulate(simulating.Run.from_text(simulate), made)
         if json_:
-            click.echo(json.dumps(render.simulation_json(done)))
+            click.echo(json.dumps(simulation.as_json(done)))
         else:
-            for line in render.simulation_lines(done, width=width):
+            for line in simulation.as_lines(done, width=width):
                 say(line)
         return
     if not work_dirs:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import UsageError
 from .keyed import Keyed, keyed_text, names_from
@@ -20,8 +20,7 @@ _GROUP_ENDINGS = (".pt", ".gz", ".zst", ".lz4", ".bz2", ".xz", ".index", ".meta"
 _GROUP = re.compile("|".join(f"(?P<g{index}>{pattern})" for index, (_, pattern) in enumerate(GROUPS)))
 
 
-@dataclass(frozen=True)
-class Known:
+class Known(NamedTuple):
     """A series that names can belong to.
 
     files, directories: what may bear such a name. kinds: which bytes count, None for any. alone: why its checkpoints

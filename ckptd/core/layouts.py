@@ -6,7 +6,7 @@ Pure. Each row says what the framework itself writes, and where that was read.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import UsageError
 from . import kinds
@@ -17,8 +17,7 @@ FREE = "<name>"  # in a form: any text
 KEYED = "<key>={}.ckpt"  # the form of Lightning's names
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(NamedTuple):
     """One way to name checkpoints, and whether it is files that bear such names, or directories.
 
     text: a template's, in which `<name>` stands for a text of the user's own. marker: what has to be in a directory
@@ -31,8 +30,7 @@ class Form:
     marker: str = ""
 
 
-@dataclass(frozen=True)
-class Pointer:
+class Pointer(NamedTuple):
     """A file of one line with which a framework names the checkpoint that it would resume from.
 
     form: of a pointer that holds a step, the name that is meant; None where it holds a path or a name.
@@ -50,8 +48,7 @@ class Pointer:
         return self.form.format(int(text))
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """One row of the table.
 
     name: what `--layout` calls it. title: what its framework is called. kinds: which bytes count. by_itself: whether

@@ -94,6 +94,15 @@ def opened_own_dir(name: str, *, dir_fd: int) -> Iterator[int]:
 
 @contextlib.contextmanager
 def opened_file(name: str, *, dir_fd: int) -> Iterator[int]:
+    """What `open_file` returns, while the `with` lasts."""
+    fd = open_file(name, dir_fd=dir_fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def open_file(name: str, *, dir_fd: int) -> int:
     """A read-only descriptor of the regular file `name`; raises OSError for a symlink, RefusedError for others."""
     try:
         fd = _opened(name, _READ, dir_fd)
@@ -101,12 +110,10 @@ def opened_file(name: str, *, dir_fd: int) -> Iterator[int]:
         if error.errno == errno.ENXIO:
             raise _not_regular(name, dir_fd) from error  # a socket
         raise
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise _not_regular(name, dir_fd)
-        yield fd
-    finally:
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
+        raise _not_regular(name, dir_fd)
+    return fd
 
 
 def read_small(name: str, *, dir_fd: int, at_most: int) -> bytes | None:

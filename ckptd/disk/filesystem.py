@@ -5,8 +5,10 @@ Reads statfs only. Unknown kinds count as network file systems: looking more oft
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+from collections.abc import Callable
 
 SCAN_LOCAL_S, SCAN_NETWORK_S = 60.0, 10.0  # how often to look where events tell of all changes, and where they do not
 
@@ -45,9 +47,19 @@ def is_read_only(dir_fd: int) -> bool:
 def _statfs_type(dir_fd: int) -> int | None:
     if not sys.platform.startswith("linux"):
         return None
+    return _fstatfs()(dir_fd)
+
+
+@functools.cache
+def _fstatfs() -> Callable[[int], int | None]:
+    """The call itself; it returns the kind, or None."""
     import ctypes  # here, because reading commands seldom need it and it is slow to import
 
-    answer = (ctypes.c_long * 64)()  # more than the kernel's structure, which begins with f_type
-    if ctypes.CDLL(None, use_errno=True).fstatfs(dir_fd, ctypes.byref(answer)) != 0:
-        return None
-    return answer[0] & 0xFFFFFFFF
+    libc, answer_type = ctypes.CDLL(None, use_errno=True), ctypes.c_long * 64  # more than the kernel's structure
+
+    def call(dir_fd: int) -> int | None:
+        answer = answer_type()
+        failed = libc.fstatfs(dir_fd, ctypes.byref(answer))
+        return None if failed else answer[0] & 0xFFFFFFFF  # which begins with f_type
+
+    return call

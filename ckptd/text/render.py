@@ -19,7 +19,6 @@ from ..core.plan import KEEP, PRUNE, SKIP, Decision, SeriesPlan
 from ..core.policy import Policy, Stepped
 from ..core.reason import Reason
 from ..core.replay import Source
-from ..core.simulate import Simulation
 from ..core.survey import Survey
 from .human import human_age, human_bytes
 from .timeline import timeline
@@ -68,7 +67,7 @@ def as_table(survey: Survey, work_dir: str, now_s: float, *, width: int | None =
     for series in survey.plan.series:
         if not series.decisions:
             continue
-        yield f"{work_dir}  {_rule_text(series, has_budget=survey.plan.budget is not None)}"
+        yield f"{work_dir}  {rule_text(series, has_budget=survey.plan.budget is not None)}"
         rows = [("CHECKPOINT", "STATE", "SIZE", "AGE", "DECISION", "REASON")]
         for d in series.decisions:
             c = d.checkpoint
@@ -97,32 +96,6 @@ def as_table(survey: Survey, work_dir: str, now_s: float, *, width: int | None =
         )
 
 
-def simulation_lines(done: Simulation, *, width: int | None = None) -> Iterator[str]:
-    """What a policy would leave of a run, for a person."""
-    left = done.series.decisions
-    yield f"{_plural(done.saves, 'save')} of {_rule_text(done.series)}"
-    yield f"  leaves {len(left)}: {_steps([d.checkpoint for d in left])}"
-    name = done.series.grid.template.name_of(done.peak_step)
-    yield f"  at most {_plural(done.peak, 'file')} at once: when {name} is saved"
-    if width is not None:
-        yield from (f"  {line}" for line in timeline(done.series, width=width - 2))
-
-
-def simulation_json(done: Simulation) -> dict[str, Any]:
-    """The same for a program."""
-    rows = [
-        {
-            "name": d.checkpoint.name,
-            "step": d.checkpoint.step,
-            "reasons": list(d.reasons),
-            "why": [_reason_json(reason) for reason in d.reasons],
-        }
-        for d in done.series.decisions
-    ]
-    return {"template": done.series.grid.template.text, "saves": done.saves, "left": rows, "peak_files": done.peak,
-            "peak_step": done.peak_step}  # fmt: skip
-
-
 def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> Iterator[str]:
     """Rows as aligned columns; those in `right` stand flush right. No trailing blanks."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -140,7 +113,7 @@ def _series_summary(series: SeriesPlan, *, has_budget: bool) -> str:
     known = f", interval {grid.interval}" if grid.interval is not None else ""
     if grid.source is Source.INFERRED:
         known += f", {grid.interval_from}"
-    text = f"{_plural(len(series.decisions), 'checkpoint')} of {grid.template.text}{known}; keeping {_steps(kept)}"
+    text = f"{plural(len(series.decisions), 'checkpoint')} of {grid.template.text}{known}; keeping {steps(kept)}"
     if series.beyond:
         beyond = human_bytes(sum(c.allocated_bytes for c in series.beyond))
         text += f", {len(series.beyond)} of them beyond --max-keep {grid.max_keep} ({beyond})"
@@ -163,17 +136,17 @@ def _has_more_to_free(series: SeriesPlan) -> bool:
     )
 
 
-def _steps(checkpoints: Sequence[Checkpoint]) -> str:
+def steps(checkpoints: Sequence[Checkpoint]) -> str:
     """The steps, a regular run of three or more as `first..last`."""
-    steps = [c.step for c in checkpoints]
-    gaps = {after - before for before, after in itertools.pairwise(steps)}
-    if len(steps) > 2 and len(gaps) == 1:
-        return f"{steps[0]}..{steps[-1]}"
-    shown = steps if len(steps) <= 8 else [*steps[:3], "...", *steps[-3:]]
+    numbers = [c.step for c in checkpoints]
+    gaps = {after - before for before, after in itertools.pairwise(numbers)}
+    if len(numbers) > 2 and len(gaps) == 1:
+        return f"{numbers[0]}..{numbers[-1]}"
+    shown = numbers if len(numbers) <= 8 else [*numbers[:3], "...", *numbers[-3:]]
     return ", ".join(map(str, shown)) or "none"
 
 
-def _rule_text(series: SeriesPlan, *, has_budget: bool = False) -> str:
+def rule_text(series: SeriesPlan, *, has_budget: bool = False) -> str:
     grid = series.grid
     if grid.rule is None:
         rule = "no --max-keep, only --max-bytes" if has_budget else "no --max-keep, so nothing is pruned"
@@ -278,8 +251,8 @@ def _series_json(series: SeriesPlan, held: Mapping[str, Reason]) -> dict[str, An
                 "metrics": {name: _finite(score) for name, score in d.checkpoint.metrics},
                 "decision": d.decision,
                 "reasons": list(d.reasons),
-                "why": [_reason_json(reason) for reason in d.reasons],
-                "held_back": _reason_json(held[d.checkpoint.name]) if d.checkpoint.name in held else None,
+                "why": [reason_json(reason) for reason in d.reasons],
+                "held_back": reason_json(held[d.checkpoint.name]) if d.checkpoint.name in held else None,
                 "size_bytes": d.checkpoint.size_bytes,
                 "written": _iso(d.checkpoint.mtime_ns),
             }
@@ -288,7 +261,7 @@ def _series_json(series: SeriesPlan, held: Mapping[str, Reason]) -> dict[str, An
     }
 
 
-def _reason_json(reason: Reason) -> dict[str, str]:
+def reason_json(reason: Reason) -> dict[str, str]:
     return {"kind": reason.kind.value, "text": reason}
 
 
@@ -304,5 +277,5 @@ def _iso(mtime_ns: int) -> str | None:
         return None  # a time beyond the calendar
 
 
-def _plural(count: int, what: str) -> str:
+def plural(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterable
 
 from ..core.layouts import Pointer
-from ..disk.descriptors import opened_dir, opened_file, path_of, replace_file
+from ..disk.descriptors import open_file, opened_dir, path_of, replace_file
 from ..errors import CkptdError, RefusedError
 from ..inspect.parts import trainer_state
 
@@ -20,10 +20,15 @@ _LONGEST = 8192  # bytes; two paths of PATH_MAX
 def read_pointer(name: str, *, dir_fd: int) -> str | None:
     """The line that the pointer file `name` holds, without its newline; None if it is missing or no line of text."""
     try:
-        with opened_file(name, dir_fd=dir_fd) as fd:
-            content = os.pread(fd, _LONGEST + 1, 0)
+        fd = open_file(name, dir_fd=dir_fd)
     except (OSError, RefusedError):
+        return None  # as nearly always of a framework's own, several times in each pass
+    try:
+        content = os.pread(fd, _LONGEST + 1, 0)
+    except OSError:
         return None
+    finally:
+        os.close(fd)
     text = os.fsdecode(content).strip()
     return text if text and len(content) <= _LONGEST and "\n" not in text and "\0" not in text else None
 
@@ -50,8 +55,11 @@ def replace_pointer(name: str, target: str, *, dir_fd: int) -> None:
 def framework_pointers(pointers: Iterable[Pointer], *, dir_fd: int) -> dict[str, set[str]]:
     """Which checkpoints each of the pointer files names, where they do: two frameworks may have one file."""
     found: dict[str, set[str]] = {}
+    lines: dict[str, str | None] = {}
     for pointer in pointers:
-        text = read_pointer(pointer.file, dir_fd=dir_fd)
+        if pointer.file not in lines:
+            lines[pointer.file] = read_pointer(pointer.file, dir_fd=dir_fd)
+        text = lines[pointer.file]
         name = pointer.names(text) if text else None
         if name:
             found.setdefault(pointer.file, set()).add(name)
