@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from .python import why_not_here
 
-_DEPENDENCIES = ("click", "watchdog")
+_DEPENDENCIES = {"click": "click", "watchdog": "'watchdog>=7.1,<7.2'"}
 _DOUBT = 6  # as errors.DoubtError
 _WRONG_USE = 2  # not 1: of `latest` that means that there is nothing to resume from
 
@@ -50,7 +50,7 @@ def _run() -> None:
         if missing not in _DEPENDENCIES:
             raise
         _fail(f"the command ckptd needs {missing}, which is not installed here: `{sys.executable} -m pip install "
-              f"{' '.join(_DEPENDENCIES)}`, or install ckptd apart; ckptd.shim works without")  # fmt: skip
+              f"{' '.join(_DEPENDENCIES.values())}`, or install ckptd apart; ckptd.shim works without")  # fmt: skip
 
 
 def _fail(text: str) -> NoReturn:

@@ -15,6 +15,7 @@ from ckptd import python
 
 from .conftest import environment
 from .test_architecture import MODULES, name_of, package_of
+from .test_inotify import RANGE
 
 REPOSITORY = Path(__file__).parents[1]
 JOBS = sorted(name_of(path) for path in MODULES if package_of(path).jobs and path.stem not in ("__main__", "__init__"))
@@ -79,3 +80,4 @@ def test_where_a_package_of_the_daemons_is_missing_the_command_says_which(packag
     done = run(sys.executable, "-c", code + "from ckptd.__main__ import main; main()")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert done.stderr.startswith(f"error: the command ckptd needs {package}, which is not installed here")
+    assert f"-m pip install click '{RANGE}'`" in done.stderr

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from watchdog.observers import Observer
+from watchdog.observers.inotify_c import InotifyFD
 
 from ckptd.core.policy import Policy
 from ckptd.daemon.service import Service, Signalled, Word
@@ -336,7 +336,7 @@ def test_without_watches_left_it_scans_and_says_so_once(
     def none_left(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(Observer, "schedule", none_left)
+    monkeypatch.setattr(InotifyFD, "add_callback" if number == errno.ENOSPC else "_create_inotify_fd", none_left)
     places = [tmp_path / "a", tmp_path / "b"]
     for place in places:
         place.mkdir()

@@ -17,7 +17,7 @@ from ..core.policy import Policy
 from ..disk.descriptors import OWN_DIR, opened_dir
 from ..disk.filesystem import SCAN_LOCAL_S, SCAN_NETWORK_S, is_local
 from ..errors import why
-from .directory_watch import DirectoryWatch
+from .inotify import DirectoryWatch, Inotify
 from .notable import Filter
 from .tree import Tree, name_test
 from .watch import Watcher
@@ -51,8 +51,9 @@ class Lookout:
         self._look, self._gone, self._walked = look, gone, walked
         self._is_checkpoint = name_test(policy)
         self._filter = Filter(policy.pointer)
-        self._watch = DirectoryWatch(self._changed, self._lost)
-        self._parent = Watcher(lambda _: self._put("look", root), policy.pointer)
+        self._inotify = Inotify()
+        self._watch = DirectoryWatch(self._inotify, self._changed, self._lost)
+        self._parent = Watcher(lambda _: self._put("look", root), policy.pointer, self._inotify)
         self._tree = Tree(
             root, self._is_checkpoint, on_look=self._on_look, on_gone=self._on_gone, on_trouble=self._on_trouble
         )
@@ -83,7 +84,7 @@ class Lookout:
 
     def look_again(self) -> None:
         """Ask every directory for its time of change, soon."""
-        everything = self._events_lost or not self._watch.is_alive()
+        everything = self._events_lost or not self._inotify.is_alive()
         self._events_lost = False
         self._put("all" if everything else "again")
 
@@ -100,8 +101,7 @@ class Lookout:
         """Stop; what is under way is given a moment."""
         self._stopping.set()
         self._tasks.put(None)
-        self._watch.close()
-        self._parent.close()
+        self._inotify.close()
         if self._thread.is_alive():
             self._thread.join(1.0)
 
@@ -116,8 +116,8 @@ class Lookout:
                 self._watch.remove(place)
         if wanted:
             self._filling[path] = wanted
-        added = [self._watch.add(place) for place in wanted if place not in self._watch]
-        return any(added)
+        added = {place for place in wanted if self._watch.add(place)}
+        return bool(added)
 
     def forget(self, path: str) -> None:
         """Watch nothing inside `path` any more, and take every name in it for one that counts."""
@@ -157,9 +157,9 @@ class Lookout:
         else:
             if what == "all":
                 self._tree.distrust()
-            if not self._watch.is_alive():
+            if not self._inotify.is_alive():
                 log.warning("the watcher died; started another")
-                self._watch.close()
+                self._inotify.close()
             for work_dir in self._tree.look_again():
                 self._tell(work_dir)
             self._look_at_unwatched()
@@ -200,7 +200,7 @@ class Lookout:
         self._look(work_dir)
 
     def _on_look(self, path: str) -> None:
-        self._watch.add(path, fate=path == self.root)
+        self._watch.add(path, follow=path == self.root, fate=path == self.root)
 
     def _on_gone(self, path: str) -> None:
         if path not in self._filling.get(os.path.dirname(path), ()):

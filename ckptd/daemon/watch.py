@@ -1,57 +1,31 @@
-"""Hints that a work dir may have changed. Hints only: the disk is the truth, and a lost one delays, never decides.
-
-The only import of watchdog. Where the system has no watches left, there are no hints, and scanning does it all.
-"""
+"""Hints of work dirs that were named, whether they are there or not. The disk is the truth: a lost hint only delays."""
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
-import warnings
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from watchdog.events import (
-    DirCreatedEvent,
-    DirDeletedEvent,
-    DirMovedEvent,
-    FileClosedEvent,
-    FileCreatedEvent,
-    FileDeletedEvent,
-    FileMovedEvent,
-    FileSystemEvent,
-    FileSystemEventHandler,
-)
-from watchdog.observers import Observer
-from watchdog.observers.api import BaseObserver, ObservedWatch
-from watchdog.observers.inotify_move_event_grouper import InotifyMoveEventGrouper
-
+from .inotify import DirectoryWatch, Inotify
 from .notable import Filter
-
-# watchdog holds back what follows a file moved away, our own renames into the trash, for half a second, to pair it with
-# its arrival. A hint needs no pairs.
-InotifyMoveEventGrouper.delay = 0.0
-
-# Asked of the kernel, so that the thousands of writes into one big file never wake this process.
-_EVENTS: list[type[FileSystemEvent]] = [
-    FileClosedEvent, FileMovedEvent, FileCreatedEvent, FileDeletedEvent,
-    DirMovedEvent, DirCreatedEvent, DirDeletedEvent,
-]  # fmt: skip
-
-log = logging.getLogger("ckptd")
 
 
 class Watcher:
-    """Calls `hint(path)` from a thread of its own whenever something under a watched path changed."""
+    """Calls `hint(path)`, from the thread of inotify, whenever something under a watched path changed.
 
-    def __init__(self, hint: Callable[[str], None], pointer: str) -> None:
+    Any thread may call it.
+    """
+
+    def __init__(self, hint: Callable[[str], None], pointer: str, inotify: Inotify | None = None) -> None:
         self._hint = hint
         self._filter = Filter(pointer)
-        self._observer: BaseObserver | None = None
-        self._watches: dict[str, dict[str, tuple[_Handler, ObservedWatch]]] = {}  # by path, then by the place watched
-        self._said_full = False
-        self._alarm = _Alarm(self)
+        self._inotify = inotify or Inotify()
+        self._watch = DirectoryWatch(self._inotify, self._changed, self._lost)
+        self._lock = threading.Lock()
+        # Both are changed under the lock, by single operations: the thread of inotify reads them without.
+        self._places: dict[str, set[str]] = {}  # what is watched for a path
+        self._paths: dict[str, frozenset[str]] = {}  # for which paths a place is watched
 
     def watch(self, path: str, inside: Iterable[str] = ()) -> bool:
         """Watch `path` and, for its own fate, its parent; while it is missing, the nearest parent that exists.
@@ -62,51 +36,14 @@ class Watcher:
         there = os.path.isdir(path)
         places = {path, os.path.dirname(path)} if there else {str(next(p for p in Path(path).parents if p.is_dir()))}
         places.update(os.path.join(path, name) for name in inside)
-        watched = self._watches.setdefault(path, {})
-        for place in watched.keys() - places:
-            self._unwatch(path, place)
-        added = [place for place in sorted(places - watched.keys()) if self._schedule(path, place)]
-        return bool(added)
-
-    def _schedule(self, path: str, place: str) -> bool:
-        handler = _Handler(self, path, path if len(place) < len(path) else None)
-        try:
-            if self._observer is None:
-                self._observer = Observer()
-                logging.getLogger("watchdog").addHandler(self._alarm)  # adding it again does nothing
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # watchdog's own, about directories that churn
-                scheduled = self._observer.schedule(handler, place, event_filter=_EVENTS)
-                if not self._observer.is_alive():
-                    self._observer.start()
-        except OSError as error:
-            # Out of watches or instances (ENOSPC, EMFILE), or gone again: scanning goes on without.
-            if error.errno != errno.ENOENT and not self._said_full:
-                self._said_full = True
-                log.warning("could not watch %s: %s; scanning instead (see %s)", place, error, limit_of(error))
-            if self._observer is not None and not any(self._watches.values()):
-                self._observer.stop()  # it has an inotify instance and a thread from the moment it was made
-                self._observer = None
-            return False
-        self._watches[path][place] = handler, scheduled
-        return True
+        new = self._want(path, places)
+        added = {place for place in places if self._watch.add(place, follow=True)}
+        return any(place in self._watch for place in new | added)
 
     def forget(self, path: str) -> None:
         """Stop watching `path`."""
-        for place in list(self._watches.get(path, ())):
-            self._unwatch(path, place)
-        self._watches.pop(path, None)
+        self._want(path, set())
         self._filter.forget(path)
-
-    def _unwatch(self, path: str, place: str) -> None:
-        handler, scheduled = self._watches[path].pop(place)
-        if self._observer is not None:
-            try:
-                self._observer.remove_handler_for_watch(handler, scheduled)
-                if not any(scheduled == w for watched in self._watches.values() for _, w in watched.values()):
-                    self._observer.unschedule(scheduled)
-            except (KeyError, OSError) as error:
-                log.debug("unwatched %s: %s", place, error)
 
     def heed(self, path: str, counts: Callable[[str], bool]) -> None:
         """From now on give hints of `path` only for names that count; until then for all of them."""
@@ -118,59 +55,43 @@ class Watcher:
 
     def is_alive(self) -> bool:
         """Whether hints still come, if any were promised."""
-        return self._observer is None or self._observer.is_alive()
+        return self._inotify.is_alive()
 
     def close(self) -> None:
         """Stop; what is under way ends first."""
-        if self._observer is not None and self._observer.is_alive():
-            self._observer.stop()
-            self._observer.join()
-        self._observer = None
-        self._watches.clear()
-        logging.getLogger("watchdog").removeHandler(self._alarm)
+        self._inotify.close()
 
-    def lost(self, text: str) -> None:
-        """watchdog is in trouble, an overflowed queue most of all: whatever it lost, the disk still has."""
-        log.debug("watchdog: %s; looking everywhere", text)
-        for path in list(self._watches):
-            self._hint(path)
+    def _want(self, path: str, places: set[str]) -> set[str]:
+        """Note for what `path` is watched from now on, and watch the rest no more; returns what is new."""
+        with self._lock:
+            before = self._places.pop(path, set())
+            if places:
+                self._places[path] = places
+            for place in places - before:
+                self._paths[place] = self._paths.get(place, frozenset()) | {path}
+            for place in before - places:
+                left = self._paths[place] - {path}
+                if left:
+                    self._paths[place] = left
+                else:
+                    del self._paths[place]
+                    self._watch.remove(place)
+            return places - before
 
-    def changed(self, path: str, event: FileSystemEvent, only: str | None) -> None:
-        """Decide whether an event is a hint; called by the observer's thread. `only`: all that counts in a parent."""
-        went = [os.fsdecode(event.src_path)] if event.src_path else []
-        came = [os.fsdecode(event.dest_path)] if event.dest_path else []
-        if only is not None:
-            if any(only == place or only.startswith(place + os.sep) for place in (*went, *came)):
+    # --- called by the thread of inotify ----------------------------------------------------------------------
+
+    def _changed(self, place: str, name: str, is_dir: bool, gone: bool) -> None:
+        for path in self._paths.get(place, ()):
+            if not name or self._is_hint(path, place, name, gone=gone):
                 self._hint(path)
-            return
-        gone = event.event_type in ("deleted", "moved")
-        if any(self._is_hint(path, p, gone) for p in went) or any(self._is_hint(path, p, False) for p in came):
+
+    def _is_hint(self, path: str, place: str, name: str, *, gone: bool) -> bool:
+        if place == path:
+            return self._filter.is_hint(path, name, gone=gone)
+        if f"{path}/".startswith(f"{place.rstrip('/')}/"):  # a parent, of which all else is no concern of ours
+            return f"{path}/".startswith(f"{os.path.join(place, name)}/")
+        return True
+
+    def _lost(self) -> None:
+        for path in list(self._places):
             self._hint(path)
-
-    def _is_hint(self, path: str, place: str, gone: bool) -> bool:
-        parent, name = os.path.split(place)
-        return parent != path or self._filter.is_hint(path, name, gone=gone)
-
-
-def limit_of(error: OSError) -> str:
-    """The kernel's limit that stands behind an error of inotify."""
-    return "fs.inotify.max_user_instances" if error.errno == errno.EMFILE else "fs.inotify.max_user_watches"
-
-
-class _Handler(FileSystemEventHandler):
-    def __init__(self, watcher: Watcher, path: str, only: str | None) -> None:
-        self._watcher, self._path, self._only = watcher, path, only
-
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        self._watcher.changed(self._path, event, self._only)
-
-
-class _Alarm(logging.Handler):
-    """watchdog tells of lost events in its log only."""
-
-    def __init__(self, watcher: Watcher) -> None:
-        super().__init__(logging.WARNING)
-        self._watcher = watcher
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._watcher.lost(record.getMessage())
