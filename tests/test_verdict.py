@@ -18,10 +18,12 @@ from ckptd.core.checkpoint import State
 from ckptd.disk.descriptors import opened_dir
 from ckptd.disk.filesystem import is_local
 from ckptd.inspect import verdict as judging
+from ckptd.inspect.files import structure_of_file
 from ckptd.inspect.scan import entry_of
 from ckptd.inspect.verdict import Settling, Verdict, has_writer, judge
 
 from .conftest import LEGACY_MAGIC, Builder, environment, holding_open, legacy, safetensors, torch_zip
+from .in_memory import Bytes
 
 LOCAL, NETWORK = Settling(local=True), Settling(local=False)
 
@@ -33,12 +35,10 @@ def judged(path: Path, settling: Settling = LOCAL, *, age_s: float = 3600.0) -> 
         return judge(entry, dir_fd=fd, settling=settling, now_ns=entry.mtime_ns + int(age_s * 1e9))
 
 
-def state_of(content: bytes, place: Path) -> tuple[State, bool]:
-    path = place / "epoch_1.pth"
-    path.write_bytes(content)
-    verdict = judged(path)
-    assert verdict.evidence
-    return verdict.state, verdict.known
+def state_of(content: bytes) -> tuple[State, bool]:
+    found = structure_of_file(Bytes(content))
+    assert found.text
+    return found.state, found.known
 
 
 @pytest.fixture
@@ -62,20 +62,20 @@ def test_what_torch_writes_is_complete(work_dir: Path) -> None:
     assert judged(work_dir / "epoch_1.pth").state is State.COMPLETE
 
 
-def test_what_torch_wrote_before_1_6_is_unverifiable_and_known(work_dir: Path) -> None:
+def test_what_torch_wrote_before_1_6_is_unverifiable_and_known() -> None:
     torch = pytest.importorskip("torch")
     out = io.BytesIO()
     torch.save({"w": torch.arange(10.0)}, out, _use_new_zipfile_serialization=False)
     assert out.getvalue().startswith(LEGACY_MAGIC[:12])
-    assert state_of(out.getvalue(), work_dir) == (State.UNVERIFIABLE, True)
+    assert state_of(out.getvalue()) == (State.UNVERIFIABLE, True)
 
 
-def test_what_safetensors_writes_is_complete(work_dir: Path) -> None:
+def test_what_safetensors_writes_is_complete() -> None:
     numpy = pytest.importorskip("safetensors.numpy")
     np = pytest.importorskip("numpy")
     content = numpy.save({"w": np.arange(100.0), "b": np.zeros(3)}, metadata={"format": "pt"})
-    assert state_of(content, work_dir) == (State.COMPLETE, True)
-    assert state_of(content[:-1], work_dir) == (State.INCOMPLETE, True)
+    assert state_of(content) == (State.COMPLETE, True)
+    assert state_of(content[:-1]) == (State.INCOMPLETE, True)
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,10 @@ def test_what_safetensors_writes_is_complete(work_dir: Path) -> None:
         pytest.param(safetensors(16), id="safetensors"),
     ],
 )
-def test_cut_anywhere_it_is_never_complete(content: bytes, work_dir: Path) -> None:
-    assert state_of(content, work_dir) == (State.COMPLETE, True)
+def test_cut_anywhere_it_is_never_complete(content: bytes) -> None:
+    assert state_of(content) == (State.COMPLETE, True)
     for length in range(len(content)):
-        state, _ = state_of(content[:length], work_dir)
+        state, _ = state_of(content[:length])
         assert state is not State.COMPLETE, length
         if length > 8:  # by then it is clear what it would have become
             assert state is State.INCOMPLETE, length
@@ -112,28 +112,28 @@ def test_cut_anywhere_it_is_never_complete(content: bytes, work_dir: Path) -> No
         pytest.param(struct.pack("<Q", 90_000) + b'{"a":' * 18_000, (State.UNVERIFIABLE, False), id="braces too deep"),
     ],
 )
-def test_bytes_are_what_they_are(content: bytes, expected: tuple[State, bool], work_dir: Path) -> None:
-    assert state_of(content, work_dir) == expected
+def test_bytes_are_what_they_are(content: bytes, expected: tuple[State, bool]) -> None:
+    assert state_of(content) == expected
 
 
-def test_a_zip_that_torch_did_not_write_is_not_known(work_dir: Path) -> None:
+def test_a_zip_that_torch_did_not_write_is_not_known() -> None:
     content = torch_zip().replace(b"data.pkl", b"data.txt")
-    assert state_of(content, work_dir) == (State.COMPLETE, False)
+    assert state_of(content) == (State.COMPLETE, False)
 
 
-def test_a_member_outside_the_file_is_incomplete(work_dir: Path) -> None:
+def test_a_member_outside_the_file_is_incomplete() -> None:
     content = bytearray(torch_zip(b"w" * 40))
     at = content.index(b"PK\x01\x02")  # the first entry of the central directory
     struct.pack_into("<II", content, at + 20, 1 << 20, 1 << 20)
-    assert state_of(bytes(content), work_dir) == (State.INCOMPLETE, True)
+    assert state_of(bytes(content)) == (State.INCOMPLETE, True)
 
 
-def test_a_damaged_byte_of_the_directory_is_never_an_exception(work_dir: Path) -> None:
+def test_a_damaged_byte_of_the_directory_is_never_an_exception() -> None:
     content = torch_zip(b"w" * 40)
     for at in range(content.index(b"PK\x01\x02"), len(content)):
         damaged = bytearray(content)
         damaged[at] ^= 0xFF
-        state_of(bytes(damaged), work_dir)
+        state_of(bytes(damaged))
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import struct
 import zipfile
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core import kinds
 from ..core.checkpoint import State
-from ..disk.descriptors import hole_in
+
+if TYPE_CHECKING:
+    from .view import FileView
 
 _ZIP = b"PK\x03\x04"
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa8")  # the pickled magic number of torch before 1.6
@@ -49,21 +50,21 @@ class Structure:
     kind: str = ""
 
 
-def structure_of_file(fd: int) -> Structure:
-    """Look at the regular file open as `fd`. Raises OSError if the disk does not answer."""
-    size_bytes = os.fstat(fd).st_size
-    head = os.pread(fd, _HEAD, 0)
+def structure_of_file(file: FileView) -> Structure:
+    """Look at one file. Raises OSError if the disk does not answer."""
+    size_bytes = file.size_bytes
+    head = file.read(_HEAD, 0)
     if not head:
         return Structure(State.INCOMPLETE, "empty")
     if head.startswith(_ZIP):
-        return _zip(fd, head, size_bytes)
+        return _zip(file, head, size_bytes)
     if head.startswith(_LEGACY):
         legacy = Structure(State.UNVERIFIABLE, "torch's legacy format: holds no check", kind=kinds.LEGACY)
-        return _whole_unless_sparse(fd, size_bytes, legacy)
+        return _whole_unless_sparse(file, legacy)
     if len(head) < len(_LEGACY) and (_ZIP.startswith(head) or _LEGACY.startswith(head)):
         return Structure(State.INCOMPLETE, f"ends after {len(head)} bytes")
     if len(head) > 8 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= _LONGEST_HEADER:
-        return _safetensors(fd, head, size_bytes)
+        return _safetensors(file, head, size_bytes)
     if not any(head):
         return Structure(State.INCOMPLETE, "begins with zeros: its data never reached the disk", known=False)
     return Structure(State.UNVERIFIABLE, "bytes of no known format", known=False)
@@ -86,8 +87,8 @@ def raise_disk_trouble(error: BaseException) -> None:
             raise each
 
 
-def _zip(fd: int, head: bytes, size_bytes: int) -> Structure:
-    end = _end_of_zip(fd, size_bytes)
+def _zip(file: FileView, head: bytes, size_bytes: int) -> Structure:
+    end = _end_of_zip(file, size_bytes)
     # Its first member tells what it is, or would have become: torch begins with <name>/data.pkl.
     name_length = struct.unpack_from("<H", head, 26)[0] if len(head) >= 30 else 0
     first = head[30 : 30 + name_length]
@@ -96,11 +97,11 @@ def _zip(fd: int, head: bytes, size_bytes: int) -> Structure:
     if end is None:
         return Structure(State.INCOMPLETE, "no end record: cut short", known, kind=kind)
     entries, start, length = end
-    listed = _entries_in(os.pread(fd, length, start))
+    listed = _entries_in(file.read(length, start))
     if listed is None or max(entries, listed) > _MOST_MEMBERS:
         return Structure(State.INCOMPLETE, "its central directory is damaged", known, kind=kind)
     try:
-        with open(fd, "rb", closefd=False) as file, zipfile.ZipFile(file) as archive:
+        with file.stream() as stream, zipfile.ZipFile(stream) as archive:
             members = archive.infolist()
     except (
         zipfile.BadZipFile,
@@ -159,14 +160,14 @@ def _entries_in(directory: bytes) -> int | None:
     return count if at == len(directory) else None
 
 
-def _end_of_zip(fd: int, size_bytes: int) -> tuple[int, int, int] | None:
+def _end_of_zip(file: FileView, size_bytes: int) -> tuple[int, int, int] | None:
     """How many members the end records say there are, and where the central directory begins and how long it is, in
     bytes; None if the records are missing, or do not fit the file.
 
     zipfile passes over most of what they say; torch's reader does not. Source: APPNOTE.TXT, sections 4.3.14 to 4.3.16.
     """
     length = min(size_bytes, _LOCATOR64.size + _END.size + _LONGEST_COMMENT)
-    tail = os.pread(fd, length, size_bytes - length)
+    tail = file.read(length, size_bytes - length)
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) < at + _END.size:
         return None
@@ -176,7 +177,7 @@ def _end_of_zip(fd: int, size_bytes: int) -> tuple[int, int, int] | None:
         return None
     if tail[max(0, at - _LOCATOR64.size) : at].startswith(b"PK\x06\x07"):
         _, disk, end64, disks = _LOCATOR64.unpack_from(tail, at - _LOCATOR64.size)
-        record = os.pread(fd, _END64.size, end64) if end64 < size_bytes else b""
+        record = file.read(_END64.size, end64) if end64 < size_bytes else b""
         if len(record) < _END64.size or not record.startswith(b"PK\x06\x06") or disk or disks != 1:
             return None
         _, length64, _, _, disk, start_disk, here, entries, directory, offset = _END64.unpack(record)
@@ -192,9 +193,9 @@ def _is_pickle_member(name: str) -> bool:
     return name.rpartition("/")[2] == "data.pkl"
 
 
-def _safetensors(fd: int, head: bytes, size_bytes: int) -> Structure:
+def _safetensors(file: FileView, head: bytes, size_bytes: int) -> Structure:
     (length,) = struct.unpack("<Q", head[:8])
-    text = os.pread(fd, length, 8)
+    text = file.read(length, 8)
     if len(text) < length:
         return Structure(State.INCOMPLETE, "safetensors, header cut short", kind=kinds.SAFETENSORS)
     try:
@@ -209,12 +210,12 @@ def _safetensors(fd: int, head: bytes, size_bytes: int) -> Structure:
     if size_bytes != expected:
         return Structure(State.INCOMPLETE, f"safetensors, {size_bytes} of {expected} bytes", kind=kinds.SAFETENSORS)
     whole = Structure(State.COMPLETE, "safetensors, all bytes there", kind=kinds.SAFETENSORS)
-    return _whole_unless_sparse(fd, size_bytes, whole)
+    return _whole_unless_sparse(file, whole)
 
 
-def _whole_unless_sparse(fd: int, size_bytes: int, whole: Structure) -> Structure:
+def _whole_unless_sparse(file: FileView, whole: Structure) -> Structure:
     """A hole reads as zeros, and these formats have no checksum to find it by: it was never written."""
-    hole = hole_in(fd, size_bytes)
+    hole = file.hole()
     if hole is not None:
         return Structure(State.INCOMPLETE, f"a hole at byte {hole}: never written", kind=whole.kind)
     return whole

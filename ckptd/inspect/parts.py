@@ -17,6 +17,7 @@ from typing import Any
 
 from ..core.checkpoint import State
 from ..disk.descriptors import check_depth, names_in, opened_dir, opened_file
+from ..disk.opened import OpenedFile
 from ..errors import RefusedError
 from . import dcp
 from .files import Structure, parse_json, structure_of_file
@@ -84,7 +85,7 @@ def part_of(fd: int, name: str) -> Structure:
     """What one file in the directory looks like; incomplete if it is missing, or no file."""
     try:
         with opened_file(name, dir_fd=fd) as file_fd:
-            return structure_of_file(file_fd)
+            return structure_of_file(OpenedFile(file_fd))
     except FileNotFoundError:
         return Structure(State.INCOMPLETE, "is missing")
     except (RefusedError, OSError) as error:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from ..core.checkpoint import State
 from ..core.entry import Entry
 from ..disk.descriptors import opened_dir, opened_file
+from ..disk.opened import OpenedFile
 from ..disk.walk import walk_opened
 from ..errors import RefusedError
 from .directories import structure_of_directory
@@ -85,7 +86,7 @@ def judge(
     with opened_file(entry.name, dir_fd=dir_fd) as fd:
         # The writer first: what is looked at after it has gone is what it left.
         writer = has_writer(fd) if settling.local else None
-        found = structure_of_file(fd)
+        found = structure_of_file(OpenedFile(fd))
     return _judge(entry, found, writer, settling, now_ns)
 
 
