@@ -197,7 +197,9 @@ def test_after_a_failed_fsync_what_is_read_back_whole_from_the_disk_is_relied_on
     work_dir = with_checkpoints(*epochs(1, 2, 3))
     with monkeypatch.context() as patch:
         refuse_fsync(patch, "epoch_3.pth")
-        a_pass(work_dir, max_keep=1, interval=1)
+        with passes(work_dir, max_keep=1, interval=1) as process:
+            assert process.reconcile().look_again_s == 1  # though nothing else may happen here
+            assert not process.can_rest
     assert pointed(work_dir) == "epoch_2.pth"
     advised = []
     monkeypatch.setattr(os, "posix_fadvise", lambda fd, *_: advised.append(os.readlink(f"/proc/self/fd/{fd}")))

@@ -23,6 +23,7 @@ from ..daemon.tree import Tree, name_test
 from ..errors import CkptdError, why
 from ..text import render
 from ..text.human import human_bytes
+from ..text.voice import Voice
 from ..workdir.workdir import WorkDir, other_owner, others_text
 from .log import say
 
@@ -97,7 +98,7 @@ class _Found:
 
     def __init__(self, roots: Sequence[str], policy: Policy) -> None:
         self.code, self.done, self.progress = 0, 0, _Progress()
-        self._said: set[str] = set()
+        self._voice = Voice()
         self._places: dict[str, str] = {}  # the work dir, and the root that it was found below
         for root in dict.fromkeys(os.path.abspath(root) for root in roots):
             WorkDir(root).close()  # says what is wrong with it
@@ -129,10 +130,9 @@ class _Found:
             owner = other_owner(work_dir)
         except OSError:
             return True  # gone again
-        if owner is not None and owner not in self._said:
-            self._said.add(owner)
+        if owner is not None:
             self.progress.clear()
-            log.warning("%s", others_text(work_dir, owner, root))
+            self._voice.once("others", others_text(work_dir, owner, root), of=owner, news=owner)
         return owner is not None
 
     def _unreadable(self, path: str, error: OSError) -> None:

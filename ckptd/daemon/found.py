@@ -13,6 +13,7 @@ from typing import Any
 
 from ..core.policy import Policy
 from ..core.survey import Survey
+from ..text.voice import Voice
 from ..workdir.workdir import WorkDir, check_library_use, other_owner
 from .keeper import Keeper
 
@@ -65,7 +66,7 @@ class FoundKeeper(Keeper):
                     self._reconciler = self._made(work)
             finally:
                 if self._reconciler is None:
-                    self._beyond = {}
+                    self._voice = Voice(self.label)
                     work.close()
         return super()._pass()
 

@@ -12,23 +12,21 @@ import time
 from collections.abc import Callable
 
 from ..core.policy import Policy
-from ..core.schedule import Schedule
 from ..core.survey import Survey
 from ..disk.filesystem import SCAN_LOCAL_S, SCAN_NETWORK_S, is_local, is_read_only
 from ..errors import CkptdError, ReplacedError, why
+from ..passes.back_off import back_off_s
 from ..passes.background import Background
 from ..passes.patience import Patience
 from ..passes.reading import Reader
 from ..passes.reconcile import Reconciler, Report
 from ..systemd import notify
-from ..text.advice import ignored_text
-from ..text.labelled import Labelled
+from ..text.advice import beyond_text, ignored_text
 from ..text.render import summary, will_happen
+from ..text.voice import Voice
 from ..workdir.workdir import WorkDir, become_owner, check_library_use
 from .hints import Hints
 from .notable import Notable, Stamp, declared_at
-
-_BACK_OFF_S = (1.0, 60.0)
 
 log = logging.getLogger("ckptd")
 
@@ -57,7 +55,7 @@ class Keeper:
     ) -> None:
         self._on_met = on_met
         self.path, self.label, self.due_s = path, label, 0.0
-        self._log = Labelled(log, {"label": label})  # for what does not name the work dir itself
+        self._voice = Voice(label)
         self.report: Report | None = None
         self.failure: Exception | None = None
         self.job_left: bool | None = None
@@ -67,10 +65,7 @@ class Keeper:
         self._patience = Patience(beside_job)
         self._reconciler: Reconciler | None = None
         self._looked_for = False
-        self._said = ""
         self._announced: tuple[list[str], list[str]] = [], []
-        self._beyond: dict[str, int] = {}
-        self._ignored: dict[str, Schedule] = {}
         self._filling: frozenset[str] = frozenset()
         self._failures = 0
         self._interval_s = SCAN_LOCAL_S
@@ -87,8 +82,7 @@ class Keeper:
         except Exception as failure:  # even a bug about one work dir must not be the end of the others
             self.failure = failure
             self._failures += 1
-            shortest, longest = _BACK_OFF_S
-            again_s = min(longest, shortest * 2 ** min(self._failures - 1, 10))
+            again_s = back_off_s(self._failures)
             if isinstance(failure, CkptdError):
                 self._say(logging.ERROR, str(failure))
             elif isinstance(failure, OSError):
@@ -98,7 +92,8 @@ class Keeper:
         else:
             if self.failure is not None:
                 self._say(logging.INFO, f"{self.path}: works again")
-            self.failure, self._failures, self._said = None, 0, ""
+            self._voice.forget("look")
+            self.failure, self._failures = None, 0
         self.due_s = time.monotonic() + (self._interval_s if again_s is None else min(again_s, self._interval_s))
 
     def close(self) -> None:
@@ -112,9 +107,9 @@ class Keeper:
     def _pass(self) -> float | None:
         if self._reconciler is not None and not self._reconciler.work.is_still_there():
             self._announced = [], []
-            self._beyond = {}
             self._say_lost()
             self.close()
+            self._voice = Voice(self.label)  # what comes there next is another
         self._watcher.watch(self.path, self._filling)  # before the look, so that nothing falls between them
         met = self._reconciler is None
         if met:
@@ -131,19 +126,19 @@ class Keeper:
                 for line in lines:
                     log.info("%s", line)
                 for line in would:
-                    self._log.info("%s", line)
+                    self._voice.info("%s", line)
             if met:
                 self._on_met()
                 for advice in survey.advice:
-                    self._log.warning("%s", advice)
-            self._warn_of_ignored(survey, said=met)
+                    self._voice.warning("%s", advice)
+            self._warn_of_series(survey, aloud=not met)
             if self._dry_run:
                 return 0.0 if self._heed(survey, before) else survey.settles_s
         if self.job_left is None:
             self.report = self._reconciler.reconcile()
         else:
             self.report = self._reconciler.reconcile_at_end(alone=not self.job_left)
-        self._warn_of_ignored(self.report.survey)
+        self._warn_of_series(self.report.survey)
         return 0.0 if self._heed(self.report.survey, before) else self.report.look_again_s
 
     def _summary(self, survey: Survey) -> list[str]:
@@ -163,14 +158,15 @@ class Keeper:
         self._filling = survey.filling
         return self._watcher.watch(self.path, self._filling)
 
-    def _warn_of_ignored(self, survey: Survey, *, said: bool = False) -> None:
-        """Say once of each declared schedule that saves have come to contradict it."""
+    def _warn_of_series(self, survey: Survey, *, aloud: bool = True) -> None:
+        """Say what saves have brought: a schedule that they contradict, or more and more beyond K."""
         for series in survey.plan.series:
             text, ignored = series.grid.template.text, series.grid.ignored
-            if ignored is not None and self._ignored.get(text) != ignored:
-                self._ignored[text] = ignored
-                if not said:
-                    self._log.warning("%s", ignored_text(series, survey.plan.memory))
+            if ignored is not None:
+                said = ignored_text(series, survey.plan.memory)
+                self._voice.once("ignored", said, of=text, news=ignored, aloud=aloud)
+            beyond = functools.partial(beyond_text, series)
+            self._voice.when_doubled("beyond", len(series.beyond), beyond, of=text, aloud=aloud)
 
     def _meet(self) -> bool:
         """Open the work dir if it is there by now."""
@@ -195,16 +191,14 @@ class Keeper:
 
     def _made(self, work: WorkDir) -> Reconciler:
         return Reconciler(
-            work, self._policy, self._background, reader=self._reader, stopping=self._stopping, label=self.label,
-            beyond=self._beyond, expecting=functools.partial(self._watcher.expect_gone, self.path),
+            work, self._policy, self._background, reader=self._reader, stopping=self._stopping, voice=self._voice,
+            expecting=functools.partial(self._watcher.expect_gone, self.path),
             patience=self._patience,
         )  # fmt: skip
 
     def _say(self, level: int, text: str) -> None:
         """Log it, unless it was the last thing said: a wait of a week is one line."""
-        if text != self._said:
-            self._said = text
-            log.log(level, "%s", text)
+        self._voice.once("look", text, level=level)
 
 
 def _where(path: str, error: OSError) -> str:

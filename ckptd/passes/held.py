@@ -13,7 +13,7 @@ from ..core.plan import Decision
 from ..core.survey import Survey
 from ..disk.in_use import process_text, writers_of
 from ..inspect.verdict import OPEN_FOR_WRITING, age_seconds
-from ..text.labelled import Labelled
+from ..text.voice import Voice
 from ..workdir.workdir import WorkDir
 
 _LATER_SAVES = 2  # the newest may be being written, and beside it one that a background writes
@@ -22,17 +22,16 @@ _MOST_NAMED = 3
 
 
 class Held:
-    """Knows whether it was said. due_s: when there may be something to say if nothing else happens, or None."""
+    """due_s: when there may be something to say if nothing else happens, or None."""
 
-    def __init__(self, work: WorkDir, log: Labelled) -> None:
-        self._work, self._log = work, log
-        self.has_said = False
+    def __init__(self, work: WorkDir, voice: Voice) -> None:
+        self._work, self._voice = work, voice
         self.due_s: float | None = None
 
     def look(self, survey: Survey, now_ns: int) -> None:
         """Say it, if it is so: unchanged for a while, and either the job has saved on or that while was a long one."""
         self.due_s = None
-        if self.has_said:
+        if self._voice.has_said("held"):
             return
         waits = []
         for series in survey.plan.series:
@@ -51,14 +50,12 @@ class Held:
         with contextlib.suppress(OSError):  # gone since
             pids = writers_of(names, dir_fd=self._work.fd)
         who = _listed([process_text(pid) for pid in pids])
-        self._log.warning(
-            "%s: still open for writing in %s, though nothing has been written for a while. What is open counts as "
-            "being saved: it is kept, and not relied on. Close each file once it is written; a worker that was forked "
-            "before that has it open too, until it ends",
-            _listed(names),
-            who or "a process that cannot be seen from here",
+        self._voice.once(
+            "held",
+            f"{_listed(names)}: still open for writing in {who or 'a process that cannot be seen from here'}, though "
+            "nothing has been written for a while. What is open counts as being saved: it is kept, and not relied on. "
+            "Close each file once it is written; a worker that was forked before that has it open too, until it ends",
         )
-        self.has_said = True
 
 
 def _is_open(decision: Decision) -> bool:

@@ -24,14 +24,16 @@ from ..disk.filesystem import free_bytes
 from ..errors import RefusedError, why
 from ..inspect.scan import SIDECAR_ENDING, entry_of
 from ..text.human import human_bytes
-from ..text.labelled import Labelled
+from ..text.voice import Voice
 from ..workdir import journal, trash
 from ..workdir.workdir import WorkDir
+from .back_off import back_off_s
 from .background import Background
 from .last_look import Holders, is_still, reasons_to_stay
 from .remover import Remover
 
 _UNNAMED_TTL_MS = 3_600_000
+_LONGEST_S = 3600.0  # between two tries to free something
 _GAVE_BACK = "gave back"
 
 
@@ -48,22 +50,18 @@ class Pruner:
         trash_ttl_s: float | None,
         background: Background,
         clock: Callable[[], int],
-        log: Labelled,
+        voice: Voice,
         stopping: Callable[[], bool],
         named_now: Callable[[], Mapping[str, Sequence[Reason]]],
     ) -> None:
         self._stopping = stopping
         self._named_now = named_now
-        self._work, self._trash_ttl_s, self._clock, self._log = work, trash_ttl_s, clock, log
-        self._remover = Remover(background, log)
+        self._work, self._trash_ttl_s, self._clock, self._voice = work, trash_ttl_s, clock, voice
+        self._remover = Remover(background, voice)
         self._tries: dict[str, int] = {}
         self._unwritten: list[dict[str, Any]] = []  # journal lines that found no room
         self._expires_ms: dict[str, int] = {}
         self._bytes: dict[str, int] = {}  # what each of these takes on the disk
-        self._said: dict[str, str] = {}
-        self._left: dict[str, str] = {}  # what the last pass was to prune and has left alone, and why
-        self._said_full = False
-        self._said_alone = False
         self._unsynced = False
         self._looked_at: set[str] = set()  # what came into the trash in this pass, and nobody named then
         self._maybe_undone = False  # whether a power cut could undo renames of what is in the trash
@@ -97,11 +95,8 @@ class Pruner:
                 # A claimed one was being removed: it may be half gone already.
                 self._expires_ms[item.name] = item.at_ms if item.claimed else until_ms or item.at_ms
         if unnamed:
-            self._log.warning(
-                "found %d in %s/trash of which nothing is written down; kept for an hour",
-                unnamed,
-                self._work.own_path,
-            )
+            found = f"found {unnamed} in {self._work.own_path}/trash"
+            self._voice.once("unnamed", f"{found} of which nothing is written down; kept for an hour")
 
     def prune(self, survey: Survey, prunes: Sequence[Decision]) -> tuple[list[Decision], dict[str, str]]:
         """Rename into the trash, oldest first, and make that durable. One failure is not the end.
@@ -110,9 +105,10 @@ class Pruner:
         """
         pruned: list[Decision] = []
         failed: dict[str, str] = {}
-        said_before, self._left = self._left, {}
+        left: dict[str, str] = {}
         self._looked_at.clear()
         if not prunes:
+            self._voice.all_of("left", left)
             return pruned, failed
         now_ms = self._clock() // 1_000_000
         ttl_s = trash_ttl_s(survey.plan, prunes, asked_s=self._trash_ttl_s, free_bytes=free_bytes(self._work.fd))
@@ -136,19 +132,19 @@ class Pruner:
                 except FileNotFoundError:
                     pruned.append(decision)  # somebody else was faster
                 except trash.ChangedError as error:
-                    self._left[name] = str(error)  # said once, not at every pass in which somebody has it open
-                    if said_before.get(name) != str(error):
-                        self._log.warning("left %s alone: %s", name, error)
+                    left[name] = f"left {name} alone: {error}"
                 except OSError as error:
                     failed[name] = why(error)
                     self._refused(name, why(error))
                 else:
+                    self._voice.forget("pruning", of=name)
                     with self._leaving_scores(name):
                         trash.put_beside(name, item, scores=scores, work_fd=self._work.fd, trash_fd=trash_fd)
                     binned.append((decision, item))
                     self._write_down(
                         _line(decision.checkpoint, decision.order, "; ".join(decision.reasons), item, until_ms, scores)
                     )
+            self._voice.all_of("left", left)
             if not binned:
                 return pruned, failed
             try:
@@ -163,7 +159,7 @@ class Pruner:
                 else:
                     what, self._maybe_undone = "a look into", True
                     self._expires_ms |= {item: now_ms + _UNNAMED_TTL_MS for _, item in binned}
-                self._log.error(
+                self._voice.error(
                     "%s %s failed (%s): nothing is freed; check the disk", what, self._work.path, why(error)
                 )
                 return pruned + [decision for decision, _ in binned], failed
@@ -199,7 +195,7 @@ class Pruner:
         if alone:
             self._keep_all(due, now_ms)
             return []
-        self._said_alone = False
+        self._voice.forget("alone")
         due, back = self._without_held(due, now_ms)
         for item in due:
             self._forget(item)
@@ -214,8 +210,9 @@ class Pruner:
 
     @property
     def is_busy(self) -> bool:
-        """Whether something has failed and was said, or is still being freed."""
-        return bool(self._tries or self._unwritten or self._said or self._unsynced or self._remover.is_busy)
+        """Whether something is to be tried again, or is still being freed."""
+        again = self._tries.keys() & self._expires_ms.keys()
+        return bool(again or self._unwritten or self._unsynced or self._remover.is_busy)
 
     def expires_in_s(self) -> list[float]:
         """Seconds until the first thing in the trash is to be freed; none if nothing waits there."""
@@ -239,12 +236,11 @@ class Pruner:
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
-            if not self._said_full:
-                self._log.warning("could not write the journal: %s; will try again", why(error))
-            self._said_full = True
+            self._voice.once("journal", f"could not write the journal: {why(error)}; will try again")
         else:
+            self._voice.forget("journal")
             self._unwritten.clear()
-            self._unsynced, self._said_full = True, False
+            self._unsynced = True
 
     def _make_journal_durable(self) -> None:
         if not self._unsynced:
@@ -268,6 +264,7 @@ class Pruner:
                     self._retry(item, now_ms)
                 return False
             self._maybe_undone = False
+            self._voice.forget("pruning", of=".ckptd/trash")
         return True
 
     # --- giving back ------------------------------------------------------------------------------------------------
@@ -341,13 +338,12 @@ class Pruner:
     def _keep_all(self, due: list[str], now_ms: int) -> None:
         """Free nothing of `due` for now: it is all that there is."""
         self._expires_ms |= dict.fromkeys(due, now_ms + _UNNAMED_TTL_MS)
-        if not self._said_alone:
-            self._log.warning(
-                "no complete checkpoint is left in %s, so its trash is not freed: `ckptd restore --all %s` brings back "
-                "what is there, `rm -r %s/trash/*` frees it",
-                self._work.path, self._work.path, self._work.own_path,
-            )  # fmt: skip
-        self._said_alone = True
+        at, trash_at = self._work.path, f"{self._work.own_path}/trash"
+        self._voice.once(
+            "alone",
+            f"no complete checkpoint is left in {at}, so its trash is not freed: `ckptd restore --all {at}` brings "
+            f"back what is there, `rm -r {trash_at}/*` frees it",
+        )
 
     def _give_back(self, item: str, name: str | None, reason: str, trash_fd: int) -> dict[str, Any]:
         """Let a checkpoint have its name again, if that is free; returns the line for the journal. Raises OSError if it
@@ -355,9 +351,9 @@ class Pruner:
         kept = trash.give_back(item, name, work_fd=self._work.fd, trash_fd=trash_fd)
         at, called = _iso(self._clock() // 1_000_000), name or item
         if kept is None:
-            self._log.warning("gave %s back: %s", called, reason)
+            self._voice.warning("gave %s back: %s", called, reason)
             return {"at": at, "did": _GAVE_BACK, "name": called, "reason": reason, "trash": item}
-        self._log.warning(
+        self._voice.warning(
             "%s is %s, and its name is %s: kept as %s/trash/%s, which nothing frees",
             called, reason, "taken" if name else "not known", self._work.own_path, kept,
         )  # fmt: skip
@@ -366,6 +362,7 @@ class Pruner:
     def _forget(self, item: str) -> None:
         self._expires_ms.pop(item, None)
         self._bytes.pop(item, None)
+        self._voice.forget("pruning", of=f".ckptd/trash/{item}")
 
     def _lines(self) -> dict[str, dict[str, Any]]:
         return {str(line.get("trash")): line for line in journal.read(self._own_fd) if line.get("did") == "pruned"}
@@ -382,7 +379,7 @@ class Pruner:
             return None
         line = _line(seen, seen.order, "pruned just before a crash", item.name, item.at_ms)
         self._write_down(line)
-        self._log.info("found %s, pruned just before a crash", seen.name)
+        self._voice.info("found %s, pruned just before a crash", seen.name)
         return line
 
     @contextlib.contextmanager
@@ -391,14 +388,14 @@ class Pruner:
         try:
             yield
         except OSError as error:
-            self._log.warning("left %s%s alone: %s", name, SIDECAR_ENDING, why(error))
+            self._voice.warning("left %s%s alone: %s", name, SIDECAR_ENDING, why(error))
 
     def _say_pruned(self, decision: Decision) -> None:
         c = decision.checkpoint
-        self._log.info("pruned %s size_bytes=%d reason=%r", c.name, c.size_bytes, decision.reasons[0])
+        self._voice.info("pruned %s size_bytes=%d reason=%r", c.name, c.size_bytes, decision.reasons[0])
 
     def _say_kept(self, binned: list[tuple[Decision, str]], minutes: float) -> None:
-        self._log.info(
+        self._voice.info(
             "kept %d pruned (%s) in the trash for %.0f min: `ckptd restore --all %s` brings them back, "
             "`rm -r %s/trash/*` frees the space at once",
             len(binned),
@@ -410,14 +407,12 @@ class Pruner:
 
     def _retry(self, item: str, now_ms: int) -> None:
         """Try again to free it, each time after twice as long."""
-        tries = self._tries[item] = self._tries.get(item, 0) + 1
-        self._expires_ms[item] = now_ms + min(3_600_000, 1000 * 2**tries)
+        self._tries[item] = self._tries.get(item, 0) + 1
+        self._expires_ms[item] = now_ms + int(1000 * back_off_s(self._tries[item], longest_s=_LONGEST_S))
 
     def _refused(self, name: str, reason: str) -> None:
-        """Say it once, not at every try."""
-        if self._said.get(name) != reason:
-            self._said[name] = reason
-            self._log.warning("could not prune %s/%s: %s; will try again", self._work.path, name, reason)
+        text = f"could not prune {self._work.path}/{name}: {reason}; will try again"
+        self._voice.once("pruning", text, of=name)
 
 
 def _holder_of(item: str, holders: Holders, trash_fd: int) -> str:

@@ -21,12 +21,13 @@ from ..core.policy import Policy
 from ..core.survey import Survey
 from ..disk.descriptors import NO_ROOM, exists, sync_dir
 from ..errors import NoRoomError, why
-from ..text.advice import beyond_text, short_text
-from ..text.labelled import Labelled
+from ..text.advice import short_text
+from ..text.voice import Voice
 from ..workdir import trash
 from ..workdir.pointer import replace_pointer
 from ..workdir.state import write_state
 from ..workdir.workdir import WorkDir
+from .back_off import back_off_s
 from .background import Background
 from .held import Held
 from .last_look import Holders, reasons_to_stay
@@ -37,9 +38,6 @@ from .reliance import Reliance
 from .surveyor import Surveyor
 
 _SETTLED_S = 0.05  # so that what has to be quiet for so long then is
-_BACK_OFF_S = (1.0, 60.0)
-
-log = logging.getLogger("ckptd")
 
 
 @dataclass(frozen=True)
@@ -93,28 +91,23 @@ class Reconciler:
         reader: Reader | None = None,
         clock: Callable[[], int] = time.time_ns,
         stopping: Callable[[], bool] = lambda: False,
-        label: str = "",
-        beyond: dict[str, int] | None = None,
+        voice: Voice | None = None,
         expecting: Callable[[set[str]], None] = lambda names: None,
         patience: Patience | None = None,
     ) -> None:
-        """expecting: told in each pass, before anything goes, of all checkpoints that may. patience: as of Surveyor."""
+        """voice: outlives this object, if it is to be made again. expecting: told in each pass, before anything goes,
+        of all checkpoints that may. patience: as of Surveyor."""
         self.work, self.policy, self._clock = work, policy, clock
-        self._log = Labelled(log, {"label": label})  # several work dirs share one log
-        self.surveyor = Surveyor(work, policy, patience=patience)
+        self._voice = voice = voice or Voice()
+        self.surveyor = Surveyor(work, policy, patience=patience, voice=voice)
         self._on_disk: Memory | None = None
         self._taken = False
         self._failures = 0
-        self._said_full = ""
-        self._unreadable: dict[str, str] = {}
-        self._doubtful: dict[str, str] = {}
-        self._beyond: dict[str, int] = {} if beyond is None else beyond
-        self._short_bytes = 0
         self._unlinked: list[Decision] = []  # to make room for `.ckptd`; no report has counted them yet
         self._expecting = expecting
-        self._held = Held(work, self._log)
-        self._pruner = Pruner(work, policy.trash_ttl_s, background, clock, self._log, stopping, self.surveyor.named_now)
-        self._reliance = Reliance(self.surveyor, reader or Reader(background, wait=True), clock, self._log)
+        self._held = Held(work, voice)
+        self._pruner = Pruner(work, policy.trash_ttl_s, background, clock, voice, stopping, self.surveyor.named_now)
+        self._reliance = Reliance(self.surveyor, reader or Reader(background, wait=True), clock, voice)
 
     @property
     def unfreed(self) -> dict[str, str]:
@@ -124,11 +117,8 @@ class Reconciler:
     @property
     def can_rest(self) -> bool:
         """Whether another object, made later, would find on the disk all that this one knows."""
-        named = self._unreadable or self._doubtful
-        quiet = not (self._failures or self._said_full or named or self._short_bytes)
         written = self.surveyor.memory == self._on_disk
-        said = self.surveyor.has_said or self._reliance.has_said or self._held.has_said
-        return quiet and written and not (said or self._pruner.is_busy)
+        return written and not (self._failures or self._reliance.waits or self._pruner.is_busy)
 
     def survey(self) -> Survey:
         """Look and decide, changing nothing."""
@@ -193,7 +183,6 @@ class Reconciler:
             memory = replace(memory, seen={**memory.seen, **{seen.name: seen for seen in given_back}})
             self._remember(memory)
         self.surveyor.memory = memory
-        self._warn_of_growth(survey.plan)
         self._say_short(survey.plan.budget)
         unsaid = not room or memory != self._on_disk
         troubled = bool(failed) or unsaid or reliable.troubled
@@ -209,7 +198,7 @@ class Reconciler:
         while not self._taken:
             try:
                 if not self.work.take():
-                    self._log.warning("no locks on this file system: run only one ckptd on %s", self.work.path)
+                    self._voice.once("lock", f"no locks on this file system: run only one ckptd on {self.work.path}")
                 self._pruner.adopt(survey.remembered)
                 self._taken = True
             except NoRoomError:
@@ -229,15 +218,15 @@ class Reconciler:
         for decision in prunes:
             name = decision.checkpoint.name
             if name in stays:
-                self._log.warning("left %s alone: %s", name, stays[name])
+                self._voice.once("left", f"left {name} alone: {stays[name]}", of=name)
                 continue
             try:
                 trash.unlink(survey.entries[name], work_fd=self.work.fd, who=Holders().of)
             except (OSError, trash.ChangedError) as error:
-                self._log.warning("could not prune %s: %s", name, error)
+                self._voice.once("pruning", f"could not prune {name}: {error}", of=name)
                 continue
             sync_dir(self.work.fd)
-            self._log.warning("pruned %s at once: the disk is too full for a trash", name)
+            self._voice.warning("pruned %s at once: the disk is too full for a trash", name)
             self._unlinked.append(decision)
             return True
         return False
@@ -259,14 +248,11 @@ class Reconciler:
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
-            self._log.warning(
-                "could not move %s to %s: %s; will try again",
-                self.policy.pointer,
-                newest.name,
-                why(error),
-            )
+            what = f"could not move {self.policy.pointer} to {newest.name}"
+            self._voice.once("pointer", f"{what}: {why(error)}; will try again")
             return None, as_it_is(), False
-        self._log.info("pointed %s at %s", self.policy.pointer, newest.name)
+        self._voice.forget("pointer")
+        self._voice.info("pointed %s at %s", self.policy.pointer, newest.name)
         return newest.name, permit(plan, durable=synced, pointed=newest.name), True
 
     def _remember(self, memory: Memory) -> None:
@@ -277,46 +263,34 @@ class Reconciler:
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
-            if self._said_full != why(error):
-                self._said_full = why(error)
-                self._log.warning("could not write the state: %s; will try again", why(error))
+            self._voice.once("state", f"could not write the state: {why(error)}; will try again")
         else:
-            self._on_disk, self._said_full = memory, ""
+            self._on_disk = memory
+            self._voice.forget("state")
 
     # --- afterwards -----------------------------------------------------------------------------------------
 
     def _say_unreadable(self, survey: Survey) -> None:
-        """Name, once each, what cannot be read: it is neither judged nor deleted."""
-        for name, reason in survey.unreadable.items():
-            if self._unreadable.get(name) != reason:
-                self._log.warning("could not read %s/%s: %s", self.work.path, name, reason)
-        self._unreadable = dict(survey.unreadable)
+        """Name what cannot be read: it is neither judged nor deleted."""
+        path, unreadable = self.work.path, survey.unreadable
+        self._voice.all_of(
+            "unreadable", {name: f"could not read {path}/{name}: {unreadable[name]}" for name in unreadable}
+        )
 
     def _say_doubtful(self, plan: Plan) -> None:
-        """Name, once each, what is in doubt, and the way out: it stays until a person decides."""
-        doubtful = {c.name: c.evidence for d in plan.decisions if (c := d.checkpoint).state is State.DOUBTFUL}
-        for name, evidence in doubtful.items():
-            if name not in self._doubtful:
-                self._log.warning("%s/%s is in doubt: %s", self.work.path, name, evidence)
-        self._doubtful = doubtful
-
-    def _warn_of_growth(self, plan: Plan) -> None:
-        """Say that more and more stays beyond K, each time it has doubled."""
-        for series in plan.series:
-            text, count = series.grid.template.text, len(series.beyond)
-            said = self._beyond.setdefault(text, max(count, 1))
-            if count >= 2 * said:
-                self._beyond[text] = count
-                self._log.warning("%s", beyond_text(series))
+        """Name what is in doubt, and the way out: it stays until a person decides."""
+        doubtful = [c for d in plan.decisions if (c := d.checkpoint).state is State.DOUBTFUL]
+        self._voice.all_of("doubt", {c.name: f"{self.work.path}/{c.name} is in doubt: {c.evidence}" for c in doubtful})
 
     def _say_short(self, budget: Budget | None) -> None:
         """Say that a budget cannot be met, when that begins and each time it has become twice as bad."""
-        short_bytes = budget.short_bytes if budget is not None else 0
-        if budget is not None and short_bytes and short_bytes >= 2 * self._short_bytes:
-            self._short_bytes = short_bytes
-            self._log.error("%s: %s", self.work.path, short_text(budget))
-        elif not short_bytes:
-            self._short_bytes = 0
+        if budget is None or not budget.short_bytes:
+            self._voice.forget("budget")
+            return
+        path = self.work.path
+        self._voice.when_doubled(
+            "budget", budget.short_bytes, lambda: f"{path}: {short_text(budget)}", level=logging.ERROR
+        )
 
     def _look_again_s(self, survey: Survey, *, troubled: bool) -> float | None:
         waits = [] if survey.settles_s is None else [survey.settles_s + _SETTLED_S]
@@ -324,6 +298,5 @@ class Reconciler:
         if self._held.due_s is not None:
             waits.append(self._held.due_s + _SETTLED_S)
         if troubled:
-            shortest, longest = _BACK_OFF_S
-            waits.append(min(longest, shortest * 2 ** min(self._failures, 10)))
+            waits.append(back_off_s(self._failures))
         return min(waits, default=None)

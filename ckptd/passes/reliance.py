@@ -5,6 +5,7 @@ Deletes nothing and moves nothing; says which checkpoints a pass may stand on.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from ..core.survey import Identity, Survey
 from ..disk.descriptors import SyncError, sync_dir, sync_file, sync_tree
 from ..errors import RefusedError, why
 from ..text.human import human_bytes
-from ..text.labelled import Labelled
+from ..text.voice import Voice
 from .reading import Reader
 from .surveyor import Surveyor
 
@@ -41,18 +42,16 @@ class Reliable:
 class Reliance:
     """Establishes what passes over one work dir may rely on. What it finds is kept by the surveyor."""
 
-    def __init__(self, surveyor: Surveyor, reader: Reader, clock: Callable[[], int], log: Labelled) -> None:
-        self._surveyor, self._reader, self._clock, self._log = surveyor, reader, clock, log
+    def __init__(self, surveyor: Surveyor, reader: Reader, clock: Callable[[], int], voice: Voice) -> None:
+        self._surveyor, self._reader, self._clock, self._voice = surveyor, reader, clock, voice
         self._read_back_due_s: dict[Identity, float] = {}
         self._waited_for: set[str] = set()
-        self._said: set[str] = set()
-        self._announced: set[Identity] = set()
         self._troubled = False
 
     @property
-    def has_said(self) -> bool:
-        """Whether something was said that is said once."""
-        return bool(self._said or self._waited_for or self._read_back_due_s)
+    def waits(self) -> bool:
+        """Whether contents are still being read."""
+        return bool(self._waited_for)
 
     def establish(self, survey: Survey) -> Reliable:
         """Read and fsync what the plan relies on, and plan anew without what does not stand that.
@@ -97,18 +96,20 @@ class Reliance:
         if name not in survey.unread:
             return findings.content.get(checkpoint.bytes_on_disk, "")
         work, entry = self._surveyor.work, survey.entries[name]
-        if entry.size_bytes >= _WORTH_A_LINE_BYTES and checkpoint.bytes_on_disk not in self._announced:
-            self._announced.add(checkpoint.bytes_on_disk)
-            self._log.info("reading %s (%s) before anything relies on it", name, human_bytes(entry.size_bytes))
+        if entry.size_bytes >= _WORTH_A_LINE_BYTES:
+            text = f"reading {name} ({human_bytes(entry.size_bytes)}) before anything relies on it"
+            self._voice.once("reading", text, of=name, level=logging.INFO)
         answer = self._reader.ask(work.path, work.fd, entry)
         if isinstance(answer, OSError):
             self._troubled = True
-            self._once(f"could not read {work.path}/{name}: {why(answer)}; will try again")
+            self._voice.once("content", f"could not read {work.path}/{name}: {why(answer)}; will try again", of=name)
             return None
         if answer is not None:
+            self._voice.forget("reading", of=name)
+            self._voice.forget("content", of=name)
             findings.content[checkpoint.bytes_on_disk] = answer
         if answer:
-            self._log.error("%s/%s: %s; it is not relied on, and the next save is to be", work.path, name, answer)
+            self._voice.error("%s/%s: %s; it is not relied on, and the next save is to be", work.path, name, answer)
         return answer
 
     def _sync(self, wanted: list[Checkpoint], survey: Survey) -> bool:
@@ -125,8 +126,9 @@ class Reliance:
                 failed = True
                 self._lost(checkpoint, error)
             except (OSError, RefusedError) as error:
-                self._once(f"could not make {work.path}/{checkpoint.name} durable: {error}; will try again")
+                self._could_not_sync(checkpoint.name, error)
             else:
+                self._voice.forget("fsync", of=checkpoint.name)
                 fresh.append(checkpoint)
         if fresh:
             try:
@@ -145,11 +147,16 @@ class Reliance:
         else:
             sync_file(checkpoint.name, dir_fd=work_fd)
 
+    def _could_not_sync(self, name: str, error: OSError | RefusedError) -> None:
+        path = self._surveyor.work.path
+        self._voice.once("fsync", f"could not make {path}/{name} durable: {error}; will try again", of=name)
+
     def _lost(self, checkpoint: Checkpoint, error: SyncError) -> None:
         """A failed fsync: the kernel may have dropped what it could not write, and a second fsync would not tell."""
+        self._troubled = True
         self._surveyor.findings.unsynced.add(checkpoint.bytes_on_disk)
         self._read_back_due_s[checkpoint.bytes_on_disk] = time.monotonic() + _READ_BACK_EVERY_S
-        self._log.error(
+        self._voice.error(
             "fsync of %s/%s failed (%s): not relied on until its content was read back from the disk; check the disk",
             self._surveyor.work.path,
             checkpoint.name,
@@ -181,10 +188,10 @@ class Reliance:
                     sync_dir(work.fd)
                     findings.unsynced.discard(checkpoint.bytes_on_disk)
                     findings.synced.add(checkpoint.bytes_on_disk)
-                    self._log.info("read %s back from the disk, whole", checkpoint.name)
+                    self._voice.info("read %s back from the disk, whole", checkpoint.name)
                 mended = True
             except (OSError, RefusedError) as error:
-                self._once(f"could not make {work.path}/{checkpoint.name} durable: {error}; will try again")
+                self._could_not_sync(checkpoint.name, error)
         return mended
 
     def _is_durable(self, name: str, survey: Survey) -> bool:
@@ -197,12 +204,7 @@ class Reliance:
     def _say_lag(self, waits: set[str]) -> None:
         """Say, once for each time it happens, that saves come faster than they can be read."""
         if self._waited_for & waits and waits - self._waited_for:
-            self._once(_LAG)
+            self._voice.once("lag", _LAG)
         if not waits:
-            self._said.discard(_LAG)
+            self._voice.forget("lag")
         self._waited_for = waits
-
-    def _once(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            self._log.warning("%s", text)

@@ -10,7 +10,7 @@ from collections import deque
 
 from ..disk.descriptors import opened_own_dir
 from ..errors import RefusedError, why
-from ..text.labelled import Labelled
+from ..text.voice import Voice
 from ..workdir import trash
 from .background import Background
 
@@ -18,9 +18,8 @@ from .background import Background
 class Remover:
     """Frees the trash of one work dir; `failed` holds what could not be freed, until somebody takes it."""
 
-    def __init__(self, background: Background, log: Labelled) -> None:
-        self._background, self._log = background, log
-        self._said: set[str] = set()
+    def __init__(self, background: Background, voice: Voice) -> None:
+        self._background, self._voice = background, voice
         self._left = 0
         self.failed: deque[tuple[str, OSError | RefusedError]] = deque()  # filled by a thread, emptied by another
 
@@ -51,14 +50,13 @@ class Remover:
         try:
             item = trash.claim(item, trash_fd=trash_fd)
             trash.remove(item, trash_fd=trash_fd)
-            self._log.debug("freed trash/%s", item)
+            self._voice.debug("freed trash/%s", item)
+            self._voice.forget("freeing", of=item)
         except FileNotFoundError:
-            self._log.debug("trash/%s was gone", item)  # restored, or freed by hand
+            self._voice.debug("trash/%s was gone", item)  # restored, or freed by hand
         except (OSError, RefusedError) as error:
             self.failed.append((item, error))
-            if item not in self._said:
-                self._said.add(item)
-                self._log.warning("could not free trash/%s: %s; will try again", item, _reason(error))
+            self._voice.once("freeing", f"could not free trash/{item}: {_reason(error)}; will try again", of=item)
 
 
 def _reason(error: OSError | RefusedError) -> str:

@@ -6,10 +6,10 @@ The one place where scan, verify, the pointers and what is remembered become the
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from ..core import kinds
 from ..core.checkpoint import Checkpoint, State
@@ -31,16 +31,17 @@ from ..inspect.metrics import Scores
 from ..inspect.scan import Found, scan, scan_marks, stat_entry
 from ..inspect.verdict import Settling, Verdict, judge
 from ..text.advice import advice_on
+from ..text.voice import Voice
 from ..workdir.pointer import best_of_trainer, framework_pointers, link_target, named_by, read_pointer
 from ..workdir.state import read_state
 from ..workdir.workdir import WorkDir
 from .last_look import Holders
-from .patience import Patience
+
+if TYPE_CHECKING:
+    from .patience import Patience
 
 SCHEDULES = "schedules"
 _KNOWN_NAMES = {template.text for template in DEFAULT_TEMPLATES}
-
-log = logging.getLogger("ckptd")
 
 
 @dataclass
@@ -72,9 +73,9 @@ class Surveyor:
     hasty: bool = False
     alone: bool = False
     patience: Patience | None = None
+    voice: Voice = field(default_factory=Voice)
     findings: Findings = field(default_factory=Findings)
     _verdicts: dict[str, tuple[Entry, Verdict]] = field(default_factory=dict)
-    _said: set[str] = field(default_factory=set)
     _scores: Scores = field(init=False)
     _finder: tuple[frozenset[str], Finder] | None = None
     _best: dict[Entry, str | None] = field(default_factory=dict)
@@ -82,8 +83,11 @@ class Surveyor:
 
     def __post_init__(self) -> None:
         wanted = frozenset(keeper.metric for keeper in self.policy.keep_best)
-        said, path = self._said, self.work.path  # not this object: among ten thousand, cycles are not collected in time
-        self._scores = Scores(wanted, lambda text: _once(said, f"{path}/{text}"))
+        voice, path = (
+            self.voice,
+            self.work.path,
+        )  # not this object: among ten thousand, cycles are not collected in time
+        self._scores = Scores(wanted, lambda text: voice.once("scores", f"{path}/{text}", of=text))
 
     def survey(self, now_ns: int, *, strict: bool = False) -> Survey:
         """Look and decide. strict: without what is still to be read, else as if all of that were good.
@@ -143,19 +147,15 @@ class Surveyor:
             links=frozenset(found.linked.values()),
         )
 
-    @property
-    def has_said(self) -> bool:
-        """Whether something was said that is said once."""
-        return bool(self._said)
-
     def _remember(self, own_fd: int | None) -> Memory | None:
         if self.memory is None and own_fd is not None:
             try:
                 self.memory = read_state(own_fd)
+                self.voice.forget("memory")
             except RefusedError:
                 raise
             except CkptdError as error:
-                self._once(f"{self.work.own_path}/{error}; met as if for the first time")
+                self.voice.once("memory", f"{self.work.own_path}/{error}; met as if for the first time")
         return self.memory
 
     def _finder_of(self, named: frozenset[str], declared: dict[str, Schedule]) -> Finder:
@@ -169,6 +169,7 @@ class Surveyor:
     def _declared(self, own_fd: int | None, now_ns: int) -> dict[str, Schedule]:
         """The schedules that runs have declared in `.ckptd/schedules/`, by template; what is corrupt is ignored."""
         declared: dict[str, Schedule] = {}
+        ignored: dict[str, str] = {}
         if own_fd is None:
             return declared
         with contextlib.suppress(FileNotFoundError), opened_own_dir(SCHEDULES, dir_fd=own_fd) as fd:
@@ -180,11 +181,12 @@ class Surveyor:
                     schedule = Schedule.from_text((read_small(name, dir_fd=fd, at_most=LARGEST_BYTES) or b"").decode())
                 except (CkptdError, OSError, UnicodeDecodeError) as error:
                     reason = why(error) if isinstance(error, OSError) else str(error)
-                    self._once(f"ignored {self.work.own_path}/{SCHEDULES}/{name}: {reason}")
+                    ignored[name] = f"ignored {self.work.own_path}/{SCHEDULES}/{name}: {reason}"
                 else:
                     # A time in the future tells nothing: every save is then taken for one that came after.
                     known_ns = declared_ns if declared_ns <= now_ns else None
                     declared[schedule.template] = replace(schedule, declared_ns=known_ns)
+        self.voice.all_of("schedules", ignored)
         return declared
 
     def _judge(
@@ -363,9 +365,6 @@ class Surveyor:
                     used[entry.name] = Reason(Kind.IN_USE, use)
         return used
 
-    def _once(self, message: str) -> None:
-        _once(self._said, message)
-
 
 def _protect(protected: dict[str, list[Reason]], name: str, kind: Kind, text: str) -> None:
     protected.setdefault(name, []).append(Reason(kind, text))
@@ -373,12 +372,6 @@ def _protect(protected: dict[str, list[Reason]], name: str, kind: Kind, text: st
 
 def _any(series: str) -> bool:
     return True
-
-
-def _once(said: set[str], message: str) -> None:
-    if message not in said:
-        said.add(message)
-        log.warning(message)
 
 
 def _is_same(entry: Entry, known: Seen) -> bool:
