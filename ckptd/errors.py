@@ -61,6 +61,6 @@ def one_line(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def why(error: OSError) -> str:
-    """The system's words for what went wrong."""
-    return error.strerror or str(error) or type(error).__name__
+def why(error: Exception) -> str:
+    """What went wrong; of what the system refused, in its words."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

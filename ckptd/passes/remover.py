@@ -56,8 +56,4 @@ class Remover:
             self._voice.debug("trash/%s was gone", item)  # restored, or freed by hand
         except (OSError, RefusedError) as error:
             self.failed.append((item, error))
-            self._voice.once("freeing", f"could not free trash/{item}: {_reason(error)}; will try again", of=item)
-
-
-def _reason(error: OSError | RefusedError) -> str:
-    return why(error) if isinstance(error, OSError) else str(error)
+            self._voice.once("freeing", f"could not free trash/{item}: {why(error)}; will try again", of=item)

@@ -6,6 +6,7 @@ A running `ckptd watch` claims what it frees by a rename of its own, and finds t
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -23,9 +24,9 @@ def restorable(work_dir: str) -> list[dict[str, Any]]:
     with WorkDir(work_dir) as work:
         return [
             {
-                "name": line["name"],
-                "size_bytes": line.get("size_bytes"),
-                "at": line.get("at"),
+                "name": line.name,
+                "size_bytes": line.size_bytes,
+                "at": line.at,
                 "until": _iso(line),
             }
             for _, line in _in_trash(work)
@@ -40,7 +41,7 @@ def restore(work_dir: str, names: Sequence[str], *, everything: bool = False) ->
     restored: list[str] = []
     failed: dict[str, str] = {}
     with WorkDir(work_dir) as work:
-        there = {line["name"]: item for item, line in _in_trash(work)}
+        there = {line.name: item for item, line in _in_trash(work)}
         own_fd = work.open_own()
         for name in there if everything else dict.fromkeys(names):
             if name not in there or own_fd is None:
@@ -57,16 +58,16 @@ def restore(work_dir: str, names: Sequence[str], *, everything: bool = False) ->
                         os.unlink(name + PIN_ENDING, dir_fd=work.fd)
                     continue
             restored.append(name)
-            now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            journal.append([{"at": now, "did": "restored", "name": name, "trash": there[name]}], own_fd)
+            now = journal.instant(time.time_ns() // 1_000_000)
+            journal.append([journal.Line(now, "restored", name, trash=there[name]).as_json()], own_fd)
     return restored, failed
 
 
-def _in_trash(work: WorkDir) -> list[tuple[str, dict[str, Any]]]:
+def _in_trash(work: WorkDir) -> list[tuple[str, journal.Line]]:
     own_fd = work.open_own()
     if own_fd is None:
         return []
-    lines = {line.get("trash"): line for line in journal.read(own_fd) if line.get("did") == "pruned"}
+    lines = journal.pruned(own_fd)
     try:
         with opened_own_dir(trash.NAME, dir_fd=own_fd) as trash_fd:
             items = [item for item in trash.items(trash_fd) if not item.claimed]
@@ -82,10 +83,6 @@ def _pin(work: WorkDir, name: str) -> bool:
     return make_pin(name, work_fd=work.fd)
 
 
-def _iso(line: dict[str, Any]) -> str | None:
-    until_ms = line.get("until_ms")
-    return (
-        datetime.fromtimestamp(until_ms / 1000, UTC).isoformat(timespec="seconds")
-        if isinstance(until_ms, int)
-        else None
-    )
+def _iso(line: journal.Line) -> str | None:
+    until_ms = line.until_ms
+    return None if until_ms is None else datetime.fromtimestamp(until_ms / 1000, UTC).isoformat(timespec="seconds")

@@ -180,8 +180,7 @@ class Surveyor:
                     declared_ns = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mtime_ns
                     schedule = Schedule.from_text((read_small(name, dir_fd=fd, at_most=LARGEST_BYTES) or b"").decode())
                 except (CkptdError, OSError, UnicodeDecodeError) as error:
-                    reason = why(error) if isinstance(error, OSError) else str(error)
-                    ignored[name] = f"ignored {self.work.own_path}/{SCHEDULES}/{name}: {reason}"
+                    ignored[name] = f"ignored {self.work.own_path}/{SCHEDULES}/{name}: {why(error)}"
                 else:
                     # A time in the future tells nothing: every save is then taken for one that came after.
                     known_ns = declared_ns if declared_ns <= now_ns else None

@@ -61,9 +61,8 @@ class Arena:
             self._mapped = None  # first, so that both are not there at once
             self._mapped = _mapping(size)
         except (OSError, ValueError) as error:
-            reason = why(error) if isinstance(error, OSError) else str(error)
             raise CkptdError(
-                f"{size} bytes of host memory for a copy of the state: {reason}. Save without background=True"
+                f"{size} bytes of host memory for a copy of the state: {why(error)}. Save without background=True"
             ) from error
 
 

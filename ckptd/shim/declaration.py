@@ -56,9 +56,8 @@ def declare(
     except (OSError, CkptdError) as error:
         if (place, schedule.template) not in _warned:
             _warned.add((place, schedule.template))
-            reason = why(error) if isinstance(error, OSError) else str(error)
             _log.warning("could not declare %s in %s/%s: %s; give ckptd --max-keep and --interval instead",
-                         schedule.template, place, OWN_DIR, reason)  # fmt: skip
+                         schedule.template, place, OWN_DIR, why(error))  # fmt: skip
 
 
 def has_checkpoint(template: Template, *, dir_fd: int) -> bool:

@@ -82,9 +82,8 @@ def _remembered(work_dir: str, dir_fd: int) -> Memory:
     except FileNotFoundError:
         return Memory()
     except (OSError, CkptdError) as error:
-        reason = why(error) if isinstance(error, OSError) else str(error)
         _log.warning("could not read in %s/%s what was seen before: %s; the newest is told by the times of writing",
-                     work_dir, OWN_DIR, reason)  # fmt: skip
+                     work_dir, OWN_DIR, why(error))  # fmt: skip
         return Memory()
 
 

@@ -11,18 +11,55 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
 from typing import Any
 
+from ..core.checkpoint import Checkpoint
+from ..core.memory import Seen
 from ..disk.descriptors import open_as_its_directory, path_of, read_small
 from ..errors import CkptdError, RefusedError, why
 
 NAME = "journal.jsonl"
 _LARGEST = 1 << 30
-_KINDS = {
-    "at": str, "did": str, "name": str, "series": str, "reason": str, "trash": str,
-    "step": int, "order": int, "size_bytes": int, "until_ms": int, "scores": int,
-}  # fmt: skip
 _YEAR_10000_MS = 253_402_300_800_000
+PRUNED = "pruned"
+
+
+@dataclass(frozen=True)
+class Line:
+    """What became of a checkpoint. Only what was pruned has it all, and lines of older versions lack some.
+
+    at: when, in words. trash: its name there. order: as of what was seen. scores: the inode of those that went with it.
+    """
+
+    at: str | None
+    did: str | None
+    name: str
+    series: str | None = None
+    step: int | None = None
+    order: int | None = None
+    size_bytes: int | None = None
+    reason: str | None = None
+    trash: str | None = None
+    until_ms: int | None = None
+    scores: int | None = None
+
+    @classmethod
+    def of_pruned(
+        cls, c: Checkpoint | Seen, order: int, reason: str, item: str, until_ms: int, scores: int | None = None
+    ) -> Line:
+        """Of what was renamed to `item` in the trash, where it is kept until then."""
+        at = instant(int(item.partition("-")[0]))
+        return cls(at, PRUNED, c.name, c.series, c.step, order, c.size_bytes, reason, item, until_ms, scores)
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is written: only what there is."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+_NUMBERS = {"step", "order", "size_bytes", "until_ms", "scores"}
+_KINDS = {field.name: int if field.name in _NUMBERS else str for field in fields(Line)}
 
 
 def append(records: Iterable[dict[str, Any]], own_fd: int) -> None:
@@ -63,6 +100,21 @@ def read(own_fd: int) -> list[dict[str, Any]]:
         if isinstance(record, dict) and "name" in record and _is_sound(record):
             records.append(record)
     return records
+
+
+def pruned(own_fd: int) -> dict[str, Line]:
+    """The line of each checkpoint that was pruned, by its name in the trash, the oldest first."""
+    lines: dict[str, Line] = {}
+    for record in read(own_fd):
+        if record.get("did") == PRUNED and "trash" in record:
+            known: dict[str, Any] = {key: record.get(key) for key in _KINDS}
+            lines[record["trash"]] = Line(**known)
+    return lines
+
+
+def instant(at_ms: int) -> str:
+    """A time in words."""
+    return datetime.fromtimestamp(at_ms / 1000, timezone.utc).isoformat(timespec="milliseconds")
 
 
 def _is_sound(record: dict[str, Any]) -> bool:

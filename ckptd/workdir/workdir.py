@@ -123,6 +123,12 @@ class WorkDir:
         return self.own_fd
 
     @property
+    def taken_fd(self) -> int:
+        """The descriptor of `.ckptd`, for who has taken the work dir."""
+        assert self.own_fd is not None
+        return self.own_fd
+
+    @property
     def own_path(self) -> str:
         """Where `.ckptd` is, or will be, for a message."""
         return os.path.normpath(os.path.join(self.path, own_dir(self.fd)))
