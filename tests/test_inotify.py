@@ -8,7 +8,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -155,6 +155,29 @@ def test_another_directory_in_its_place_is_watched_once_that_is_asked_for_again(
     (tmp_path / "away" / "d").mkdir()
     (place / "e").mkdir()
     assert [told[:2] for told in listener.heard(1)] == [(str(place), "e")]
+
+
+def test_what_happens_while_it_is_asked_for_again_is_told(
+    inotify: Inotify, listener: Listener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = str(tmp_path)
+    listener.watch.add(place)
+    steps = [getattr(InotifyFD, name) for name in ("add_callback", "remove_callbacks")]
+
+    def with_an_event_after(step: Callable[..., object]) -> Callable[..., object]:
+        def both(*args: object) -> object:
+            done = step(*args)
+            (tmp_path / step.__name__).mkdir()
+            assert listener.told.get(timeout=WAIT_S) == (place, step.__name__, True, False)
+            return done
+
+        return both
+
+    for step in steps:
+        monkeypatch.setattr(InotifyFD, step.__name__, with_an_event_after(step))
+    assert not listener.watch.add(place)
+    assert len(list(tmp_path.iterdir())) == len(steps)
+    monkeypatch.undo()
 
 
 def test_a_directory_that_is_gone_is_told_of_and_watched_no_more(listener: Listener, tmp_path: Path) -> None:

@@ -152,30 +152,32 @@ class DirectoryWatch:
             except OSError as error:
                 self._inotify.say_full(path, error)
                 return False
-            before = self._forget(path)
+            before = self._watches.get(path)
+            if watched is not None and before is not None and before[0] == watched[0]:
+                self._inotify.remove(watched)  # the same directory, which is not out of sight for a moment
+                return False
+            self._forget(path)
             if watched is None:
                 return False
             self._watches[path] = watched
             self._paths[watched[0]] = (*self._paths.get(watched[0], ()), path)
-            return before != watched[0]
+            return True
 
     def remove(self, path: str) -> None:
         """Watch a directory no more."""
         with self._lock:
             self._forget(path)
 
-    def _forget(self, path: str) -> WatchDescriptor | None:
-        """Drop what is known of a path; returns what it was watched by."""
+    def _forget(self, path: str) -> None:
         watched = self._watches.pop(path, None)
         if watched is None:
-            return None
+            return
         left = tuple(each for each in self._paths.get(watched[0], ()) if each != path)
         if left:
             self._paths[watched[0]] = left
         else:
             self._paths.pop(watched[0], None)
         self._inotify.remove(watched)
-        return watched[0]
 
     # --- called by the thread of inotify ----------------------------------------------------------------------
 

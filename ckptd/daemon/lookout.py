@@ -110,12 +110,14 @@ class Lookout:
     def watch(self, path: str, inside: Iterable[str] = ()) -> bool:
         """Watch also the directories `inside` a work dir, which are being filled; whether one was not before."""
         wanted = {os.path.join(path, name) for name in inside}
-        before = self._filling.pop(path, set())
+        before = self._filling.get(path, set())
+        if wanted:
+            self._filling[path] = wanted
+        else:
+            self._filling.pop(path, None)
         for place in before - wanted:
             if place not in self._tree:
                 self._watch.remove(place)
-        if wanted:
-            self._filling[path] = wanted
         added = {place for place in wanted if self._watch.add(place)}
         return bool(added)
 

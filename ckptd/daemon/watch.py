@@ -64,9 +64,11 @@ class Watcher:
     def _want(self, path: str, places: set[str]) -> set[str]:
         """Note for what `path` is watched from now on, and watch the rest no more; returns what is new."""
         with self._lock:
-            before = self._places.pop(path, set())
+            before = self._places.get(path, set())
             if places:
                 self._places[path] = places
+            else:
+                self._places.pop(path, None)
             for place in places - before:
                 self._paths[place] = self._paths.get(place, frozenset()) | {path}
             for place in before - places:
