@@ -21,7 +21,7 @@ FIELD_PACKAGES := munge slurmctld slurmd slurm-client
 .PHONY: all test lint format soak real bench root field smoke smoke-39 demo picture install uninstall clean help check-python check-root
 all: lint test
 
-test: .venv/.test  ## the tests that need neither root nor other frameworks
+test: .venv/.test  ## the tests that need neither root nor other frameworks; in memory, or below TMPDIR
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: .venv/.lint  ## ruff, mypy, and nothing newer than Python 3.9 in what jobs import

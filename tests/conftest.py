@@ -35,6 +35,58 @@ PATIENCE_S = 20.0  # for what takes milliseconds on a machine that does nothing 
 LEGACY_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e8003")  # how torch before 1.6 begins
 _NOBODY = 65534
 
+# --- where the tests write ------------------------------------------------------------------------------------
+
+_MEMORY = "/dev/shm"
+_ROOM_BYTES = 2 * 2**30  # many times what is there at once
+_DISKS = (tempfile.gettempdir(), "/var/tmp", str(Path(__file__).parents[1]))
+
+
+def write_to_disk() -> None:
+    """Have the temporary files of this run on a disk: the `pytest_configure` of folders that are about real systems."""
+    if disk := _disk():
+        os.environ["TMPDIR"] = tempfile.tempdir = disk
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure() -> None:
+    """Have them in memory, where fsync costs nothing, unless TMPDIR says where."""
+    if "TMPDIR" not in os.environ and _has_room(_MEMORY):
+        os.environ["TMPDIR"] = tempfile.tempdir = _MEMORY
+
+
+def pytest_report_header() -> str:
+    return f"temporary files: {tempfile.gettempdir()}"
+
+
+@pytest.fixture
+def disk_path() -> Iterator[Path]:
+    """As `tmp_path`, and always on a disk: for what a file system in memory could not show."""
+    disk = _disk()
+    if disk is None:
+        pytest.skip(f"all of these are in memory: {', '.join(_DISKS)}")
+    with tempfile.TemporaryDirectory(prefix="ckptd-test-", dir=disk) as path:
+        yield Path(path).resolve()
+
+
+def _disk() -> str | None:
+    return next((place for place in _DISKS if not _is_in_memory(place)), None)
+
+
+def _has_room(place: str) -> bool:
+    if not os.path.isdir(place) or not _is_in_memory(place) or not os.access(place, os.W_OK):
+        return False
+    info = os.statvfs(place)
+    return info.f_bavail * info.f_frsize >= _ROOM_BYTES and not info.f_flag & os.ST_NOEXEC
+
+
+def _is_in_memory(place: str) -> bool:
+    mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
+    kinds = {mounted_on: kind for _, mounted_on, kind, *_ in mounts}
+    path = Path(place).resolve()
+    return next(kinds[str(above)] for above in (path, *path.parents) if str(above) in kinds) in ("tmpfs", "ramfs")
+
+
 # --- bytes ----------------------------------------------------------------------------------------------------
 
 
@@ -127,6 +179,15 @@ def work_dir(tmp_path: Path) -> Path:
 def with_checkpoints(work_dir: Path) -> Builder:
     """Put checkpoints into the work dir: `with_checkpoints("epoch_1.pth", "iter_20.pth")`."""
     return Builder(work_dir)
+
+
+@pytest.fixture
+def declare() -> Callable[..., None]:
+    """What a training job declares its series with; torch comes with it."""
+    pytest.importorskip("torch")
+    from ckptd.shim.declaration import declare
+
+    return declare
 
 
 def a_pass(work_dir: Path, **policy: Any) -> Report:

@@ -135,6 +135,16 @@ def test_a_module_imports_only_what_its_package_may(path: Path) -> None:
     assert others <= package.third_party
 
 
+def test_a_plain_pytest_is_collected_without_torch() -> None:
+    """The tests of the shim are left out by their conftest; elsewhere single tests ask for what they need."""
+    tests = PACKAGE.parent / "tests"
+    for path in (path for folder in (".", "core", "layouts", "soak") for path in (tests / folder).glob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            modules = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [each for each in modules if re.match(r"(torch|numpy|safetensors|ckptd\.shim)\b", each)], path
+
+
 def test_no_modules_import_each_other_in_a_circle() -> None:
     known = {f"ckptd.{name_of(path)}": path for path in MODULES}
     edges = {name: {each for each in imports_of(path) if each in known} - {name} for name, path in known.items()}

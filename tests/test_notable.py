@@ -22,7 +22,6 @@ from ckptd.daemon.recursive import RecursiveService
 from ckptd.daemon.service import Service, Signalled, Word
 from ckptd.daemon.watch import Watcher
 from ckptd.passes.surveyor import Surveyor
-from ckptd.shim.declaration import declare
 from ckptd.workdir.workdir import WorkDir
 
 from .conftest import Builder, dcp_metadata, eventually, keeps, pointed, torch_zip
@@ -164,7 +163,7 @@ def test_our_own_directory_taken_away_is_heeded(served: Counter[str], work_dir: 
 
 
 def test_a_series_that_was_declared_meanwhile_is_heeded_from_its_next_save_on(
-    served: Counter[str], work_dir: Path
+    served: Counter[str], work_dir: Path, declare: Callable[..., None]
 ) -> None:
     (work_dir / "net_1.pth").write_bytes(torch_zip())
     declare(work_dir, template="net_{}.pth", unit="step", interval=1, max_keep=1)
@@ -176,7 +175,7 @@ def test_a_series_that_was_declared_meanwhile_is_heeded_from_its_next_save_on(
 
 
 def test_a_directory_of_a_declared_series_is_heeded_until_its_last_file_comes(
-    served: Counter[str], work_dir: Path
+    served: Counter[str], work_dir: Path, declare: Callable[..., None]
 ) -> None:
     Builder(work_dir).shards("net_2")
     declare(work_dir, template="net_{}", unit="step")

@@ -14,7 +14,6 @@ from ckptd import api
 from ckptd.core.policy import Policy
 from ckptd.errors import CkptdError, RefusedError
 from ckptd.passes.restore import restore
-from ckptd.shim.declaration import declare
 from ckptd.workdir.place import own_dir
 
 from .conftest import Builder, Somebody, a_pass, epochs
@@ -104,7 +103,7 @@ def test_it_stays_beside_when_the_checkpoints_have_gone_and_inside_where_it_was_
     assert not (work_dir.parent / ".ckptd.run").exists()
 
 
-def test_a_job_declares_where_the_daemon_looks(project: Path) -> None:
+def test_a_job_declares_where_the_daemon_looks(project: Path, declare: Callable[..., None]) -> None:
     place = project / "checkpoints"
     declare(place, template="checkpoint_{}", unit="save", interval=1, max_keep=2)
     assert names(project) == [".ckptd.checkpoints", "checkpoints"]

@@ -9,8 +9,8 @@ import pytest
 from .soak.soak import BrokenPromise, Job, soak
 
 
-def test_a_job_that_saves_fast_can_always_resume_though_ckptd_is_killed_again_and_again(tmp_path: Path) -> None:
-    result = soak(tmp_path, saves=500, seed=1, work_dirs=2, kills=4)
+def test_a_job_that_saves_fast_can_always_resume_though_ckptd_is_killed_again_and_again(disk_path: Path) -> None:
+    result = soak(disk_path, saves=500, seed=1, work_dirs=2, kills=4)
     assert (result.saves, result.kills) == (500, 4)
     assert result.pruned > 300
     assert result.rss_first_kb > 0

@@ -12,7 +12,13 @@ import pytest
 
 import ckptd
 
+from ..conftest import write_to_disk
+
 RESULTS = Path(__file__).with_name("results")
+
+
+def pytest_configure() -> None:
+    write_to_disk()
 
 
 @dataclass

@@ -140,9 +140,9 @@ def test_thousands_of_series_are_looked_at_in_linear_time(with_checkpoints: Buil
     assert time.process_time() - began_s < 0.8
 
 
-def test_a_declared_template_that_a_layout_reads_as_keys_is_obeyed(with_checkpoints: Builder) -> None:
-    from ckptd.shim.declaration import declare
-
+def test_a_declared_template_that_a_layout_reads_as_keys_is_obeyed(
+    with_checkpoints: Builder, declare: Callable[..., None]
+) -> None:
     work_dir = with_checkpoints(*(f"epoch={number}.ckpt" for number in range(4)))
     declare(work_dir, template="epoch={}.ckpt", unit="epoch", interval=1, max_keep=2)
     (schedule,) = (work_dir / ".ckptd/schedules").iterdir()

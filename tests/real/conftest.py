@@ -19,9 +19,13 @@ from typing import Any
 
 import pytest
 
-from ..conftest import PATIENCE_S, Watching, environment
+from ..conftest import PATIENCE_S, Watching, environment, write_to_disk
 
 HERE = Path(__file__).parent
+
+
+def pytest_configure() -> None:
+    write_to_disk()
 
 
 @pytest.fixture(scope="session")

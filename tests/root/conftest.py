@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import write_to_disk
 from tests.root.strace import Strace, needs
+
+
+def pytest_configure() -> None:
+    write_to_disk()
 
 
 @pytest.fixture(scope="module")
