@@ -11,7 +11,7 @@ from ..workdir.workdir import WorkDir
 
 
 class JournalWriter:
-    """See docs/design.md, section 7: what was not deleted for want of room to write that down would leave none."""
+    """A deletion that waits for room in the journal would make none: docs/design.md, section 7."""
 
     def __init__(self, work: WorkDir, voice: Voice) -> None:
         self._work, self._voice = work, voice

@@ -64,7 +64,7 @@ class Pruner:
     @property
     def is_busy(self) -> bool:
         """Whether something is to be tried again, or is still being freed."""
-        return self._waiting.is_any_retried or self._journal.is_behind or self._remover.is_busy
+        return self._waiting.is_retrying or self._journal.is_behind or self._remover.is_busy
 
     def expires_in_s(self) -> list[float]:
         """Seconds until the first thing in the trash is to be freed; none if nothing waits there."""

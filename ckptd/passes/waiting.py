@@ -20,7 +20,7 @@ class Waiting:
         self._tries: dict[str, int] = {}
 
     @property
-    def is_any_retried(self) -> bool:
+    def is_retrying(self) -> bool:
         """Whether something could not be freed, and waits for another try."""
         return bool(self._tries.keys() & self._until_ms.keys())
 
