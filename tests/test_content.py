@@ -16,6 +16,7 @@ import pytest
 import ckptd
 from ckptd.core.policy import Policy
 from ckptd.disk.descriptors import SyncError, opened_dir, sync_file
+from ckptd.disk.opened import OpenedDirectory
 from ckptd.inspect.content import ChangedError, check_content
 from ckptd.inspect.dcp import missing_shard
 from ckptd.inspect.scan import entry_of
@@ -300,7 +301,7 @@ class Bomb:
 
 def fault_in(path: Path) -> str | None:
     with opened_dir(str(path)) as fd:
-        return missing_shard(fd)
+        return missing_shard(OpenedDirectory(fd))
 
 
 def test_nothing_in_a_metadata_can_run(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from ..core.layouts import DEFAULT_LAYOUTS, layouts_called
 from ..core.naming import Template
 from ..core.policy import Policy
 from ..disk.descriptors import OWN_DIR, opened_dir
+from ..disk.opened import OpenedDirectory
 from ..inspect.directories import is_claimed
 from .notable import is_ours
 
@@ -143,7 +144,6 @@ class Tree:
         """List one directory; None if it is none, or a checkpoint, which are forgotten."""
         self._on_look(path)
         node = _Node()
-        files: set[str] = set()
         named = path != self.root and self._is_checkpoint(os.path.basename(path), True)
         try:
             stamp = _stamp(path, follow=path == self.root)
@@ -167,9 +167,7 @@ class Tree:
                         node.holds = node.holds or self._is_checkpoint(name, True)
                     elif not node.holds and self._is_checkpoint(name, False):
                         node.holds = entry.is_file(follow_symlinks=False)
-                    if named:
-                        files.add(name)
-            if named and _is_one(path, files):
+            if named and _is_one(path):
                 self.forget(path)
                 return None
         except (FileNotFoundError, NotADirectoryError):
@@ -199,10 +197,10 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".")
 
 
-def _is_one(path: str, names: set[str]) -> bool:
+def _is_one(path: str) -> bool:
     """Whether a directory with a checkpoint's name is one."""
     with opened_dir(path) as fd:
-        return is_claimed(fd, names)
+        return is_claimed(OpenedDirectory(fd))
 
 
 def _stamp(path: str, *, follow: bool) -> Stamp | None:

@@ -232,20 +232,6 @@ def sync_file(name: str, *, dir_fd: int) -> None:
         _fsync(fd)
 
 
-def sync_tree(name: str, *, dir_fd: int, depth: int = 0) -> None:
-    """Make a directory and all the regular files below it durable."""
-    check_depth(depth, name)
-    with opened_dir(name, dir_fd=dir_fd) as fd:
-        with os.scandir(fd) as entries:
-            inside = list(entries)
-        for entry in inside:
-            if entry.is_dir(follow_symlinks=False):
-                sync_tree(entry.name, dir_fd=fd, depth=depth + 1)
-            elif entry.is_file(follow_symlinks=False):
-                sync_file(entry.name, dir_fd=fd)
-        sync_dir(fd)
-
-
 def path_of(name: str, *, dir_fd: int) -> str:
     """Where `name` is, for a message: with the path of the directory, where /proc tells it."""
     try:
@@ -269,11 +255,6 @@ def exists(name: str, *, dir_fd: int) -> bool:
             raise
         return False
     return True
-
-
-def has_hole(fd: int, size_bytes: int) -> bool:
-    """Whether some of a file's bytes were never written; False where the file system does not tell."""
-    return hole_in(fd, size_bytes) is not None
 
 
 def hole_in(fd: int, size_bytes: int) -> int | None:

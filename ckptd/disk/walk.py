@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
-from .descriptors import check_depth, opened_again, opened_dir
+from .descriptors import check_depth, opened_again, opened_dir, sync_dir, sync_file
 
 
 class Directory(NamedTuple):
@@ -37,6 +37,15 @@ def walk(name: str, *, dir_fd: int) -> Iterator[Directory]:
 def walk_opened(dir_fd: int, *, forgiving: bool = False) -> Iterator[Directory]:
     """The same from the directory open as `dir_fd`. forgiving: leave out what below it would raise OSError."""
     return _walk(opened_again(dir_fd), ".", forgiving=forgiving)
+
+
+def sync_tree(name: str, *, dir_fd: int) -> None:
+    """Make a directory and all the regular files below it durable."""
+    for fd, _, _, others in walk(name, dir_fd=dir_fd):
+        for entry in others:
+            if entry.is_file(follow_symlinks=False):
+                sync_file(entry.name, dir_fd=fd)
+        sync_dir(fd)
 
 
 def _walk(

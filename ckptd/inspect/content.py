@@ -6,16 +6,20 @@ A zero-filled middle passes every check of structure, and loads as wrong weights
 
 from __future__ import annotations
 
-import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from ..core.entry import Entry
-from ..disk.descriptors import check_depth, listed, opened_dir, opened_file
+from ..disk.descriptors import check_depth
+from ..disk.opened import OpenedDirectory
 from .files import PACKED, raise_disk_trouble
 from .scan import PARTS, entry_of
+
+if TYPE_CHECKING:
+    from .view import DirectoryView, FileView
 
 _CHUNK_BYTES = 1 << 20
 _ZIP = b"PK\x03\x04"
@@ -35,14 +39,35 @@ def check_content(entry: Entry, *, dir_fd: int, progress: Progress | None = None
     Raises ChangedError, or OSError if the disk does not answer.
     """
     progress = progress or (lambda _: None)
+    around = OpenedDirectory(dir_fd, from_disk=from_disk)
     if entry.is_dir:
-        with opened_dir(entry.name, dir_fd=dir_fd) as fd:
-            fault = _fault_below(fd, progress, from_disk, 0)
+        with around.opened_dir(entry.name) as directory:
+            fault = fault_of_directory(directory, progress)
     else:
-        fault = _file_fault(entry.name, dir_fd, progress, from_disk)
+        with around.opened_file(entry.name) as file:
+            fault = fault_of_file(file, progress)
     if _written(entry_of(entry.name, dir_fd=dir_fd)) != _written(entry):
         raise ChangedError(entry.name)
     return fault
+
+
+def fault_of_directory(directory: DirectoryView, progress: Progress) -> str:
+    """What is wrong with the content of the first part in it, or below it, that is damaged; "" if none is."""
+    for within, below, name in _files_in(directory):
+        if name.endswith(PARTS):
+            before = within.about(name)
+            with within.opened_file(name) as file:
+                fault = fault_of_file(file, progress)
+            if within.about(name) != before:
+                raise ChangedError(name)
+            if fault:
+                return f"{below}{name}: {fault}"
+    return ""
+
+
+def fault_of_file(file: FileView, progress: Progress) -> str:
+    """What is wrong with the content of a file, or "" if nothing is."""
+    return _zip_fault(file, progress) if file.read(len(_ZIP), 0) == _ZIP else ""
 
 
 def _written(entry: Entry) -> tuple[int, int, int, int]:
@@ -51,49 +76,29 @@ def _written(entry: Entry) -> tuple[int, int, int, int]:
     return entry.inode, marker_bytes, entry.mtime_ns, entry.changes
 
 
-def _fault_below(dir_fd: int, progress: Progress, from_disk: bool, depth: int) -> str:
-    """What is wrong with the first part in the directory, or below it, that is damaged."""
-    check_depth(depth, ".")
-    with listed(dir_fd) as entries:
-        inside = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
-    for name, is_dir in inside:
-        fault, joint = "", "/"
-        if is_dir:
-            with opened_dir(name, dir_fd=dir_fd) as fd:
-                fault = _fault_below(fd, progress, from_disk, depth + 1)
-        elif name.endswith(PARTS):
-            before = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-            fault, joint = _file_fault(name, dir_fd, progress, from_disk), ": "
-            after = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-            if any(
-                getattr(before, what) != getattr(after, what)
-                for what in ("st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
-            ):
-                raise ChangedError(name)
-        if fault:
-            return f"{name}{joint}{fault}"
-    return ""
+def _files_in(directory: DirectoryView, below: str = "", depth: int = 0) -> Iterator[tuple[DirectoryView, str, str]]:
+    """Each file in the directory and below it, by name: where it is, the way there, its name."""
+    check_depth(depth, below or ".")
+    for name in sorted(directory.names):
+        if directory.is_dir(name):
+            with directory.opened_dir(name) as within:
+                yield from _files_in(within, f"{below}{name}/", depth + 1)
+        else:
+            yield directory, below, name
 
 
-def _file_fault(name: str, dir_fd: int, progress: Progress, from_disk: bool) -> str:
-    with opened_file(name, dir_fd=dir_fd) as fd:
-        if from_disk:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        return _zip_fault(fd, progress) if os.pread(fd, len(_ZIP), 0) == _ZIP else ""
-
-
-def _zip_fault(fd: int, progress: Progress) -> str:
-    with open(fd, "rb", closefd=False) as file:
+def _zip_fault(file: FileView, progress: Progress) -> str:
+    with file.stream() as stream:
         member = None
         try:
-            with zipfile.ZipFile(file) as archive:
+            with zipfile.ZipFile(stream) as archive:
                 # In other ways than these nobody packs states, and some of them take any memory to unpack.
                 members = [each for each in archive.infolist() if each.file_size and each.compress_type in PACKED]
                 if not any(each.CRC for each in members):
                     return ""
                 for member in members:
-                    with archive.open(member) as stream:  # raises at its end if the CRC is another
-                        while chunk := stream.read(_CHUNK_BYTES):
+                    with archive.open(member) as packed:  # raises at its end if the CRC is another
+                        while chunk := packed.read(_CHUNK_BYTES):
                             progress(len(chunk))
         except (OSError, zipfile.BadZipFile, ValueError, EOFError, struct.error, RuntimeError, zlib.error) as error:
             raise_disk_trouble(error)

@@ -11,10 +11,10 @@ import io
 import os
 import pickle
 import re
-from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..disk.descriptors import has_hole, opened_file
+if TYPE_CHECKING:
+    from .view import DirectoryView
 
 MARKER = ".metadata"
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
@@ -32,18 +32,23 @@ _SIZED = {**dict.fromkeys(b"U\x8a\x8cC", 1), **dict.fromkeys(b"TXB\x8b", 4), **d
 _STOP, _FRAME, _PUT, _LONG_BINPUT = b".\x95pr"
 
 
-def missing_shard(dir_fd: int) -> str | None:
-    """What is wrong with the shards that `.metadata` lists, in the directory open as `dir_fd`; None if nothing is.
+def is_one(directory: DirectoryView) -> bool:
+    """Whether the directory is a distributed checkpoint, whole or not."""
+    return MARKER in directory.names or any(name.endswith(".distcp") for name in directory.names)
+
+
+def missing_shard(directory: DirectoryView) -> str | None:
+    """What is wrong with the shards that `.metadata` in the directory lists; None if nothing is.
 
     Raises OSError if something cannot be read.
     """
-    with opened_file(MARKER, dir_fd=dir_fd) as fd:
-        size_bytes = os.fstat(fd).st_size
+    with directory.opened_file(MARKER) as file:
+        size_bytes = file.size_bytes
         if size_bytes > _LARGEST:
             return f"{MARKER} is too large to be one"
-        if has_hole(fd, size_bytes):
+        if file.hole() is not None:
             return f"{MARKER} is damaged"
-        content = os.pread(fd, size_bytes, 0)
+        content = file.read(size_bytes, 0)
     ends = None if _asks_for_more(content) else _shard_ends(content)
     if ends is None:
         return f"{MARKER} is damaged"
@@ -51,25 +56,20 @@ def missing_shard(dir_fd: int) -> str | None:
         if os.path.isabs(path) or ".." in path.split("/"):
             return f"{MARKER} names {path!r}, which is not inside"
         try:
-            found = os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_size
-        except ValueError:  # a NUL, or half of a character
-            return f"shard {path!r} is missing"
+            found = directory.about(path).size_bytes
         except OSError as error:
             if error.errno not in _MISSING:
                 raise
-            return f"shard {path} is missing"
+            return f"shard {path if path.isprintable() else repr(path)} is missing"
         if found < end:
             return f"shard {path} has {found} of {end} bytes"
     return None
 
 
-def is_written_over(dir_fd: int, names: Iterable[str]) -> bool:
+def is_written_over(directory: DirectoryView) -> bool:
     """Whether a shard is younger than `.metadata`, which comes last: of a save over an earlier one, or of a copy."""
-
-    def written_ns(name: str) -> int:
-        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mtime_ns
-
-    return max((written_ns(name) for name in names if name.endswith(".distcp")), default=0) > written_ns(MARKER)
+    shards = [directory.about(name).mtime_ns for name in directory.names if name.endswith(".distcp")]
+    return max(shards, default=0) > directory.about(MARKER).mtime_ns
 
 
 class _Husk:

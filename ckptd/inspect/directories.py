@@ -6,14 +6,17 @@ Structure only: nothing is unpickled, and of the files inside only the ends and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ..core import kinds
 from ..core.checkpoint import State
-from ..disk.descriptors import names_in
 from . import dcp, frameworks
 from .files import Structure
 from .parts import incomplete, inside, is_result, missing_in_index, missing_of_distributed, parts_of, trainer_state
 from .scan import INDEX_ENDING, TRAINER_STATE
+
+if TYPE_CHECKING:
+    from .view import DirectoryView
 
 _UNDER_WAY = "checkpoint-is-incomplete.txt"  # Transformers: there while it saves because of a signal
 _OPTIMIZERS = ("optimizer.pt", "scheduler.pt", "optimizer.pdopt", "scheduler.pdparams")
@@ -29,15 +32,14 @@ _NO_WEIGHTS = (
 _LAST = {kinds.LIGHTNING: (kinds.DCP, "meta.pt"), kinds.MEGATRON: (kinds.DCP, "metadata.json")}
 
 
-def structure_of_directory(fd: int, wanted: frozenset[str] | None = None) -> Structure:
-    """Look at the directory open as `fd`. Raises OSError if something in it cannot be read.
+def structure_of_directory(directory: DirectoryView, wanted: frozenset[str] | None = None) -> Structure:
+    """Look at one directory. Raises OSError if something in it cannot be read.
 
     wanted: the kinds that its name stands for, None for any. No other can be complete where it is half of one of them.
     """
-    names = set(names_in(fd))
-    found = next((judge(fd, names) for claims, judge in _JUDGES if claims(fd, names)), None)
+    found = next((judge(directory) for claims, judge in _JUDGES if claims(directory)), None)
     if found is None and wanted:
-        found = _by_its_name(fd, names, wanted)
+        found = _by_its_name(directory, wanted)
     if found is None:
         return Structure(State.UNVERIFIABLE, "a directory without any known marker", known=False, marked=False)
     for kind, (half, last) in _LAST.items():
@@ -46,108 +48,104 @@ def structure_of_directory(fd: int, wanted: frozenset[str] | None = None) -> Str
     return found
 
 
-def _by_its_name(fd: int, names: set[str], wanted: frozenset[str]) -> Structure | None:
+def _by_its_name(directory: DirectoryView, wanted: frozenset[str]) -> Structure | None:
     """What says too little by itself, and enough where the name is one framework's own."""
-    if kinds.VERL in wanted and names == {"data.pt"}:
+    if kinds.VERL in wanted and directory.names == {"data.pt"}:
         return frameworks.shell_of_verl()
     generic = wanted >= kinds.FILES  # such as `epoch_3/`, where an optimizer.bin may be anybody's
-    if kinds.ACCELERATE in wanted and not generic and "optimizer.bin" in names:
-        return _by_accelerate(fd, names)
+    if kinds.ACCELERATE in wanted and not generic and "optimizer.bin" in directory.names:
+        return _by_accelerate(directory)
     return None
 
 
-def is_claimed(fd: int, names: set[str]) -> bool:
-    """Whether the directory open as `fd`, which holds `names`, is a checkpoint of any kind, whole or not."""
-    return any(claims(fd, names) for claims, _ in _JUDGES)
+def is_claimed(directory: DirectoryView) -> bool:
+    """Whether it is a checkpoint of any kind, whole or not."""
+    return any(claims(directory) for claims, _ in _JUDGES)
 
 
-def _is_distributed(_: int, names: set[str]) -> bool:
-    return dcp.MARKER in names or any(name.endswith(".distcp") for name in names)
-
-
-def _distributed(fd: int, names: set[str]) -> Structure:
-    fault = missing_of_distributed(fd, names)
+def _distributed(directory: DirectoryView) -> Structure:
+    fault = missing_of_distributed(directory)
     if fault is not None:
-        return Structure(State.INCOMPLETE, fault, marked=dcp.MARKER in names, kind=kinds.DCP)
-    marked = not dcp.is_written_over(fd, names)
+        return Structure(State.INCOMPLETE, fault, marked=dcp.MARKER in directory.names, kind=kinds.DCP)
+    marked = not dcp.is_written_over(directory)
     return Structure(State.COMPLETE, "distributed checkpoint, every shard there", marked=marked, kind=kinds.DCP)
 
 
-def _is_trainers(_: int, names: set[str]) -> bool:
+def _is_trainers(directory: DirectoryView) -> bool:
     # Its arguments come after the weights, and before all else; with nothing else they are what `save_model` exports.
-    states = any(name in _OPTIMIZERS or name.startswith(_TRAINERS) for name in names)
-    return TRAINER_STATE in names or ("training_args.bin" in names and states)
+    states = any(name in _OPTIMIZERS or name.startswith(_TRAINERS) for name in directory.names)
+    return TRAINER_STATE in directory.names or ("training_args.bin" in directory.names and states)
 
 
-def _by_trainer(fd: int, names: set[str]) -> Structure:
+def _by_trainer(directory: DirectoryView) -> Structure:
     """What the Trainer of Hugging Face Transformers writes, its state last, and PaddleNLP's, which was made after it.
 
     Source: transformers 4.0 to 5.23; paddlenlp, trainer/trainer.py, utils/env.py.
     """
-    if TRAINER_STATE not in names:
+    if TRAINER_STATE not in directory.names:
         return incomplete(kinds.TRAINER, f"no {TRAINER_STATE}, which is written last")
-    state = trainer_state(fd)
+    state = trainer_state(directory)
     if state is None or not isinstance(state.get("global_step"), int):
         return incomplete(kinds.TRAINER, f"{TRAINER_STATE} is damaged")
-    if _UNDER_WAY in names:
+    if _UNDER_WAY in directory.names:
         return incomplete(kinds.TRAINER, f"{_UNDER_WAY} is there: its save was never finished")
-    if not _has_any_weights(fd, names):
+    if not _has_any_weights(directory):
         return incomplete(kinds.TRAINER, f"no weights beside its {TRAINER_STATE}")
-    parts = parts_of(fd)
-    parts.fault = parts.fault or frameworks.fault_of_deepspeed_inside(fd, names)
+    parts = parts_of(directory)
+    parts.fault = parts.fault or frameworks.fault_of_deepspeed_inside(directory)
     return parts.structure(kinds.TRAINER, f"{TRAINER_STATE}, and every file beside it intact", marked=True)
 
 
-def _is_accelerates(_: int, names: set[str]) -> bool:
-    return any(name.startswith((_RANDOM_STATE, "pytorch_model_fsdp_")) for name in names)
+def _is_accelerates(directory: DirectoryView) -> bool:
+    return any(name.startswith((_RANDOM_STATE, "pytorch_model_fsdp_")) for name in directory.names)
 
 
-def _by_accelerate(fd: int, names: set[str]) -> Structure:
+def _by_accelerate(directory: DirectoryView) -> Structure:
     """What `save_state` of Accelerate writes; the random state of each rank last, but nothing waits for all ranks."""
-    if f"{_RANDOM_STATE}0.pkl" not in names:
+    if f"{_RANDOM_STATE}0.pkl" not in directory.names:
         return incomplete(kinds.ACCELERATE, f"no {_RANDOM_STATE}0.pkl, which is written last")
-    missing = frameworks.missing_rank(names, rf"{_RANDOM_STATE}([0-9]+)\.pkl")
+    missing = frameworks.missing_rank(directory.names, rf"{_RANDOM_STATE}([0-9]+)\.pkl")
     if missing is not None:
         return incomplete(kinds.ACCELERATE, f"no {_RANDOM_STATE}{missing}.pkl, though others are there")
-    if not _has_any_weights(fd, names):
+    if not _has_any_weights(directory):
         return incomplete(kinds.ACCELERATE, "no weights beside its random states")
-    parts = parts_of(fd)
-    parts.fault = parts.fault or frameworks.fault_of_deepspeed_inside(fd, names)
+    parts = parts_of(directory)
+    parts.fault = parts.fault or frameworks.fault_of_deepspeed_inside(directory)
     return parts.structure(kinds.ACCELERATE, "what Accelerate saves, every file intact")
 
 
-def _has_any_weights(fd: int, names: set[str]) -> bool:
+def _has_any_weights(directory: DirectoryView) -> bool:
     """Whether one of `names` is a file of weights, of a model or an adapter, or a directory with some in it."""
-    others = sorted(name for name in names if not (name.startswith(_NO_WEIGHTS) or is_result(name)))
-    return any(name.endswith(_WEIGHTS) for name in others) or any(_is_of_weights(fd, name) for name in others)
+    others = sorted(name for name in directory.names if not (name.startswith(_NO_WEIGHTS) or is_result(name)))
+    return any(name.endswith(_WEIGHTS) for name in others) or any(_is_of_weights(directory, name) for name in others)
 
 
-def _is_of_weights(fd: int, name: str) -> bool:
-    with inside(fd, name) as inside_fd:
-        return inside_fd is not None and bool(parts_of(inside_fd, depth=1).count)
+def _is_of_weights(directory: DirectoryView, name: str) -> bool:
+    with inside(directory, name) as within:
+        return within is not None and bool(parts_of(within, depth=1).count)
 
 
-def _has_index(_: int, names: set[str]) -> bool:
-    return any(name.endswith(INDEX_ENDING) for name in names)
+def _has_index(directory: DirectoryView) -> bool:
+    return any(name.endswith(INDEX_ENDING) for name in directory.names)
 
 
-def _by_index(fd: int, names: set[str]) -> Structure:
+def _by_index(directory: DirectoryView) -> Structure:
     """Shards of weights; the index is written with them, not after all else: it marks nothing."""
-    index = min(name for name in names if name.endswith(INDEX_ENDING))
-    fault, count = missing_in_index(fd, index)
+    index = min(name for name in directory.names if name.endswith(INDEX_ENDING))
+    fault, count = missing_in_index(directory, index)
     if fault:
         return incomplete(kinds.INDEX, fault)
-    return parts_of(fd).structure(kinds.INDEX, f"{count} shards, all there")
+    return parts_of(directory).structure(kinds.INDEX, f"{count} shards, all there")
 
 
 # In this order: who comes first leaves more behind than who comes later, and the later ones' files among it.
-_JUDGES: tuple[tuple[Callable[[int, set[str]], bool], Callable[[int, set[str]], Structure]], ...] = (
+_JUDGES: tuple[tuple[Callable[[DirectoryView], bool], Callable[[DirectoryView], Structure]], ...] = (
     (frameworks.is_orbax, frameworks.orbax),
     (frameworks.is_lightning, frameworks.lightning),
     (frameworks.is_megatron, frameworks.megatron),
     (frameworks.is_olmo, frameworks.olmo),
     (frameworks.is_verl, frameworks.verl),
-    (_is_distributed, _distributed),
+    (dcp.is_one, _distributed),
     (_is_trainers, _by_trainer),
     (frameworks.is_deepspeed, frameworks.deepspeed),
     (frameworks.is_mmengine, frameworks.mmengine),

@@ -6,18 +6,19 @@ core.layouts. Structure only, nothing is unpickled.
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from ..core import kinds
 from ..core.checkpoint import State
-from ..disk.descriptors import names_in
 from . import dcp
 from .files import Structure
 from .parts import Parts, gap_in, incomplete, inside, json_of, missing_of_distributed, numbered, parts_of
 from .scan import INDEX_ENDING
+
+if TYPE_CHECKING:
+    from .view import DirectoryView
 
 _MODEL_STATES = re.compile(r"(?:zero_pp_rank_[0-9]+_)?mp_rank_([0-9]+)_model_states\.pt")
 _ZERO_MODEL_STATES = re.compile(r"zero_pp_rank_([0-9]+)_mp_rank_([0-9]+)_model_states\.pt")
@@ -34,33 +35,36 @@ def missing_rank(names: Iterable[str], pattern: str) -> int | None:
     return gap_in(rank for (rank,) in numbered(names, re.compile(pattern)))
 
 
-def is_lightning(fd: int, names: set[str]) -> bool:
+def is_lightning(directory: DirectoryView) -> bool:
+    names = directory.names
     if "meta.pt" in names and dcp.MARKER in names:
         return True
-    return "checkpoint" in names and "latest" in names and _has_deepspeed(fd, "checkpoint")
+    return "checkpoint" in names and "latest" in names and _has_deepspeed(directory, "checkpoint")
 
 
-def lightning(fd: int, names: set[str]) -> Structure:
+def lightning(directory: DirectoryView) -> Structure:
     """A sharded strategy's: a distributed checkpoint, then `meta.pt`. With DeepSpeed: its directory `checkpoint`."""
-    if "meta.pt" not in names:
-        with inside(fd, "checkpoint") as inside_fd:
-            assert inside_fd is not None  # claimed
-            return deepspeed(inside_fd, set(names_in(inside_fd)))
-    fault = missing_of_distributed(fd, names)
+    if "meta.pt" not in directory.names:
+        with inside(directory, "checkpoint") as within:
+            assert within is not None  # claimed
+            return deepspeed(within)
+    fault = missing_of_distributed(directory)
     if fault is not None:
         return incomplete(kinds.LIGHTNING, fault)
-    return parts_of(fd).structure(kinds.LIGHTNING, "distributed checkpoint and meta.pt, every shard there", marked=True)
+    text = "distributed checkpoint and meta.pt, every shard there"
+    return parts_of(directory).structure(kinds.LIGHTNING, text, marked=True)
 
 
-def is_deepspeed(_: int, names: set[str]) -> bool:
-    return any(_MODEL_STATES.fullmatch(name) or _OPTIM_STATES.fullmatch(name) for name in names)
+def is_deepspeed(directory: DirectoryView) -> bool:
+    return any(_MODEL_STATES.fullmatch(name) or _OPTIM_STATES.fullmatch(name) for name in directory.names)
 
 
-def deepspeed(fd: int, names: set[str]) -> Structure:
+def deepspeed(directory: DirectoryView) -> Structure:
     """Model states of each model-parallel rank, and of each of those the optimizer's of all data-parallel ranks.
 
     How many ranks there were is in no name: that the last are missing cannot be told, so nothing marks it complete.
     """
+    names = directory.names
     models = {rank for (rank,) in [*numbered(names, _MODEL_STATES), *numbered(names, _LAYER_STATES)]}
     shards = numbered(names, _OPTIM_STATES)
     if not models:
@@ -73,15 +77,15 @@ def deepspeed(fd: int, names: set[str]) -> Structure:
         if fault:
             return incomplete(kinds.DEEPSPEED, fault)
     text = f"model states of {len(models)}, optimizer states of {len(shards)} ranks, every file intact"
-    return parts_of(fd).structure(kinds.DEEPSPEED, text)
+    return parts_of(directory).structure(kinds.DEEPSPEED, text)
 
 
-def fault_of_deepspeed_inside(fd: int, names: set[str]) -> str | None:
+def fault_of_deepspeed_inside(directory: DirectoryView) -> str | None:
     """What is wrong with what DeepSpeed has written into a directory of another's checkpoint; None if nothing is."""
-    for name in sorted(names):
-        if _is_dir(fd, name) and _has_deepspeed(fd, name):
-            with inside(fd, name) as inside_fd:
-                found = deepspeed(inside_fd, set(names_in(inside_fd))) if inside_fd is not None else None
+    for name in sorted(directory.names):
+        if directory.is_dir(name) and _has_deepspeed(directory, name):
+            with inside(directory, name) as within:
+                found = deepspeed(within) if within is not None else None
             if found is not None and not found.state.whole:
                 return f"{name}: {found.text}"
     return None
@@ -100,61 +104,63 @@ def _gap_in_grid(found: list[tuple[int, ...]], columns: set[int], what: str) -> 
     return None
 
 
-def _has_deepspeed(fd: int, name: str) -> bool:
-    with inside(fd, name) as inside_fd:
-        return inside_fd is not None and is_deepspeed(inside_fd, set(names_in(inside_fd)))
+def _has_deepspeed(directory: DirectoryView, name: str) -> bool:
+    with inside(directory, name) as within:
+        return within is not None and is_deepspeed(within)
 
 
-def is_mmengine(fd: int, names: set[str]) -> bool:
-    ranks = any(_MMENGINE_RANK.fullmatch(name) for name in names)
-    return ranks or ({"model", "optimizer"} <= names and _is_dir(fd, "model") and _is_dir(fd, "optimizer"))
+def is_mmengine(directory: DirectoryView) -> bool:
+    ranks = any(_MMENGINE_RANK.fullmatch(name) for name in directory.names)
+    return ranks or (directory.is_dir("model") and directory.is_dir("optimizer"))
 
 
-def mmengine(fd: int, names: set[str]) -> Structure:
+def mmengine(directory: DirectoryView) -> Structure:
     """FSDP's `rank<k>.pth`, one for each rank, or ColossalAI's directories with `meta.pth`, which comes last."""
-    ranks = {rank for (rank,) in numbered(names, _MMENGINE_RANK)}
+    ranks = {rank for (rank,) in numbered(directory.names, _MMENGINE_RANK)}
     if ranks:
         if gap_in(ranks) is not None:
             return incomplete(kinds.MMENGINE, f"no rank{gap_in(ranks)}.pth, though others are there")
-        return parts_of(fd).structure(kinds.MMENGINE, f"files of {len(ranks)} ranks, every one intact")
-    if "meta.pth" not in names:
+        return parts_of(directory).structure(kinds.MMENGINE, f"files of {len(ranks)} ranks, every one intact")
+    if "meta.pth" not in directory.names:
         return incomplete(kinds.MMENGINE, "no meta.pth, which is written last")
-    with inside(fd, "model") as model_fd:
-        if model_fd is None or not parts_of(model_fd).count:
+    with inside(directory, "model") as model:
+        if model is None or not parts_of(model).count:
             return incomplete(kinds.MMENGINE, "no weights in model/")
-    return parts_of(fd).structure(kinds.MMENGINE, "meta.pth, and every file beside it intact")
+    return parts_of(directory).structure(kinds.MMENGINE, "meta.pth, and every file beside it intact")
 
 
-def is_megatron(fd: int, names: set[str]) -> bool:
-    if "common.pt" in names or any(_MODEL_PARALLEL.fullmatch(name) and _is_dir(fd, name) for name in names):
+def is_megatron(directory: DirectoryView) -> bool:
+    names = directory.names
+    if "common.pt" in names or any(_MODEL_PARALLEL.fullmatch(name) and directory.is_dir(name) for name in names):
         return True
-    said = json_of(fd, "metadata.json") if "metadata.json" in names else None
+    said = json_of(directory, "metadata.json") if "metadata.json" in names else None
     return isinstance(said, dict) and "sharded_backend" in said
 
 
-def megatron(fd: int, names: set[str]) -> Structure:
+def megatron(directory: DirectoryView) -> Structure:
     """Distributed: `metadata.json` comes when all is done. Before that: a directory for each model-parallel rank."""
-    ranks = numbered((name for name in names if _is_dir(fd, name)), re.compile(r"mp_rank_([0-9]+)(?:_[0-9]+)*"))
+    names = directory.names
+    ranks = numbered((name for name in names if directory.is_dir(name)), re.compile(r"mp_rank_([0-9]+)(?:_[0-9]+)*"))
     if ranks:
-        return _megatron_by_rank(fd, names)
-    said = json_of(fd, "metadata.json") if "metadata.json" in names else None
+        return _megatron_by_rank(directory)
+    said = json_of(directory, "metadata.json") if "metadata.json" in names else None
     if not isinstance(said, dict):
         return incomplete(kinds.MEGATRON, "no metadata.json, which is written last")
     if said.get("sharded_backend") == "zarr":
-        parts = parts_of(fd)
+        parts = parts_of(directory)
         if parts.fault is None:
             return Structure(
                 State.UNVERIFIABLE, "metadata.json, and zarr shards, which hold no check", kind=kinds.MEGATRON
             )
         return incomplete(kinds.MEGATRON, parts.fault)
-    fault = missing_of_distributed(fd, names)
+    fault = missing_of_distributed(directory)
     if fault is not None:
         return incomplete(kinds.MEGATRON, fault)
-    return parts_of(fd).structure(kinds.MEGATRON, "metadata.json, every shard there", marked=True)
+    return parts_of(directory).structure(kinds.MEGATRON, "metadata.json, every shard there", marked=True)
 
 
-def _megatron_by_rank(fd: int, names: set[str]) -> Structure:
-    found = sorted(name for name in names if _MODEL_PARALLEL.fullmatch(name))
+def _megatron_by_rank(directory: DirectoryView) -> Structure:
+    found = sorted(name for name in directory.names if _MODEL_PARALLEL.fullmatch(name))
     numbers = [tuple(int(part) for part in name.split("_")[2:]) for name in found]
     sizes = [1 + max(each[axis] for each in numbers) for axis in range(min(map(len, numbers)))]
     expected = 1
@@ -163,43 +169,42 @@ def _megatron_by_rank(fd: int, names: set[str]) -> Structure:
     if len({len(each) for each in numbers}) > 1 or len(found) != expected:
         return incomplete(kinds.MEGATRON, f"directories of {len(found)} of {expected} model-parallel ranks")
     for name in found:
-        with inside(fd, name) as rank_fd:
-            there = set(names_in(rank_fd)) if rank_fd is not None else set()
-        if not there & {"model_optim_rng.pt", "model_rng.pt"}:
-            return incomplete(kinds.MEGATRON, f"{name}: no model_optim_rng.pt")
-    return parts_of(fd).structure(kinds.MEGATRON, f"files of {expected} model-parallel ranks, every one intact")
+        with inside(directory, name) as rank:
+            if rank is None or not rank.names & {"model_optim_rng.pt", "model_rng.pt"}:
+                return incomplete(kinds.MEGATRON, f"{name}: no model_optim_rng.pt")
+    return parts_of(directory).structure(kinds.MEGATRON, f"files of {expected} model-parallel ranks, every one intact")
 
 
-def is_orbax(_: int, names: set[str]) -> bool:
-    return "_CHECKPOINT_METADATA" in names
+def is_orbax(directory: DirectoryView) -> bool:
+    return "_CHECKPOINT_METADATA" in directory.names
 
 
-def orbax(fd: int, names: set[str]) -> Structure:
+def orbax(directory: DirectoryView) -> Structure:
     """Its final name comes by a rename once it is whole. What a deletion that was cut short has left still bears it."""
-    said = json_of(fd, "_CHECKPOINT_METADATA")
+    said = json_of(directory, "_CHECKPOINT_METADATA")
     if not isinstance(said, dict):
         return incomplete(kinds.ORBAX, "_CHECKPOINT_METADATA is damaged")
     if not isinstance(said.get("commit_timestamp_nsecs"), int):
         return incomplete(kinds.ORBAX, "not marked as committed in _CHECKPOINT_METADATA")
     handlers = said.get("item_handlers")
     for item in sorted(handlers) if isinstance(handlers, dict) else [""]:
-        fault = _broken_item(fd, item) if item else _broken_arrays(fd)
+        fault = _broken_item(directory, item) if item else _broken_arrays(directory)
         if fault:
             return incomplete(kinds.ORBAX, f"{item}: {fault}" if item else fault)
     return Structure(State.COMPLETE, "committed, and every item there", kind=kinds.ORBAX)
 
 
-def _broken_item(fd: int, item: str) -> str | None:
-    with inside(fd, item) as item_fd:
-        if item_fd is None:
+def _broken_item(directory: DirectoryView, item: str) -> str | None:
+    with inside(directory, item) as within:
+        if within is None:
             return "is missing"
-        return _broken_arrays(item_fd) if names_in(item_fd) else "is empty"
+        return _broken_arrays(within) if within.names else "is empty"
 
 
-def _broken_arrays(fd: int) -> str | None:
+def _broken_arrays(directory: DirectoryView) -> str | None:
     """What is missing of the arrays in a directory, if it is one of arrays: the databases that hold them."""
-    names = names_in(fd)
-    said = json_of(fd, "_METADATA") if "_METADATA" in names else None
+    names = directory.names
+    said = json_of(directory, "_METADATA") if "_METADATA" in names else None
     if "_METADATA" in names and not isinstance(said, dict):
         return "_METADATA is damaged"
     if said is None and any(name.endswith(".ocdbt") or name.startswith("ocdbt.") for name in names):
@@ -208,19 +213,19 @@ def _broken_arrays(fd: int) -> str | None:
         if "manifest.ocdbt" not in names:
             return "manifest.ocdbt is missing"
         for name in sorted(name for name in names if name.startswith("ocdbt.process_")):
-            with inside(fd, name) as process_fd:
-                if process_fd is None or "manifest.ocdbt" not in names_in(process_fd):
+            with inside(directory, name) as process:
+                if process is None or "manifest.ocdbt" not in process.names:
                     return f"{name}/manifest.ocdbt is missing"
     return None
 
 
-def is_verl(fd: int, names: set[str]) -> bool:
-    return bool(_verl_roles(fd, names))
+def is_verl(directory: DirectoryView) -> bool:
+    return bool(_verl_roles(directory))
 
 
-def verl(fd: int, names: set[str]) -> Structure:
+def verl(directory: DirectoryView) -> Structure:
     """For each role the files of all ranks, of which each names how many there are; then `data.pt`."""
-    roles = _verl_roles(fd, names)
+    roles = _verl_roles(directory)
     found = Parts()
     for role, shards in roles.items():
         for what in sorted({what for what, _, _ in shards} | {"model"}):
@@ -230,9 +235,9 @@ def verl(fd: int, names: set[str]) -> Structure:
                 return incomplete(kinds.VERL, f"{role}: {what} of {len(ranks)} of {max(worlds, default=0)} ranks")
     if "actor" not in roles:
         return incomplete(kinds.VERL, f"no actor beside {', '.join(roles)}")
-    if "data.pt" not in names:
+    if "data.pt" not in directory.names:
         return incomplete(kinds.VERL, "no data.pt, which is written last")
-    parts_of(fd, into=found)
+    parts_of(directory, into=found)
     return found.structure(kinds.VERL, f"data.pt, and the files of all ranks of {', '.join(roles)}", marked=True)
 
 
@@ -241,64 +246,60 @@ def shell_of_verl() -> Structure:
     return Structure(State.INCOMPLETE, "nothing but data.pt: its roles were deleted", known=False, marked=False)
 
 
-def _verl_roles(fd: int, names: set[str]) -> dict[str, list[tuple[str, int, int]]]:
+def _verl_roles(directory: DirectoryView) -> dict[str, list[tuple[str, int, int]]]:
     roles: dict[str, list[tuple[str, int, int]]] = {}
-    for role in sorted(names):
-        if not _is_dir(fd, role):
+    for role in sorted(directory.names):
+        if not directory.is_dir(role):
             continue
-        with inside(fd, role) as role_fd:
-            matches = [_VERL_SHARD.fullmatch(name) for name in names_in(role_fd)] if role_fd is not None else []
+        with inside(directory, role) as within:
+            matches = [_VERL_SHARD.fullmatch(name) for name in within.names] if within is not None else []
         shards = [(each[1], int(each[2]), int(each[3])) for each in matches if each]
         if shards:
             roles[role] = shards
     return roles
 
 
-def is_torchtune(_: int, names: set[str]) -> bool:
+def is_torchtune(directory: DirectoryView) -> bool:
+    names = directory.names
     if names & {"recipe_state", "recipe_state.pt"}:
         return True
     return any(map(_TORCHTUNE_SHARD.fullmatch, names)) and not any(name.endswith(INDEX_ENDING) for name in names)
 
 
-def torchtune(fd: int, names: set[str]) -> Structure:
+def torchtune(directory: DirectoryView) -> Structure:
     """Weights in numbered shards; nothing marks the end."""
-    shards = numbered(names, _TORCHTUNE_SHARD)
+    shards = numbered(directory.names, _TORCHTUNE_SHARD)
     totals = {total for _, total in shards}
     if len(totals) > 1 or (shards and {number for number, _ in shards} != set(range(1, 1 + max(totals)))):
         return incomplete(kinds.TORCHTUNE, f"{len(shards)} of {max(totals)} shards")
-    parts = parts_of(fd)
+    parts = parts_of(directory)
     if not parts.count:
         return incomplete(kinds.TORCHTUNE, "no weights")
     return parts.structure(kinds.TORCHTUNE, f"{len(shards) or parts.count} shards, all there")
 
 
-def is_olmo(fd: int, names: set[str]) -> bool:
-    if "model_and_optim" in names and _is_dir(fd, "model_and_optim"):
+def is_olmo(directory: DirectoryView) -> bool:
+    names = directory.names
+    if directory.is_dir("model_and_optim"):
         return True
     return "config.yaml" in names and bool(names & {"model", "model.pt", "model.safetensors", "train", "train.pt"})
 
 
-def olmo(fd: int, names: set[str]) -> Structure:
+def olmo(directory: DirectoryView) -> Structure:
     """OLMo-core's directory of shards with its metadata; OLMo's of model, optimizer and the trainer's own state."""
+    names = directory.names
     if "model_and_optim" in names:
-        with inside(fd, "model_and_optim") as state_fd:
-            fault = missing_of_distributed(state_fd, names_in(state_fd)) if state_fd is not None else "is missing"
+        with inside(directory, "model_and_optim") as states:
+            fault = missing_of_distributed(states) if states is not None else "is missing"
         if fault is not None:
             return incomplete(kinds.OLMO, f"model_and_optim: {fault}")
         if ".metadata.json" not in names:
             return incomplete(kinds.OLMO, "no .metadata.json")
-        return parts_of(fd).structure(kinds.OLMO, "model_and_optim, every shard there")
+        return parts_of(directory).structure(kinds.OLMO, "model_and_optim, every shard there")
     for what in ("model", "optim", "train"):
         if not names & {what, f"{what}.pt", f"{what}.safetensors"}:
             return incomplete(kinds.OLMO, f"no {what}")
-    parts = parts_of(fd)
+    parts = parts_of(directory)
     if not parts.count:
         return incomplete(kinds.OLMO, "no weights")
     return parts.structure(kinds.OLMO, "model, optim and train, every file intact")
-
-
-def _is_dir(fd: int, name: str) -> bool:
-    try:
-        return stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)
-    except FileNotFoundError:
-        return False

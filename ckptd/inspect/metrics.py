@@ -5,23 +5,24 @@ Scores are advice from outside: what is no number is none, and never an error of
 
 from __future__ import annotations
 
-import os
+import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.entry import Entry
-from ..disk.descriptors import opened_dir, opened_file, read_small
 from ..errors import CkptdError, RefusedError, why
 from .files import parse_json
 from .scan import SIDECAR_ENDING, TRAINER_STATE
+
+if TYPE_CHECKING:
+    from .view import DirectoryView, Inode
 
 _LARGEST_SIDECAR = 1 << 20  # bytes
 _LARGEST_STATE = 1 << 26  # bytes; the log of a long run is a tenth of it
 _COUNTERS = frozenset({"step", "epoch"})
 
 Metrics = tuple[tuple[str, float], ...]
-Stamp = tuple[int, int, int]  # inode, size in bytes, time of writing in ns
 
 
 @dataclass
@@ -33,24 +34,25 @@ class Scores:
 
     wanted: frozenset[str]
     warn: Callable[[str], None]
-    _known: dict[str, tuple[Entry, Stamp | None, Metrics]] = field(default_factory=dict)
+    _known: dict[str, tuple[Entry, Inode | None, Metrics]] = field(default_factory=dict)
 
-    def of(self, entry: Entry, named: Mapping[str, float], *, dir_fd: int) -> Metrics:
-        """The scores of `entry` in the work dir `dir_fd`: `named` by its name, its Trainer's, and those beside it.
+    def of(self, entry: Entry, named: Mapping[str, float], around: DirectoryView) -> Metrics:
+        """The scores of `entry` in the work dir `around`: `named` by its name, its Trainer's, and those beside it.
 
         Where two sources know one metric, the file beside it counts: somebody has put it there.
         """
-        stamp = _stamp(entry.name + SIDECAR_ENDING, dir_fd)
+        beside = entry.name + SIDECAR_ENDING
+        inode = _inode(around, beside)
         known = self._known.get(entry.name)
-        if known is not None and known[:2] == (entry, stamp):
+        if known is not None and known[:2] == (entry, inode):
             return known[2]
         found = dict(named)
         if entry.is_dir:
-            found |= self._read(f"{entry.name}/{TRAINER_STATE}", lambda: _of_trainer(entry.name, dir_fd))
-        if stamp is not None:
-            found |= self._read(entry.name + SIDECAR_ENDING, lambda: _beside(entry.name + SIDECAR_ENDING, dir_fd))
+            found |= self._read(f"{entry.name}/{TRAINER_STATE}", lambda: _of_trainer(around, entry.name))
+        if inode is not None:
+            found |= self._read(beside, lambda: _beside(around, beside))
         metrics = tuple(sorted(found.items()))
-        self._known[entry.name] = entry, stamp, metrics
+        self._known[entry.name] = entry, inode, metrics
         return metrics
 
     def _read(self, where: str, read: Callable[[], Any]) -> dict[str, float]:
@@ -60,7 +62,7 @@ class Scores:
             self.warn(f"{where}: not JSON, so no score is read from it")
             return {}
         except (OSError, CkptdError) as error:
-            reason = why(error) if isinstance(error, OSError) else "not a file of scores"
+            reason = why(error) if isinstance(error, OSError) and error.errno != errno.ELOOP else "not a file of scores"
             self.warn(f"{where}: {reason}, so no score is read from it")
             return {}
         if not isinstance(raw, dict):
@@ -78,26 +80,32 @@ def _is_number(value: Any) -> bool:
     return not isinstance(value, int) or value.bit_length() < 1024  # a larger one is no float
 
 
-def _stamp(name: str, dir_fd: int) -> Stamp | None:
+def _inode(around: DirectoryView, name: str) -> Inode | None:
     try:
-        info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        return around.about(name)
     except OSError:
         return None
-    return info.st_ino, info.st_size, info.st_mtime_ns
 
 
-def _beside(name: str, dir_fd: int) -> Any:
-    return parse_json(read_small(name, dir_fd=dir_fd, at_most=_LARGEST_SIDECAR) or b"{}")
+def _beside(around: DirectoryView, name: str) -> Any:
+    try:
+        with around.opened_file(name) as file:
+            content = file.read(_LARGEST_SIDECAR + 1, 0)
+    except FileNotFoundError:
+        return {}
+    if len(content) > _LARGEST_SIDECAR:
+        raise RefusedError(f"{name}: larger than any file of scores")
+    return parse_json(content or b"{}")
 
 
-def _of_trainer(name: str, dir_fd: int) -> dict[str, Any]:
+def _of_trainer(around: DirectoryView, name: str) -> dict[str, Any]:
     """What the Trainer of Hugging Face Transformers has logged at this checkpoint's own step.
 
     Source: transformers 4.0 to 5.23.
     """
     try:
-        with opened_dir(name, dir_fd=dir_fd) as fd, opened_file(TRAINER_STATE, dir_fd=fd) as file_fd:
-            state = parse_json(os.pread(file_fd, _LARGEST_STATE, 0))
+        with around.opened_dir(name) as directory, directory.opened_file(TRAINER_STATE) as file:
+            state = parse_json(file.read(_LARGEST_STATE, 0))
     except (FileNotFoundError, RefusedError):
         return {}
     scores: dict[str, Any] = {}

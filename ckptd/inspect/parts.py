@@ -9,19 +9,20 @@ import errno
 import json
 import os
 import re
-import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.checkpoint import State
-from ..disk.descriptors import check_depth, names_in, opened_dir, opened_file
-from ..disk.opened import OpenedFile
+from ..disk.descriptors import check_depth
 from ..errors import RefusedError
 from . import dcp
 from .files import Structure, parse_json, structure_of_file
 from .scan import INDEX_ENDING, STATES, TRAINER_STATE
+
+if TYPE_CHECKING:
+    from .view import DirectoryView
 
 _ONE_OF = re.compile(r"(.+)-([0-9]{1,9})-of-([0-9]{1,9})(\.[^/]+)")
 _RESULT = re.compile(r"(?:^|[_-])(?:eval|predictions|generations|results|metrics|scores|logits|outputs)(?:[_.-]|$)")
@@ -51,79 +52,76 @@ def incomplete(kind: str, text: str) -> Structure:
     return Structure(State.INCOMPLETE, text, marked=False, kind=kind)
 
 
-def parts_of(fd: int, *, below: str = "", depth: int = 0, into: Parts | None = None) -> Parts:
-    """Look at every part in the directory open as `fd` and below it, up to the first that is broken.
+def parts_of(directory: DirectoryView, *, below: str = "", depth: int = 0, into: Parts | None = None) -> Parts:
+    """Look at every part in the directory and below it, up to the first that is broken.
 
     Shards of a distributed checkpoint are judged by their own `.metadata`, those of an index by that.
     """
     check_depth(depth, below or ".")
     found = into or Parts()
-    names = sorted(names_in(fd))
-    if depth and (dcp.MARKER in names or any(name.endswith(".distcp") for name in names)):
+    if depth and dcp.is_one(directory):
         found.count += 1
-        found.fault = _below(below, missing_of_distributed(fd, names))
+        found.fault = _below(below, missing_of_distributed(directory))
         return found
-    for name in names:
+    for name in sorted(directory.names):
         if found.fault is not None:
             break
-        mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
-        if stat.S_ISDIR(mode):
-            with opened_dir(name, dir_fd=fd) as inside_fd:
-                parts_of(inside_fd, below=f"{below}{name}/", depth=depth + 1, into=found)
+        if directory.is_dir(name):
+            with directory.opened_dir(name) as within:
+                parts_of(within, below=f"{below}{name}/", depth=depth + 1, into=found)
         elif name.endswith(INDEX_ENDING):
-            found.fault = _below(below, missing_in_index(fd, name)[0])
+            found.fault = _below(below, missing_in_index(directory, name)[0])
         elif name.endswith(STATES):
-            part = part_of(fd, name)
+            part = part_of(directory, name)
             found.count += 1
             found.checksum = found.checksum or part.checksum
             found.fault = _below(below, _fault(name, part))
-    found.fault = found.fault or _below(below, missing_of_numbered(names))
+    found.fault = found.fault or _below(below, missing_of_numbered(directory.names))
     return found
 
 
-def part_of(fd: int, name: str) -> Structure:
+def part_of(directory: DirectoryView, name: str) -> Structure:
     """What one file in the directory looks like; incomplete if it is missing, or no file."""
     try:
-        with opened_file(name, dir_fd=fd) as file_fd:
-            return structure_of_file(OpenedFile(file_fd))
+        with directory.opened_file(name) as file:
+            return structure_of_file(file)
     except FileNotFoundError:
         return Structure(State.INCOMPLETE, "is missing")
     except (RefusedError, OSError) as error:
         return Structure(State.INCOMPLETE, no_file(error))
 
 
-def missing_of_distributed(fd: int, names: Iterable[str]) -> str | None:
+def missing_of_distributed(directory: DirectoryView) -> str | None:
     """What is wrong with the distributed checkpoint in the directory, None if nothing is."""
-    if dcp.MARKER not in names:
+    if dcp.MARKER not in directory.names:
         return "distributed checkpoint, not marked complete"
     try:
-        fault = dcp.missing_shard(fd)
+        fault = dcp.missing_shard(directory)
     except (RefusedError, OSError) as error:
         fault = f"{dcp.MARKER} {no_file(error)}"
     return None if fault is None else f"distributed checkpoint, {fault}"
 
 
-def missing_in_index(fd: int, index: str) -> tuple[str | None, int]:
+def missing_in_index(directory: DirectoryView, index: str) -> tuple[str | None, int]:
     """What is wrong with the shards that a Hugging Face index lists, and how many there are."""
     try:
-        shards = sorted(set(json_of(fd, index)["weight_map"].values()))
+        shards = sorted(set(json_of(directory, index)["weight_map"].values()))
         if not all(isinstance(shard, str) and shard == os.path.basename(shard) for shard in shards):
             raise TypeError("a shard is not a file's name")
     except (TypeError, KeyError, AttributeError):
         return f"{index} is damaged", 0
     for shard in shards:
-        fault = _fault(shard, part_of(fd, shard))
+        fault = _fault(shard, part_of(directory, shard))
         if fault is not None:
             return f"shard {fault}", 0
     return None, len(shards)
 
 
-def missing_of_numbered(names: Iterable[str]) -> str | None:
+def missing_of_numbered(names: Set[str]) -> str | None:
     """What is missing of parts that say in their names how many there are, where no index says which; None if nothing.
 
     An earlier save may have left some of another number: one number of which all are there is enough.
     """
-    names = list(names)
     found: dict[tuple[str, str], dict[int, set[int]]] = {}
     for name in names:
         match = _ONE_OF.fullmatch(name)
@@ -159,23 +157,23 @@ def gap_in(numbers: Iterable[int]) -> int | None:
 
 
 @contextmanager
-def inside(fd: int, name: str) -> Iterator[int | None]:
-    """A descriptor of the directory `name` in the directory open as `fd`; None if it is none."""
+def inside(directory: DirectoryView, name: str) -> Iterator[DirectoryView | None]:
+    """The directory `name` in another; None if it is none."""
     with ExitStack() as stack:
         try:
-            inside_fd: int | None = stack.enter_context(opened_dir(name, dir_fd=fd))
+            within: DirectoryView | None = stack.enter_context(directory.opened_dir(name))
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 raise
-            inside_fd = None
-        yield inside_fd
+            within = None
+        yield within
 
 
-def json_of(fd: int, name: str) -> Any:
+def json_of(directory: DirectoryView, name: str) -> Any:
     """What a JSON file in the directory holds; None if it is none."""
     try:
-        with opened_file(name, dir_fd=fd) as file_fd:
-            return parse_json(os.pread(file_fd, _LONGEST_JSON, 0))
+        with directory.opened_file(name) as file:
+            return parse_json(file.read(_LONGEST_JSON, 0))
     except (ValueError, RecursionError, FileNotFoundError):
         return None
     except (RefusedError, OSError) as error:
@@ -183,23 +181,23 @@ def json_of(fd: int, name: str) -> Any:
         return None
 
 
-def trainer_state(fd: int) -> dict[str, Any] | None:
+def trainer_state(directory: DirectoryView) -> dict[str, Any] | None:
     """What `trainer_state.json` in the directory holds; None if it is damaged or missing.
 
     The log in it grows for as long as a run does. Of a huge one only what stands before the log: the keys are sorted.
     """
     try:
-        with opened_file(TRAINER_STATE, dir_fd=fd) as file_fd:
-            size_bytes = os.fstat(file_fd).st_size
+        with directory.opened_file(TRAINER_STATE) as file:
+            size_bytes = file.size_bytes
             if size_bytes <= _LONGEST_JSON:
                 head, tail = b"", b""
             else:
-                head = os.pread(file_fd, _HEAD_BYTES, 0)
-                tail = os.pread(file_fd, _TAIL_BYTES, size_bytes - _TAIL_BYTES)
+                head = file.read(_HEAD_BYTES, 0)
+                tail = file.read(_TAIL_BYTES, size_bytes - _TAIL_BYTES)
     except (OSError, RefusedError):
         head, tail = b"", b""
     if not head:
-        state = json_of(fd, TRAINER_STATE)
+        state = json_of(directory, TRAINER_STATE)
         return state if isinstance(state, dict) else None
     if not tail.rstrip().endswith(b"}"):
         return None

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from ..core.checkpoint import State
 from ..core.entry import Entry
 from ..disk.descriptors import opened_dir, opened_file
-from ..disk.opened import OpenedFile
+from ..disk.opened import OpenedDirectory, OpenedFile
 from ..disk.walk import walk_opened
 from ..errors import RefusedError
 from .directories import structure_of_directory
@@ -130,7 +130,7 @@ def age_seconds(entry: Entry, now_ns: int) -> float:
 def _directory(entry: Entry, dir_fd: int, settling: Settling, now_ns: int, wanted: frozenset[str] | None) -> Verdict:
     with opened_dir(entry.name, dir_fd=dir_fd) as fd:
         writer = has_writer_inside(fd) if settling.local else None
-        found = structure_of_directory(fd, wanted)
+        found = structure_of_directory(OpenedDirectory(fd), wanted)
         moment_s = max(settling.quiet_s(), _ONE_SAVE_S)
         late = late_part(fd, found.kind, entry.touched_ns, moment_s) if found.state.whole else None
     if entry.linked:

@@ -13,8 +13,8 @@ from ..core.checkpoint import State
 from ..core.layouts import FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS
 from ..core.policy import Policy
 from ..core.survey import Survey
-from ..disk.descriptors import exists, listed, names_in, opened_dir, opened_file
-from ..disk.opened import OpenedFile
+from ..disk.descriptors import exists, listed, opened_dir, opened_file
+from ..disk.opened import OpenedDirectory, OpenedFile
 from ..errors import DoubtError, RefusedError
 from ..inspect.directories import is_claimed
 from ..inspect.files import structure_of_file
@@ -88,7 +88,7 @@ def _nameless(fd: int) -> Iterator[str]:
             try:
                 if entry.is_dir(follow_symlinks=False):
                     with opened_dir(entry.name, dir_fd=fd) as inside:
-                        looks_like_one = is_claimed(inside, set(names_in(inside)))
+                        looks_like_one = is_claimed(OpenedDirectory(inside))
                 elif entry.name.endswith((*PARTS, ".tar")):
                     with opened_file(entry.name, dir_fd=fd) as inside:
                         looks_like_one = structure_of_file(OpenedFile(inside)).known

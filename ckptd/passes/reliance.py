@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from ..core.checkpoint import Checkpoint
 from ..core.permit import relied_on
 from ..core.survey import Identity, Survey
-from ..disk.descriptors import SyncError, sync_dir, sync_file, sync_tree
+from ..disk.descriptors import SyncError, sync_dir, sync_file
+from ..disk.walk import sync_tree
 from ..errors import RefusedError, why
 from ..text.human import human_bytes
 from ..text.voice import Voice

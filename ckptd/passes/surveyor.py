@@ -26,6 +26,7 @@ from ..core.schedule import LARGEST_BYTES, Schedule
 from ..core.survey import Findings, Survey
 from ..disk.descriptors import FORBIDDEN, opened_own_dir, read_small
 from ..disk.filesystem import is_local
+from ..disk.opened import OpenedDirectory
 from ..errors import CkptdError, RefusedError, why
 from ..inspect.metrics import Scores
 from ..inspect.scan import Found, scan, scan_marks, stat_entry
@@ -237,7 +238,7 @@ class Surveyor:
                 judged.filling.add(entry.name)
             if self.policy.keep_best:
                 named = found.known[entry.series].names.metrics_of(entry.name)
-                checkpoint = replace(checkpoint, metrics=self._scores.of(entry, named, dir_fd=self.work.fd))
+                checkpoint = replace(checkpoint, metrics=self._scores.of(entry, named, OpenedDirectory(self.work.fd)))
             if verdict.checksum and checkpoint.state is not State.DOUBTFUL:
                 judged.checkable.add(entry.name)
                 known = seen.get(entry.name)

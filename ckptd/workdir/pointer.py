@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from ..core.layouts import Pointer
 from ..disk.descriptors import open_file, opened_dir, path_of, replace_file
+from ..disk.opened import OpenedDirectory
 from ..errors import CkptdError, RefusedError
 from ..inspect.parts import trainer_state
 
@@ -70,7 +71,7 @@ def best_of_trainer(name: str, *, dir_fd: int) -> str | None:
     """The checkpoint that the state of a Trainer in the directory `name` calls the best, as a plain name."""
     try:
         with opened_dir(name, dir_fd=dir_fd) as fd:
-            best = (trainer_state(fd) or {}).get("best_model_checkpoint")
+            best = (trainer_state(OpenedDirectory(fd)) or {}).get("best_model_checkpoint")
     except (OSError, CkptdError):
         return None
     return named_by(best) if isinstance(best, str) else None
