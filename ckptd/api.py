@@ -18,7 +18,6 @@ from .core.survey import Survey
 from .disk.descriptors import opened_dir, opened_own_dir
 from .disk.filesystem import is_local
 from .errors import CkptdError, DoubtError, why
-from .inspect.content import ChangedError, check_content
 from .inspect.scan import entry_of
 from .inspect.verdict import Settling, Verdict, judge
 from .passes.surveyor import Surveyor
@@ -139,6 +138,8 @@ def verify(
     content: read it to its end too, where its format holds a checksum; `progress` is told how many bytes were read
     since it was last told. Raises CkptdError if there is none to read.
     """
+    from .inspect.content import ChangedError, check_content
+
     place = Path(os.path.abspath(path))
     try:
         with opened_dir(str(place.parent)) as fd:

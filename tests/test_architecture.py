@@ -170,13 +170,21 @@ def test_python_39_is_asked_of_the_folders_that_jobs_import() -> None:
     ("ckptd", ["click", "watchdog", "torch", "ckptd.cli", "ckptd.passes"]),
     ("ckptd.cli", ["torch", "watchdog", "ckptd.daemon", "asyncio"]),
     ("ckptd.daemon.service", ["torch", "click"]),
-    ("ckptd.api", ["torch", "click", "watchdog"]),
+    ("ckptd.api", ["torch", "click", "watchdog", "pickle", "ckptd.inspect.directories", "ckptd.inspect.metrics"]),
     ("ckptd.shim", ["torch", "click", "watchdog", "ckptd.shim.hook"]),
 ])  # fmt: skip
 def test_an_import_brings_nothing_that_it_does_not_need(module: str, absent: list[str]) -> None:
     code = f"import sys, {module}; print(*[name for name in {absent!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_daemon_has_all_at_its_start_that_reads_a_checkpoint() -> None:
+    """It lives through updates of its package; what it imported later would be of another version."""
+    code = "import sys, ckptd.daemon.service; print(*[x for x in sys.modules if x.startswith('ckptd.inspect.')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    there = {name_of(path) for path in MODULES if path.parent.name == "inspect"} - {"inspect.__init__", "inspect.view"}
+    assert {name.removeprefix("ckptd.") for name in done.stdout.split()} == there
 
 
 def test_a_job_gets_torch_and_nothing_of_the_daemon() -> None:

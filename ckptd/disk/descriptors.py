@@ -110,9 +110,12 @@ def open_file(name: str, *, dir_fd: int) -> int:
         if error.errno == errno.ENXIO:
             raise _not_regular(name, dir_fd) from error  # a socket
         raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise _not_regular(name, dir_fd)
+    except BaseException:
         os.close(fd)
-        raise _not_regular(name, dir_fd)
+        raise
     return fd
 
 

@@ -19,9 +19,7 @@ from ..disk.descriptors import opened_dir, opened_file
 from ..disk.opened import OpenedDirectory, OpenedFile
 from ..disk.walk import walk_opened
 from ..errors import RefusedError
-from .directories import structure_of_directory
 from .files import Structure, structure_of_file
-from .lateness import late_part
 
 _ONE_SAVE_S = 1.0  # by so much the ranks of one save may differ, however little has to settle
 SETTLE_LOCAL_S, SETTLE_NETWORK_S, SETTLE_UNMARKED_S = 5.0, 60.0, 300.0
@@ -128,6 +126,9 @@ def age_seconds(entry: Entry, now_ns: int) -> float:
 
 
 def _directory(entry: Entry, dir_fd: int, settling: Settling, now_ns: int, wanted: frozenset[str] | None) -> Verdict:
+    from .directories import structure_of_directory  # here, because most runs save files, and these are slow to import
+    from .lateness import late_part
+
     with opened_dir(entry.name, dir_fd=dir_fd) as fd:
         writer = has_writer_inside(fd) if settling.local else None
         found = structure_of_directory(OpenedDirectory(fd), wanted)

@@ -28,7 +28,6 @@ from ..disk.descriptors import FORBIDDEN, opened_own_dir, read_small
 from ..disk.filesystem import is_local
 from ..disk.opened import OpenedDirectory
 from ..errors import CkptdError, RefusedError, why
-from ..inspect.metrics import Scores
 from ..inspect.scan import Found, scan, scan_marks, stat_entry
 from ..inspect.verdict import Settling, Verdict, judge
 from ..text.advice import advice_on
@@ -39,6 +38,7 @@ from ..workdir.workdir import WorkDir
 from .last_look import Holders
 
 if TYPE_CHECKING:
+    from ..inspect.metrics import Scores
     from .patience import Patience
 
 SCHEDULES = "schedules"
@@ -77,17 +77,19 @@ class Surveyor:
     voice: Voice = field(default_factory=Voice)
     findings: Findings = field(default_factory=Findings)
     _verdicts: dict[str, tuple[Entry, Verdict]] = field(default_factory=dict)
-    _scores: Scores = field(init=False)
+    _scores: Scores | None = None
     _finder: tuple[frozenset[str], Finder] | None = None
     _best: dict[Entry, str | None] = field(default_factory=dict)
     _local: bool | None = None
 
     def __post_init__(self) -> None:
+        if not self.policy.keep_best:
+            return
+        from ..inspect.metrics import Scores  # here, because few go by scores
+
         wanted = frozenset(keeper.metric for keeper in self.policy.keep_best)
-        voice, path = (
-            self.voice,
-            self.work.path,
-        )  # not this object: among ten thousand, cycles are not collected in time
+        # Not this object: among ten thousand, cycles are not collected in time.
+        voice, path = self.voice, self.work.path
         self._scores = Scores(wanted, lambda text: voice.once("scores", f"{path}/{text}", of=text))
 
     def survey(self, now_ns: int, *, strict: bool = False) -> Survey:
@@ -236,7 +238,7 @@ class Surveyor:
             checkpoint = self._checkpoint(entry, verdict, seen.get(entry.name))
             if entry.is_dir and not checkpoint.state.settled:
                 judged.filling.add(entry.name)
-            if self.policy.keep_best:
+            if self._scores is not None:
                 named = found.known[entry.series].names.metrics_of(entry.name)
                 checkpoint = replace(checkpoint, metrics=self._scores.of(entry, named, OpenedDirectory(self.work.fd)))
             if verdict.checksum and checkpoint.state is not State.DOUBTFUL:

@@ -13,7 +13,6 @@ from ..core.layouts import Pointer
 from ..disk.descriptors import open_file, opened_dir, path_of, replace_file
 from ..disk.opened import OpenedDirectory
 from ..errors import CkptdError, RefusedError
-from ..inspect.parts import trainer_state
 
 _LONGEST = 8192  # bytes; two paths of PATH_MAX
 
@@ -69,6 +68,8 @@ def framework_pointers(pointers: Iterable[Pointer], *, dir_fd: int) -> dict[str,
 
 def best_of_trainer(name: str, *, dir_fd: int) -> str | None:
     """The checkpoint that the state of a Trainer in the directory `name` calls the best, as a plain name."""
+    from ..inspect.parts import trainer_state  # here, because only a Trainer's checkpoints need it
+
     try:
         with opened_dir(name, dir_fd=dir_fd) as fd:
             best = (trainer_state(OpenedDirectory(fd)) or {}).get("best_model_checkpoint")
