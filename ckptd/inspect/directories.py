@@ -12,7 +12,7 @@ from ..core import kinds
 from ..core.checkpoint import State
 from . import dcp, frameworks
 from .files import Structure
-from .parts import incomplete, inside, is_result, missing_in_index, missing_of_distributed, parts_of, trainer_state
+from .parts import has_any_weights, incomplete, missing_in_index, missing_of_distributed, parts_of, trainer_state
 from .scan import INDEX_ENDING, TRAINER_STATE
 
 if TYPE_CHECKING:
@@ -22,11 +22,6 @@ _UNDER_WAY = "checkpoint-is-incomplete.txt"  # Transformers: there while it save
 _OPTIMIZERS = ("optimizer.pt", "scheduler.pt", "optimizer.pdopt", "scheduler.pdparams")
 _TRAINERS = ("rng_state", "optimizer_", "global_step")  # of every rank, of FSDP, of DeepSpeed
 _RANDOM_STATE = "random_states_"
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pdparams", ".h5", ".msgpack")
-_NO_WEIGHTS = (
-    "optimizer", "scheduler", "sampler", "scaler", "dl_state_dict", "custom_checkpoint", _RANDOM_STATE, "rng_state",
-    "training_args", "master_weights",
-)  # fmt: skip
 
 # What is half of one kind is a whole of another: the last file that makes it the first, and what it is until then.
 _LAST = {kinds.LIGHTNING: (kinds.DCP, "meta.pt"), kinds.MEGATRON: (kinds.DCP, "metadata.json")}
@@ -89,7 +84,7 @@ def _by_trainer(directory: DirectoryView) -> Structure:
         return incomplete(kinds.TRAINER, f"{TRAINER_STATE} is damaged")
     if _UNDER_WAY in directory.names:
         return incomplete(kinds.TRAINER, f"{_UNDER_WAY} is there: its save was never finished")
-    if not _has_any_weights(directory):
+    if not has_any_weights(directory):
         return incomplete(kinds.TRAINER, f"no weights beside its {TRAINER_STATE}")
     parts = parts_of(directory)
     parts.fault = parts.fault or frameworks.fault_of_deepspeed_inside(directory)
@@ -107,22 +102,11 @@ def _by_accelerate(directory: DirectoryView) -> Structure:
     missing = frameworks.missing_rank(directory.names, rf"{_RANDOM_STATE}([0-9]+)\.pkl")
     if missing is not None:
         return incomplete(kinds.ACCELERATE, f"no {_RANDOM_STATE}{missing}.pkl, though others are there")
-    if not _has_any_weights(directory):
+    if not has_any_weights(directory):
         return incomplete(kinds.ACCELERATE, "no weights beside its random states")
     parts = parts_of(directory)
     parts.fault = parts.fault or frameworks.fault_of_deepspeed_inside(directory)
     return parts.structure(kinds.ACCELERATE, "what Accelerate saves, every file intact")
-
-
-def _has_any_weights(directory: DirectoryView) -> bool:
-    """Whether one of `names` is a file of weights, of a model or an adapter, or a directory with some in it."""
-    others = sorted(name for name in directory.names if not (name.startswith(_NO_WEIGHTS) or is_result(name)))
-    return any(name.endswith(_WEIGHTS) for name in others) or any(_is_of_weights(directory, name) for name in others)
-
-
-def _is_of_weights(directory: DirectoryView, name: str) -> bool:
-    with inside(directory, name) as within:
-        return within is not None and bool(parts_of(within, depth=1).count)
 
 
 def _has_index(directory: DirectoryView) -> bool:

@@ -14,7 +14,17 @@ from ..core import kinds
 from ..core.checkpoint import State
 from . import dcp
 from .files import Structure
-from .parts import Parts, gap_in, incomplete, inside, json_of, missing_of_distributed, numbered, parts_of
+from .parts import (
+    Parts,
+    gap_in,
+    has_any_weights,
+    incomplete,
+    inside,
+    json_of,
+    missing_of_distributed,
+    numbered,
+    parts_of,
+)
 from .scan import INDEX_ENDING
 
 if TYPE_CHECKING:
@@ -272,9 +282,9 @@ def torchtune(directory: DirectoryView) -> Structure:
     totals = {total for _, total in shards}
     if len(totals) > 1 or (shards and {number for number, _ in shards} != set(range(1, 1 + max(totals)))):
         return incomplete(kinds.TORCHTUNE, f"{len(shards)} of {max(totals)} shards")
-    parts = parts_of(directory)
-    if not parts.count:
+    if not has_any_weights(directory):
         return incomplete(kinds.TORCHTUNE, "no weights")
+    parts = parts_of(directory)
     return parts.structure(kinds.TORCHTUNE, f"{len(shards) or parts.count} shards, all there")
 
 

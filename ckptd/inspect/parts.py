@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 _ONE_OF = re.compile(r"(.+)-([0-9]{1,9})-of-([0-9]{1,9})(\.[^/]+)")
 _RESULT = re.compile(r"(?:^|[_-])(?:eval|predictions|generations|results|metrics|scores|logits|outputs)(?:[_.-]|$)")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pdparams", ".h5", ".msgpack")
+_NO_WEIGHTS = (
+    "optimizer", "scheduler", "sampler", "scaler", "dl_state_dict", "custom_checkpoint", "random_states_", "rng_state",
+    "training_args", "master_weights", "recipe_state",
+)  # fmt: skip
 _LONGEST_JSON = 1 << 26  # bytes; the index of the largest models is a quarter of it
 _HEAD_BYTES, _TAIL_BYTES = 1 << 16, 1 << 10
 
@@ -78,6 +83,12 @@ def parts_of(directory: DirectoryView, *, below: str = "", depth: int = 0, into:
             found.fault = _below(below, _fault(name, part))
     found.fault = found.fault or _below(below, missing_of_numbered(directory.names))
     return found
+
+
+def has_any_weights(directory: DirectoryView) -> bool:
+    """Whether in the directory is a file of weights, of a model or an adapter, or a directory with some in it."""
+    others = sorted(name for name in directory.names if not (name.startswith(_NO_WEIGHTS) or is_result(name)))
+    return any(name.endswith(_WEIGHTS) for name in others) or any(_is_of_weights(directory, name) for name in others)
 
 
 def part_of(directory: DirectoryView, name: str) -> Structure:
@@ -138,6 +149,11 @@ def missing_of_numbered(names: Set[str]) -> str | None:
 def is_result(name: str) -> bool:
     """Whether a file is called as evaluators call theirs: no part of a checkpoint."""
     return _RESULT.search(name) is not None
+
+
+def _is_of_weights(directory: DirectoryView, name: str) -> bool:
+    with inside(directory, name) as within:
+        return within is not None and bool(parts_of(within, depth=1).count)
 
 
 def _are_all(there: set[int], total: int) -> bool:
