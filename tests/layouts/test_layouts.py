@@ -16,7 +16,7 @@ from ckptd.errors import UsageError
 from ckptd.passes.restore import restore
 
 from ..conftest import picture, pointed, safetensors, torch_zip
-from .writers import BY_ITSELF, WRITERS, Run, Writer, dcp, number_in, of_file, put, the
+from .writers import BY_ITSELF, WRITERS, Run, Writer, dcp, number_in, put, the, torch_file
 
 EVERY = pytest.mark.parametrize("writer", WRITERS, ids=str)
 WITH_CHECKSUM = pytest.mark.parametrize("writer", [w for w in WRITERS if w.damaged], ids=str)
@@ -332,7 +332,7 @@ def test_what_an_evaluator_drops_into_a_directory_makes_it_no_newer(work_dir: Pa
 
 
 def test_versions_of_one_step_are_one_series(work_dir: Path) -> None:
-    run = Run(work_dir, Writer("lightning", "", VERSIONS.__getitem__, *of_file()))
+    run = Run(work_dir, Writer("lightning", "", VERSIONS.__getitem__, torch_file))
     names = run.saves(range(4))
     survey = ckptd.plan(work_dir, Policy(max_keep=2))
     assert [series.grid.template.text for series in survey.plan.series] == ["epoch={}-step={}.ckpt"]

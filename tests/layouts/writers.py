@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import struct
 import time
 import zipfile
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from ..conftest import dcp_metadata, safetensors, torch_zip
 
+Content = bytes | dict[str, bytes]  # of a file; of the files in a directory, in the order of writing
 Write = Callable[[Path, int], None]
 
 
@@ -26,15 +28,13 @@ class Writer:
     """How one framework names and writes checkpoints.
 
     layout: the row of the table; what: which of its ways, where it has several. name: of the checkpoint of the n-th
-    save. whole, half: write it at a path. damaged: so, too, but for some bytes; None where no format has a checksum.
+    save. content: what is in that; without its last file a directory is half.
     """
 
     layout: str
     what: str
     name: Callable[[int], str]
-    whole: Write
-    half: Write
-    damaged: Write | None
+    content: Callable[[int], Content]
 
     def __str__(self) -> str:
         return f"{self.layout} {self.what}".rstrip()
@@ -45,9 +45,57 @@ class Writer:
         return self.layout in BY_ITSELF and self.what != "with text in front"
 
     @property
+    def needed(self) -> list[str]:
+        """The files of a directory without each of which it is no whole checkpoint."""
+        content, pattern = self.content(1), NEEDED.get(self.content, ".*")
+        return [] if isinstance(content, bytes) else [name for name in content if re.fullmatch(pattern, name)]
+
+    @property
+    def marked(self) -> bool:
+        """Whether it says itself that all of it is there."""
+        return self.content not in UNMARKED
+
+    @property
     def pointer(self) -> Callable[[Path, str, int], None] | None:
         """What lets the framework's own pointer name a checkpoint."""
         return None if self.what in ("of diffusers", "with text in front") else POINTERS.get(self.layout)
+
+    def whole(self, place: Path, step: int) -> None:
+        """Write all of a checkpoint."""
+        put(place, self.content(step))
+
+    def half(self, place: Path, step: int) -> None:
+        """Write it without its last file, or the end of it."""
+        put(place, half(self.content(step)))
+
+    @property
+    def damaged(self) -> Write | None:
+        """What writes all of it, but with some bytes of a tensor changed; None where no format has a checksum."""
+        if damaged(self.content(1)) is None:
+            return None
+        return lambda place, step: put(place, damaged(self.content(step)) or {})
+
+
+def half(content: Content) -> Content:
+    """A directory without its last file, or a file cut short."""
+    return content[:-30] if isinstance(content, bytes) else without(content, list(content)[-1])
+
+
+def without(files: dict[str, bytes], name: str) -> dict[str, bytes]:
+    """A directory without one file; the directory that it was in stays, as after a crash."""
+    way = name.rpartition("/")[0]
+    return {
+        **{other: content for other, content in files.items() if other != name},
+        **({f"{way}/": b""} if way else {}),
+    }
+
+
+def damaged(content: Content) -> Content | None:
+    """With zeros in the middle of the last torch zip; a file that has no checksum ends a byte too soon."""
+    if isinstance(content, bytes):
+        return zeroed(content) if content.startswith(b"PK") else content[:-1]
+    zips = [name for name, inside in content.items() if inside.startswith(b"PK")]
+    return {**content, zips[-1]: zeroed(content[zips[-1]])} if zips else None
 
 
 def zeroed(content: bytes) -> bytes:
@@ -67,44 +115,16 @@ def zeroed_at(path: Path) -> None:
     os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
 
 
-def put(place: Path, files: dict[str, bytes]) -> None:
-    for name, content in files.items():
+def put(place: Path, content: Content) -> None:
+    """Write a file, or a directory; what ends in "/" is a directory in it."""
+    if isinstance(content, bytes):
+        place.write_bytes(content)
+        return
+    for name, inside in content.items():
         path = place / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-
-
-def of_files(files: Callable[[int], dict[str, bytes]]) -> tuple[Write, Write, Write | None]:
-    """Writers of a directory: whole, without its last file, and with zeros in the middle of its last torch zip."""
-
-    def whole(place: Path, step: int) -> None:
-        put(place, files(step))
-
-    def half(place: Path, step: int) -> None:
-        every = files(step)
-        every.popitem()
-        put(place, every)
-
-    def damaged(place: Path, step: int) -> None:
-        every = files(step)
-        name = [name for name, content in every.items() if content.startswith(b"PK")][-1]
-        put(place, {**every, name: zeroed(every[name])})
-
-    has_checksum = any(content.startswith(b"PK") for content in files(1).values())
-    return whole, half, damaged if has_checksum else None
-
-
-def of_file(content: Callable[[], bytes] = torch_zip) -> tuple[Write, Write, Write]:
-    """Writers of one file: whole, cut short, and with zeros in its middle, or a byte less where it has no checksum."""
-
-    def damaged(place: Path, step: int) -> None:
-        place.write_bytes(zeroed(content()) if content is torch_zip else content()[:-1])
-
-    return lambda p, s: place_bytes(p, content()), lambda p, s: place_bytes(p, content()[:-30]), damaged
-
-
-def place_bytes(place: Path, content: bytes) -> None:
-    place.write_bytes(content)
+        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            path.write_bytes(inside)
 
 
 def dcp(*shards: str) -> dict[str, bytes]:
@@ -129,7 +149,7 @@ def trainer(step: int) -> dict[str, bytes]:
 def accelerate(step: int) -> dict[str, bytes]:
     return {
         "model.safetensors": safetensors(), "optimizer.bin": torch_zip(), "scheduler.bin": torch_zip(),
-        "random_states_0.pkl": torch_zip(),
+        "random_states_1.pkl": torch_zip(), "random_states_0.pkl": torch_zip(),
     }  # fmt: skip
 
 
@@ -167,8 +187,10 @@ def lightning_sharded(step: int) -> dict[str, bytes]:
 
 
 def deepspeed(step: int) -> dict[str, bytes]:
-    ranks = {f"bf16_zero_pp_rank_{r}_mp_rank_00_optim_states.pt": torch_zip() for r in (0, 2, 1)}
-    return {"mp_rank_00_model_states.pt": torch_zip(), **ranks}
+    states = {f"mp_rank_0{model}_model_states.pt": torch_zip() for model in (0, 1)}
+    optimizers = {f"bf16_zero_pp_rank_{data}_mp_rank_0{model}_optim_states.pt": torch_zip()
+                  for data in (0, 2, 1) for model in (0, 1)}  # fmt: skip
+    return {**states, **optimizers}
 
 
 def lightning_deepspeed(step: int) -> dict[str, bytes]:
@@ -177,7 +199,7 @@ def lightning_deepspeed(step: int) -> dict[str, bytes]:
 
 
 def mmengine_ranks(step: int) -> dict[str, bytes]:
-    return {"rank0.pth": torch_zip(), "rank2.pth": torch_zip(), "rank1.pth": torch_zip()}
+    return {f"rank{rank}.pth": torch_zip() for rank in (0, *range(11, 0, -1))}
 
 
 def mmengine_colossal(step: int) -> dict[str, bytes]:
@@ -205,11 +227,15 @@ def megatron_legacy(step: int) -> dict[str, bytes]:
 
 def orbax(step: int) -> dict[str, bytes]:
     """As 0.12.8 leaves it; it ignores the absence of its commit_success.txt on a local disk."""
-    metadata = {"item_handlers": {"default": "..."}, "init_timestamp_nsecs": 1, "commit_timestamp_nsecs": 2}
+    metadata = {
+        "item_handlers": {"default": "...", "metadata": "..."},
+        "init_timestamp_nsecs": 1,
+        "commit_timestamp_nsecs": 2,
+    }
     return {
         "_CHECKPOINT_METADATA": json.dumps(metadata).encode(),
         "default/_METADATA": b'{"tree_metadata": {}, "use_ocdbt": true}',
-        "commit_success.txt": b"", "default/commit_success.txt": b"",
+        "commit_success.txt": b"", "default/commit_success.txt": b"", "metadata/metadata": b"{}",
         "default/d/819941f67e5933f9": b"d" * 50, "default/ocdbt.process_0/d/3dc6c776a652f9dc": b"d" * 50,
         "default/ocdbt.process_0/manifest.ocdbt": b"m" * 50,
         "default/manifest.ocdbt": b"m" * 50,
@@ -223,10 +249,15 @@ def torchtune(step: int) -> dict[str, bytes]:
     }  # fmt: skip
 
 
+def torchtune_unsharded(step: int) -> dict[str, bytes]:
+    return {"recipe_state.pt": torch_zip(), "model.safetensors": safetensors()}
+
+
 def verl(step: int) -> dict[str, bytes]:
     files = {
-        f"{role}/{what}_world_size_2_rank_{rank}.pt": torch_zip()
-        for role in ("actor", "critic") for what in ("model", "optim", "extra_state") for rank in (0, 1)
+        f"{role}/{what}_world_size_{size}_rank_{rank}.pt": torch_zip()
+        for role, size in (("actor", 2), ("critic", 3))
+        for what in ("model", "optim", "extra_state") for rank in range(size)
     }  # fmt: skip
     return {**files, "actor/huggingface/config.json": b"{}", "data.pt": torch_zip()}
 
@@ -289,44 +320,87 @@ def titan(step: int) -> dict[str, bytes]:
     return dcp("__0_0.distcp", "__1_0.distcp")
 
 
+def indexed(step: int) -> dict[str, bytes]:
+    shards = ("model-1.safetensors", "model-2.safetensors")
+    return {"model.safetensors.index.json": index(*shards), **dict.fromkeys(shards, safetensors())}
+
+
+def torch_file(step: int) -> bytes:
+    return torch_zip()
+
+
+def tensors_file(step: int) -> bytes:
+    return safetensors()
+
+
+# Without which of its files a directory is no whole checkpoint, by their names; in the others it is each of them. What
+# is missing of the rest cannot be told, or is not needed.
+NEEDED = {
+    mmengine_ranks: r"rank(?!11).*",
+    mmengine_colossal: r"model/a\.bin|meta\.pth",
+    lightning_deepspeed: r"checkpoint/.*",
+    trainer: r"model\.safetensors|trainer_state\.json",
+    trainer_deepspeed: r"global_step.*|trainer_state\.json",
+    paddle: r"model_state\.pdparams|trainer_state\.json",
+    diffusers: r"unet/diff.*|random_states_0\.pkl",
+    accelerate: r"model\..*|random_states_0\.pkl",
+    accelerate_deepspeed: r"pytorch_model/.*|random_states_0\.pkl",
+    accelerate_fsdp: r"(pytorch_model_fsdp|optimizer)_0/.*|random_states_0\.pkl",
+    indexed: r".*\.safetensors",
+    megatron_distributed: r"(?!common\.pt).*",
+    megatron_sharded_only: r"(?!mp\.pt).*",
+    orbax: r".*(_METADATA|manifest\.ocdbt)|metadata/.*",
+    torchtune: r"model-.*",
+    torchtune_unsharded: r"model\..*",
+    verl: r"(?!actor/huggingface/).*",
+    olmo_core: r"model_and_optim/.*|\.metadata\.json",
+    olmo_unsharded: r".*\.pt",
+}
+# Those in which no file says that all of it is there.
+UNMARKED = {
+    mmengine_ranks, mmengine_colossal, deepspeed, lightning_deepspeed, diffusers, accelerate, accelerate_deepspeed,
+    accelerate_fsdp, indexed, megatron_legacy, torchtune, torchtune_unsharded, olmo_core, olmo_unsharded,
+}  # fmt: skip
+
 WRITERS = [
-    Writer("mmcv", "", lambda n: f"epoch_{n}.pth", *of_file()),
-    Writer("mmengine", "", lambda n: f"iter_{n}.pth", *of_file()),
-    Writer("mmengine", "with FSDP", lambda n: f"epoch_{n}.pth", *of_files(mmengine_ranks)),
-    Writer("mmengine", "with DeepSpeed", lambda n: f"epoch_{n}.pth", *of_files(deepspeed)),
-    Writer("mmengine", "with ColossalAI", lambda n: f"iter_{n}.pth", *of_files(mmengine_colossal)),
-    Writer("lightning", "", lambda n: f"epoch={n}-step={n * 10}.ckpt", *of_file()),
-    Writer("lightning", "with a metric", lambda n: f"epoch={n:02d}-val_loss={n / 10:.2f}.ckpt", *of_file()),
-    Writer("lightning", "sharded", lambda n: f"epoch={n}-step={n * 10}.ckpt", *of_files(lightning_sharded)),
-    Writer("lightning", "with DeepSpeed", lambda n: f"epoch={n}-step={n * 10}.ckpt", *of_files(lightning_deepspeed)),
-    Writer("lightning", "with text in front", lambda n: f"sample-mnist-epoch={n:02d}-val_loss=0.5.ckpt", *of_file()),
-    Writer("transformers", "", lambda n: f"checkpoint-{n * 500}", *of_files(trainer)),
-    Writer("transformers", "of diffusers", lambda n: f"checkpoint-{n * 500}", *of_files(diffusers)),
-    Writer("transformers", "of PaddleNLP", lambda n: f"checkpoint-{n * 500}", *of_files(paddle)),
-    Writer("accelerate", "", lambda n: f"checkpoint_{n - 1}", *of_files(accelerate)),
-    Writer("transformers", "with DeepSpeed", lambda n: f"checkpoint-{n * 500}", *of_files(trainer_deepspeed)),
-    Writer("accelerate", "with DeepSpeed", lambda n: f"checkpoint_{n - 1}", *of_files(accelerate_deepspeed)),
-    Writer("accelerate", "with FSDP", lambda n: f"checkpoint_{n - 1}", *of_files(accelerate_fsdp)),
-    Writer("torchtitan", "", lambda n: f"step-{n * 100}", *of_files(titan)),
-    Writer("deepspeed", "", lambda n: f"global_step{n * 10}", *of_files(deepspeed)),
-    Writer("megatron", "", lambda n: f"iter_{n * 500:07d}", *of_files(megatron_distributed)),
-    Writer("megatron", "without common.pt", lambda n: f"iter_{n * 500:07d}", *of_files(megatron_sharded_only)),
-    Writer("megatron", "by rank", lambda n: f"iter_{n * 500:07d}", *of_files(megatron_legacy)),
-    Writer("orbax", "", lambda n: f"{(n - 1) * 5}", *of_files(orbax)),
-    Writer("orbax", "padded", lambda n: f"ckpt_{n + 7:02d}", *of_files(orbax)),
-    Writer("torchtune", "by epoch", lambda n: f"epoch_{n - 1}", *of_files(torchtune)),
-    Writer("torchtune", "by step", lambda n: f"step_{n * 10}", *of_files(torchtune)),
-    Writer("verl", "", lambda n: f"global_step_{n * 10}", *of_files(verl)),
-    Writer("ultralytics", "", lambda n: f"epoch{n}.pt", *of_file()),
-    Writer("detectron2", "", lambda n: f"model_{n * 5000 - 1:07d}.pth", *of_file()),
-    Writer("timm", "", lambda n: f"checkpoint-{n}.pth.tar", *of_file()),
-    Writer("fairseq", "by epoch", lambda n: f"checkpoint{n}.pt", *of_file()),
-    Writer("fairseq", "by update", lambda n: f"checkpoint_{n}_{n * 500}.pt", *of_file()),
-    Writer("olmo", "", lambda n: f"step{n * 1000}", *of_files(olmo_core)),
-    Writer("olmo", "unsharded", lambda n: f"step{n * 1000}-unsharded", *of_files(olmo_unsharded)),
-    Writer("kohya", "by epoch", lambda n: f"my lora-{n:06d}.safetensors", *of_file(safetensors)),
-    Writer("kohya", "by step", lambda n: f"lora.v2-step{n * 500:08d}.safetensors", *of_file(safetensors)),
-    Writer("kohya", "state", lambda n: f"lora-{n:06d}-state", *of_files(accelerate)),
+    Writer("mmcv", "", lambda n: f"epoch_{n}.pth", torch_file),
+    Writer("mmengine", "", lambda n: f"iter_{n}.pth", torch_file),
+    Writer("mmengine", "with FSDP", lambda n: f"epoch_{n}.pth", mmengine_ranks),
+    Writer("mmengine", "with DeepSpeed", lambda n: f"epoch_{n}.pth", deepspeed),
+    Writer("mmengine", "with ColossalAI", lambda n: f"iter_{n}.pth", mmengine_colossal),
+    Writer("lightning", "", lambda n: f"epoch={n}-step={n * 10}.ckpt", torch_file),
+    Writer("lightning", "with a metric", lambda n: f"epoch={n:02d}-val_loss={n / 10:.2f}.ckpt", torch_file),
+    Writer("lightning", "sharded", lambda n: f"epoch={n}-step={n * 10}.ckpt", lightning_sharded),
+    Writer("lightning", "with DeepSpeed", lambda n: f"epoch={n}-step={n * 10}.ckpt", lightning_deepspeed),
+    Writer("lightning", "with text in front", lambda n: f"sample-mnist-epoch={n:02d}-val_loss=0.5.ckpt", torch_file),
+    Writer("transformers", "", lambda n: f"checkpoint-{n * 500}", trainer),
+    Writer("transformers", "of diffusers", lambda n: f"checkpoint-{n * 500}", diffusers),
+    Writer("transformers", "of PaddleNLP", lambda n: f"checkpoint-{n * 500}", paddle),
+    Writer("accelerate", "", lambda n: f"checkpoint_{n - 1}", accelerate),
+    Writer("transformers", "with DeepSpeed", lambda n: f"checkpoint-{n * 500}", trainer_deepspeed),
+    Writer("accelerate", "with DeepSpeed", lambda n: f"checkpoint_{n - 1}", accelerate_deepspeed),
+    Writer("accelerate", "with FSDP", lambda n: f"checkpoint_{n - 1}", accelerate_fsdp),
+    Writer("torchtitan", "", lambda n: f"step-{n * 100}", titan),
+    Writer("torchtitan", "as safetensors", lambda n: f"step-{n * 100}", indexed),
+    Writer("deepspeed", "", lambda n: f"global_step{n * 10}", deepspeed),
+    Writer("megatron", "", lambda n: f"iter_{n * 500:07d}", megatron_distributed),
+    Writer("megatron", "without common.pt", lambda n: f"iter_{n * 500:07d}", megatron_sharded_only),
+    Writer("megatron", "by rank", lambda n: f"iter_{n * 500:07d}", megatron_legacy),
+    Writer("orbax", "", lambda n: f"{(n - 1) * 5}", orbax),
+    Writer("orbax", "padded", lambda n: f"ckpt_{n + 7:02d}", orbax),
+    Writer("torchtune", "by epoch", lambda n: f"epoch_{n - 1}", torchtune),
+    Writer("torchtune", "by step", lambda n: f"step_{n * 10}", torchtune_unsharded),
+    Writer("verl", "", lambda n: f"global_step_{n * 10}", verl),
+    Writer("ultralytics", "", lambda n: f"epoch{n}.pt", torch_file),
+    Writer("detectron2", "", lambda n: f"model_{n * 5000 - 1:07d}.pth", torch_file),
+    Writer("timm", "", lambda n: f"checkpoint-{n}.pth.tar", torch_file),
+    Writer("fairseq", "by epoch", lambda n: f"checkpoint{n}.pt", torch_file),
+    Writer("fairseq", "by update", lambda n: f"checkpoint_{n}_{n * 500}.pt", torch_file),
+    Writer("olmo", "", lambda n: f"step{n * 1000}", olmo_core),
+    Writer("olmo", "unsharded", lambda n: f"step{n * 1000}-unsharded", olmo_unsharded),
+    Writer("kohya", "by epoch", lambda n: f"my lora-{n:06d}.safetensors", tensors_file),
+    Writer("kohya", "by step", lambda n: f"lora.v2-step{n * 500:08d}.safetensors", tensors_file),
+    Writer("kohya", "state", lambda n: f"lora-{n:06d}-state", accelerate),
 ]
 
 
