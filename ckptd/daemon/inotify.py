@@ -12,13 +12,16 @@ import errno
 import itertools
 import logging
 import os
+import struct
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 from watchdog.version import VERSION_INFO, VERSION_STRING
 
 from ..errors import UsageError
+from .pace import Pace
 
 PROVEN = ((7, 1), (7, 2))  # from the first to before the second; setup.cfg says the same
 
@@ -36,6 +39,18 @@ from watchdog.observers.inotify_c import InotifyConstants as In  # noqa: E402
 _MASK = In.IN_CLOSE_WRITE | In.IN_MOVED_FROM | In.IN_MOVED_TO | In.IN_CREATE | In.IN_DELETE
 _FATE = In.IN_DELETE_SELF | In.IN_MOVE_SELF
 _HOW = In.IN_ONLYDIR | In.IN_MASK_ADD
+_CAME = In.IN_CLOSE_WRITE | In.IN_MOVED_TO | In.IN_CREATE  # which of them it was makes no difference to anybody
+
+# In a storm what is heard waits so long at most, and is read together: to be woken costs more than an event.
+_PUT_OFF_S = 0.01
+_READING = 0.01  # of the time, unless so much happens that it takes more
+_BURST_S = 0.005  # some fifty reads
+_BUFFER_BYTES = 1 << 18  # thousands of events: a third of what the kernel holds before it loses any
+
+# struct inotify_event: wd, mask, cookie, the length of the name; then the name, filled up with zeros.
+_HEAD_BYTES = 16
+_head = struct.Struct("iII").unpack_from
+_length_of_name = struct.Struct("I").unpack_from
 
 _Watched = tuple[WatchDescriptor, CallbackId]
 
@@ -105,10 +120,45 @@ class Inotify:
     def _opened(self) -> InotifyFD:
         with self._lock:
             if self._reader is None:
-                reader = InotifyFD()
+                reader = _Reader()
                 reader.start()
                 self._reader = reader
             return self._reader
+
+
+class _Reader(InotifyFD):
+    """Reads at once where little happens, and much at a time in a storm. What one read holds twice is told once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pace = Pace(_READING, _BURST_S, _PUT_OFF_S)
+        self._used_s = 0.0
+
+    def read_events(self, *, event_buffer_size: int = _BUFFER_BYTES) -> list[InotifyEvent]:
+        """The next events; called again once these were told."""
+        now_s, used_s = time.monotonic(), time.thread_time()  # not what it waits for a pass that is under way
+        self._pace.done(now_s, used_s - self._used_s)
+        self._used_s = used_s
+        due_s = self._pace.due_s(now_s)
+        if due_s > now_s:
+            time.sleep(due_s - now_s)
+        return _events(self._read_event_buffer(event_buffer_size))
+
+
+def _events(buffer: bytes) -> list[InotifyEvent]:
+    """What the kernel told, in its order; of what says the same to whoever listens only the last."""
+    records, at = [], 0
+    while at < len(buffer):
+        end = at + _HEAD_BYTES + _length_of_name(buffer, at + _HEAD_BYTES - 4)[0]
+        records.append(buffer[at:end])
+        at = end
+    events: dict[tuple[int, int, bytes], InotifyEvent] = {}
+    for record in dict.fromkeys(reversed(records)):
+        wd, mask, cookie = _head(record)
+        name = record[_HEAD_BYTES:].rstrip(b"\0")
+        if wd != -1 or mask & In.IN_Q_OVERFLOW:
+            events.setdefault((wd, mask & ~_CAME, name), InotifyEvent(wd, mask, cookie, name))
+    return list(reversed(events.values()))
 
 
 class DirectoryWatch:
