@@ -22,7 +22,7 @@ from typing import Any
 from ckptd.disk.descriptors import opened_dir
 from ckptd.disk.filesystem import is_local
 
-from . import buffers_lines, idle, latency, many, neighbour, saves_lines, scaling, startup
+from . import buffers_lines, idle, latency, many, neighbour, saves_lines, scaling, startup, storm_lines
 from .lines import HEAD, Line
 from .plot import svg
 
@@ -47,6 +47,7 @@ def parts(*, short: bool, large: bool) -> dict[str, Part]:
             2 if short else 3,
             lambda place, rounds: idle.lines(place, 0.1 if short else 1.0, rounds, 4.0 if large else 1.0),
         ),
+        "storm": Part("In a storm of files that are no checkpoints", 2 if short else 5, storm_lines.lines),
         "startup": Part("From start to end of a command", 5 if short else 40, startup.lines),
         "scaling": Part(
             "With many checkpoints",
