@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from ckptd.core.layouts import LAYOUTS
 from ckptd.core.policy import Policy
+from ckptd.daemon import inotify
 from ckptd.daemon.keeper import Keeper
-from ckptd.daemon.notable import Notable, declared_at
+from ckptd.daemon.notable import Filter, Notable, declared_at
 from ckptd.daemon.recursive import RecursiveService
 from ckptd.daemon.service import Service, Signalled, Word
 from ckptd.daemon.watch import Watcher
@@ -97,11 +98,43 @@ def test_a_save_written_aside_and_renamed_costs_one_pass(
     assert served[str(work_dir)] - before == 10
 
 
-def test_a_save_under_its_own_name_costs_two_passes_at_most(served: Counter[str], work_dir: Path) -> None:
+def test_a_save_under_its_own_name_costs_one_pass(
+    served: Counter[str], work_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, judged = inotify.is_yet_to_be_written, threading.Semaphore(0)
+
+    def told(path: str, name: str) -> bool:
+        empty = judge(path, name)
+        if name.startswith("epoch_"):
+            judged.release()
+        return empty
+
+    monkeypatch.setattr(inotify, "is_yet_to_be_written", told)
+    before = served[str(work_dir)]
+    for step in range(1, 11):
+        with (work_dir / f"epoch_{step}.pth").open("wb") as file:
+            assert judged.acquire(timeout=20)  # the first of it that is heard
+            file.write(torch_zip())
+        eventually(keeps(work_dir, step))
+    assert served[str(work_dir)] - before == 10
+
+
+def test_a_save_that_is_written_as_soon_as_its_name_is_there_costs_two_passes_at_most(
+    served: Counter[str], work_dir: Path
+) -> None:
     for step in range(1, 11):
         save(work_dir, step)
         eventually(keeps(work_dir, step))
-    assert served[str(work_dir)] <= 1 + 2 * 10  # it was created, and closed after writing
+    assert served[str(work_dir)] <= 1 + 2 * 10
+
+
+def test_a_directory_that_is_filled_aside_and_renamed_costs_one_pass(served: Counter[str], work_dir: Path) -> None:
+    Builder(work_dir / "aside").work_dir.mkdir()
+    before = served[str(work_dir)]
+    for step in range(1, 11):
+        Builder(work_dir / "aside").shards(f"iter_{step}").rename(work_dir / f"iter_{step}")
+        eventually(lambda one=step: pointed(work_dir) == f"iter_{one}")
+    assert served[str(work_dir)] - before == 10
 
 
 def test_what_goes_with_its_scores_by_our_own_doing_costs_no_pass(served: Counter[str], work_dir: Path) -> None:
@@ -246,7 +279,7 @@ def test_whatever_a_survey_finds_can_be_found(policy: Policy, names: list[str]) 
     assert all(policy.finder().could_match(name) for name in names if finder.match(name) is not None)
 
 
-# --- the watcher alone --------------------------------------------------------------------------------------------
+# --- the filter and the watcher alone ------------------------------------------------------------------------------
 
 
 def test_until_something_is_known_every_name_is_a_hint(work_dir: Path) -> None:
@@ -256,3 +289,12 @@ def test_until_something_is_known_every_name_is_a_hint(work_dir: Path) -> None:
     with contextlib.closing(watcher):
         (work_dir / "anything").touch()
         assert hints.get(timeout=20) == str(work_dir)
+
+
+def test_what_a_pass_takes_away_is_our_own_doing_until_the_next_but_one() -> None:
+    known = Filter("last_ckpt")
+    heard = []
+    for gone in ({"epoch_1.pth"}, set[str](), set[str]()):
+        known.expect_gone("/run", gone)
+        heard.append(known.is_hint("/run", "epoch_1.pth", gone=True))
+    assert heard == [False, False, True]

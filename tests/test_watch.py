@@ -378,4 +378,4 @@ def test_an_event_of_our_own_files_is_no_hint_and_one_of_a_checkpoint_is(work_di
                 heard += 1
     finally:
         watcher.close()
-    assert heard == 2  # it was created, and closed after writing
+    assert heard in (1, 2)  # it was closed after writing; and created, if it was not empty when that was heard

@@ -12,6 +12,7 @@ import errno
 import itertools
 import logging
 import os
+import stat
 import struct
 import sys
 import threading
@@ -161,6 +162,18 @@ def _events(buffer: bytes) -> list[InotifyEvent]:
     return list(reversed(events.values()))
 
 
+def is_yet_to_be_written(path: str, name: str) -> bool:
+    """Whether a file that came is as one that was just opened to be written, whose closing is told too.
+
+    Nothing more is told of a symlink, a link to what was written before, or a pipe.
+    """
+    try:
+        info = os.lstat(f"{path}/{name}")
+    except OSError:
+        return False
+    return stat.S_ISREG(info.st_mode) and info.st_nlink == 1 and not info.st_size
+
+
 class DirectoryWatch:
     """Calls `changed(directory, name, is_dir, gone)` from the thread of inotify for what happens in the watched ones.
 
@@ -240,8 +253,9 @@ class DirectoryWatch:
             if event.is_delete_self or event.is_move_self:
                 self._changed(path, "", True, True)
             elif event.name:
-                gone = event.is_delete or event.is_moved_from
-                self._changed(path, os.fsdecode(event.name), event.is_directory, gone)
+                name, gone = os.fsdecode(event.name), event.is_delete or event.is_moved_from
+                if not (event.is_create and not event.is_directory and is_yet_to_be_written(path, name)):
+                    self._changed(path, name, event.is_directory, gone)
 
     def on_watch_deleted(self, wd: WatchDescriptor) -> None:
         """The directory is gone, and its watch with it."""

@@ -23,6 +23,7 @@ _POINTERS = frozenset({*(pointer.file for pointer in FRAMEWORK_POINTERS), *FIRST
 _OUR_TEMPORARY = tuple(temporary_name("*").split("*"))
 # Two changes of a directory within one tick of the kernel's clock can bear one time.
 _TICK_NS = 50 * 10**6
+_NONE: tuple[frozenset[str], frozenset[str]] = frozenset(), frozenset()
 
 Stamp = tuple[int, int, int]
 
@@ -64,17 +65,20 @@ class Filter:
     def __init__(self, pointer: str) -> None:
         self._pointer = {pointer, temporary_name(pointer)}
         self._counts: dict[str, Callable[[str], bool]] = {}
-        self._gone: dict[str, frozenset[str]] = {}
+        self._gone: dict[str, tuple[frozenset[str], frozenset[str]]] = {}  # of the last pass, and of the one before
 
     def heed(self, path: str, counts: Callable[[str], bool]) -> None:
         """From now on only names that count are hints of the work dir at `path`; until then all are."""
         self._counts[path] = counts
 
     def expect_gone(self, path: str, names: Iterable[str]) -> None:
-        """That the checkpoints `names` disappear, and their scores, is our own doing."""
-        expected = frozenset(names)
-        if expected:
-            self._gone[path] = expected
+        """That the checkpoints `names` disappear, and their scores, is our own doing.
+
+        So is what the pass before was told of: the next can have begun before that is heard.
+        """
+        now, before = frozenset(names), self._gone.get(path, _NONE)[0]
+        if now or before:
+            self._gone[path] = now, before
         else:
             self._gone.pop(path, None)  # of ten thousand work dirs
 
@@ -91,7 +95,7 @@ class Filter:
         """Whether it is a hint that `name` came into the work dir at `path`, was written there, or is `gone`."""
         if self.is_ours(name):
             return gone and name == OWN_DIR  # which we never take away, and with it goes our lock
-        if gone and name.removesuffix(SIDECAR_ENDING) in self._gone.get(path, ()):
+        if gone and any(name.removesuffix(SIDECAR_ENDING) in names for names in self._gone.get(path, _NONE)):
             return False
         counts = self._counts.get(path)
         return counts is None or counts(name)
