@@ -29,7 +29,9 @@ import pytest
 
 from ckptd import api
 from ckptd.core.policy import Policy
-from ckptd.passes.reconcile import Report
+from ckptd.passes.background import Background
+from ckptd.passes.reconcile import Reconciler, Report
+from ckptd.workdir.workdir import WorkDir
 
 PATIENCE_S = 20.0  # for what takes milliseconds on a machine that does nothing else
 LEGACY_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e8003")  # how torch before 1.6 begins
@@ -195,6 +197,27 @@ def a_pass(work_dir: Path, **policy: Any) -> Report:
     return api.prune(work_dir, Policy(**policy))
 
 
+@contextlib.contextmanager
+def passes(work_dir: Path, **policy: Any) -> Iterator[Reconciler]:
+    """A process that makes pass after pass over one work dir."""
+    background = Background()
+    with WorkDir(work_dir) as work:
+        try:
+            yield Reconciler(work, Policy(**policy), background)
+        finally:
+            background.close()
+
+
+def kept(work_dir: Path, **policy: Any) -> list[str]:
+    """What is left by a pass that waits for nothing and frees at once."""
+    a_pass(work_dir, **{"trash_ttl_s": 0.0, "settle_s": 0.0, **policy})
+    return left(work_dir)
+
+
+def in_trash(work_dir: Path) -> list[str]:
+    return sorted(os.listdir(work_dir / ".ckptd/trash"))
+
+
 def left(work_dir: Path) -> list[str]:
     """The names in a work dir, ckptd's own aside, by the numbers in them."""
     ours = {".ckptd", "last_ckpt"}
@@ -300,8 +323,11 @@ def eventually(is_so: Callable[[], Any], *, what: str = "it") -> None:
         time.sleep(0.005)
 
 
+Ckptd = Callable[..., subprocess.CompletedProcess[str]]
+
+
 @pytest.fixture
-def ckptd() -> Callable[..., subprocess.CompletedProcess[str]]:
+def ckptd() -> Ckptd:
     """Run one `ckptd` command as a process: `ckptd("plan", work_dir, env={"CKPTD_MAX_KEEP": "3"}, user=somebody)`."""
 
     def run(
@@ -395,6 +421,18 @@ def watching() -> Iterator[Callable[..., contextlib.AbstractContextManager[Watch
             watch.discard()
 
     return watching
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, number: int, *ends: str) -> None:
+    """Let every write-open of a name with one of these ends fail, as on a full disk."""
+    opened = os.open
+
+    def refusing(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if str(path).endswith(ends) and flags & os.O_CREAT:
+            raise OSError(number, os.strerror(number), path)
+        return opened(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", refusing)
 
 
 @contextlib.contextmanager

@@ -243,3 +243,34 @@ def test_the_log_of_a_run_may_be_of_any_length(work_dir: Path) -> None:
 def test_what_is_whole_is_read_as_before(work_dir: Path) -> None:
     (work_dir / "epoch_1.pth").write_bytes(torch_zip())
     assert verified(work_dir / "epoch_1.pth") == "complete"
+
+
+def nines() -> bytes:
+    header = b'{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,' + b"9" * 4200 + b"]}}"
+    return struct.pack("<Q", len(header)) + header
+
+
+def huge_directory() -> bytes:
+    """The end of a zip whose central directory would fill the memory."""
+    end = struct.pack("<4sHHHHLLH", b"PK\x05\x06", 0, 0, 1, 1, 0xFFFFFFF0, 10, 0)
+    return torch_zip()[:200] + end
+
+
+@pytest.mark.parametrize("hostile", [nines, huge_directory])
+def test_a_file_with_absurd_numbers_is_no_checkpoint_and_no_end(hostile, with_checkpoints: Builder) -> None:  # type: ignore[no-untyped-def]
+    work_dir = with_checkpoints("epoch_1.pth", "epoch_2.pth")
+    with_checkpoints("epoch_3.safetensors", content=hostile())
+    report = a_pass(work_dir, max_keep=1, interval=1)
+    assert [d.checkpoint.name for d in report.pruned] == ["epoch_1.pth"]
+    assert (work_dir / "epoch_3.safetensors").exists()
+
+
+def test_a_zip_of_ten_thousand_members_is_still_read(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints("epoch_1.pth")
+    with zipfile.ZipFile(work_dir / "epoch_2.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", b"x")
+        for member in range(10_000):
+            archive.writestr(f"archive/data/{member}", b"y")
+    with_checkpoints.tick(work_dir / "epoch_2.pth")
+    a_pass(work_dir, max_keep=1, interval=1)
+    assert left(work_dir) == epochs(2)

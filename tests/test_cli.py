@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+import ckptd
 import ckptd as package
+from ckptd.core.policy import Policy
 
 from .conftest import (
     Builder,
@@ -494,3 +496,9 @@ def test_an_empty_name_is_no_work_dir(command: str, with_checkpoints: Builder, m
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert left(Path.cwd()) == epochs(1, 2, 3)
     assert not Path(".ckptd").exists()
+
+
+def test_an_option_that_did_nothing_was_never_said_to(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2))
+    advice = ckptd.plan(work_dir, Policy(keep_every=2)).advice
+    assert any("no --max-keep" in text and "--keep-every has nothing to keep from" in text for text in advice)

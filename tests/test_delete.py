@@ -22,7 +22,7 @@ from ckptd.inspect.scan import entry_of
 from ckptd.passes.remover import Remover
 from ckptd.workdir import trash
 
-from .conftest import Builder, Somebody, a_pass, epochs, left, picture, torch_zip
+from .conftest import Builder, Somebody, a_pass, epochs, in_trash, left, picture, pointed, torch_zip
 
 
 @contextmanager
@@ -40,10 +40,6 @@ def opened(work_dir: Path) -> Iterator[dict[str, int]]:
 def entry(work_dir: Path, name: str) -> Entry:
     with opened_dir(str(work_dir)) as fd:
         return entry_of(name, dir_fd=fd)
-
-
-def in_trash(work_dir: Path) -> list[str]:
-    return sorted(os.listdir(work_dir / ".ckptd" / "trash"))
 
 
 def test_what_was_put_into_the_trash_bears_no_checkpoints_name_and_is_whole(with_checkpoints: Builder) -> None:
@@ -455,3 +451,19 @@ def test_directories_that_not_even_their_owner_may_open_are_freed_all_the_same(
         place.chmod(0)
     done = ckptd("prune", work_dir, *policy, "--trash-ttl", "0", user=somebody)
     assert (done.returncode, in_trash(work_dir)) == (0, []), done.stderr
+
+
+def test_a_checkpoint_that_vanishes_between_scan_and_rename_is_a_success(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    put = trash.put
+
+    def somebody_is_faster(entry, **dirs):
+        if entry.name == "epoch_1.pth":
+            (work_dir / entry.name).unlink()
+        return put(entry, **dirs)
+
+    monkeypatch.setattr(trash, "put", somebody_is_faster)
+    report = a_pass(work_dir, max_keep=1, interval=1)
+    assert (report.exit_code, left(work_dir), pointed(work_dir)) == (0, epochs(3), "epoch_3.pth")

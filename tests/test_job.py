@@ -327,3 +327,14 @@ def test_a_signal_after_the_end_of_the_job_goes_to_nobody() -> None:
     left_behind, said = done.stdout.splitlines()
     assert said == "3 False"
     os.kill(int(left_behind), signal.SIGKILL)  # it is still there
+
+
+def test_what_was_ignored_at_the_start_stays_ignored_for_the_job(tmp_path: Path) -> None:
+    """`nohup ckptd watch DIR -- python train.py`: the hang-up must not reach the training."""
+    job = "import signal; print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)"
+    command = [sys.executable, "-m", "ckptd", "watch", str(tmp_path), "--", sys.executable, "-c", job]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(), timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("True\n", 0)

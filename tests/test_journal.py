@@ -11,6 +11,7 @@ import pytest
 
 from ckptd.disk.descriptors import opened_dir
 from ckptd.errors import RefusedError
+from ckptd.passes.restore import restorable
 from ckptd.workdir import journal
 
 from .conftest import Builder, a_pass, epochs, left
@@ -94,3 +95,12 @@ def test_a_line_that_somebody_edited_ends_no_command(odd: dict[str, object], wit
         done = ckptd(command[0], work_dir, *command[1:])
         assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
     assert left(work_dir) == epochs(1, 2, 3)
+
+
+def test_a_journal_with_a_name_that_no_file_can_have_is_passed_over(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2))
+    a_pass(work_dir, max_keep=1, interval=1, trash_ttl_s=3600)
+    path = work_dir / ".ckptd/journal.jsonl"
+    path.write_text(path.read_text().replace("epoch_1.pth", "a\\u0000b"))
+    assert json.loads(path.read_text())["name"] == "a\0b"
+    assert restorable(str(work_dir)) == []

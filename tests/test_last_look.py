@@ -29,7 +29,7 @@ from ckptd.workdir import trash
 from ckptd.workdir.state import read_state
 from ckptd.workdir.workdir import WorkDir
 
-from .conftest import Builder, epochs, holding_open, left, torch_zip
+from .conftest import Builder, epochs, holding_open, in_trash, left, torch_zip
 
 POLICY: dict[str, Any] = {"max_keep": 2, "interval": 1, "trash_ttl_s": 0.0}
 FILES, DIRECTORIES = epochs(1, 2, 3, 4), [f"epoch_{step}" for step in (1, 2, 3, 4)]
@@ -100,10 +100,6 @@ def reconcile(work_dir: Path, clock: Callable[[], int] | None = None, **more: An
         report = Reconciler(work, Policy(**{**POLICY, **more.pop("policy", {})}), background, **more).reconcile()
         background.close()
     return report
-
-
-def in_trash(work_dir: Path) -> list[str]:
-    return sorted(os.listdir(work_dir / ".ckptd/trash"))
 
 
 def owed(work_dir: Path) -> set[str]:

@@ -13,7 +13,7 @@ from ckptd.disk.descriptors import opened_dir
 from ckptd.errors import RefusedError
 from ckptd.workdir.pointer import framework_pointers, link_target, named_by, read_pointer, replace_pointer
 
-from .conftest import picture
+from .conftest import Builder, Ckptd, epochs, left, picture, pointed, safetensors
 
 
 def read(work_dir: Path, name: str = "last_ckpt") -> str | None:
@@ -146,3 +146,33 @@ def test_a_link_names_the_last_part_of_its_target(work_dir: Path) -> None:
     with opened_dir(str(work_dir)) as fd:
         targets = [link_target(name, dir_fd=fd) for name in ("latest.pth", "plain", "missing")]
     assert targets == ["epoch_7.pth", None, None]
+
+
+def test_a_pointer_that_holds_no_text_does_not_end_the_plan(with_checkpoints: Builder, ckptd: Ckptd) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    (work_dir / "last_ckpt").write_bytes(b"/runs/\xff/epoch_2.pth\n")
+    done = ckptd("plan", work_dir, "--max-keep", 1, env={"PYTHONIOENCODING": "utf-8:strict"})
+    assert (done.returncode, done.stderr) == (0, "")
+    done = ckptd("prune", work_dir, "--max-keep", 1, env={"PYTHONIOENCODING": "utf-8:strict"})
+    assert (done.returncode, pointed(work_dir)) == (0, "epoch_3.pth")
+
+
+def test_a_pointer_planted_as_a_symlink_is_replaced_and_never_followed(
+    with_checkpoints: Builder, tmp_path: Path, ckptd: Ckptd
+) -> None:
+    work_dir, outside = with_checkpoints(*epochs(1, 2, 3)), tmp_path / "precious"
+    outside.write_bytes(b"precious")
+    (work_dir / "last_ckpt").symlink_to(outside)
+    done = ckptd("prune", work_dir, "--max-keep", 1)
+    assert (done.returncode, pointed(work_dir), outside.read_bytes()) == (0, "epoch_3.pth", b"precious")
+
+
+def test_a_directory_in_the_pointers_place_is_refused_before_anything_is_deleted(
+    with_checkpoints: Builder, ckptd: Ckptd
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3), content=safetensors())
+    (work_dir / "last_ckpt").mkdir()
+    done = ckptd("prune", work_dir, "--max-keep", 1)
+    assert (done.returncode, left(work_dir)) == (4, epochs(1, 2, 3)), done.stderr
+    assert f"{work_dir}/last_ckpt: a directory where the pointer goes" in done.stderr
+    assert not any(path.name.startswith(".last_ckpt") for path in work_dir.iterdir())

@@ -5,14 +5,12 @@ from __future__ import annotations
 import errno
 import itertools
 import json
-import logging
 import os
+import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,7 +23,6 @@ from ckptd.passes.background import Background
 from ckptd.passes.reading import Reader
 from ckptd.passes.reconcile import Reconciler
 from ckptd.workdir import trash
-from ckptd.workdir.pointer import replace_pointer
 from ckptd.workdir.workdir import WorkDir
 
 from .conftest import (
@@ -34,28 +31,17 @@ from .conftest import (
     epochs,
     eventually,
     holding_open,
+    in_trash,
+    kept,
     left,
+    passes,
     picture,
     pointed,
+    refuse,
     safetensors,
     torch_zip,
     truncated,
 )
-
-
-@contextmanager
-def passes(work_dir: Path, **policy: Any) -> Iterator[Reconciler]:
-    """A process that makes pass after pass over one work dir."""
-    background = Background()
-    with WorkDir(work_dir) as work:
-        try:
-            yield Reconciler(work, Policy(**policy), background)
-        finally:
-            background.close()
-
-
-def in_trash(work_dir: Path) -> list[str]:
-    return sorted(path.name for path in (work_dir / ".ckptd" / "trash").iterdir())
 
 
 @pytest.fixture
@@ -87,18 +73,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     monkeypatch.setattr(trash, "rename_new", recording(trash.rename_new))
     monkeypatch.setattr(os, "unlink", recording_unlink)
     return recorded
-
-
-def refuse(monkeypatch: pytest.MonkeyPatch, number: int, *ends: str) -> None:
-    """Let every write-open of a name with one of these ends fail, as on a full disk."""
-    opened = os.open
-
-    def refusing(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        if str(path).endswith(ends) and flags & os.O_CREAT:
-            raise OSError(number, os.strerror(number), path)
-        return opened(path, flags, mode, dir_fd=dir_fd)
-
-    monkeypatch.setattr(os, "open", refusing)
 
 
 def refuse_fsync(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
@@ -248,102 +222,7 @@ def test_an_fsync_that_could_not_even_be_tried_deletes_nothing_and_is_tried_agai
     assert (left(work_dir), pointed(work_dir)) == (epochs(3), "epoch_3.pth")
 
 
-# --- a full disk ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_pointer_that_finds_no_room_neither_stops_the_deletion_nor_loses_its_checkpoint(
-    number: int, with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    work_dir = with_checkpoints(*epochs(1, 2, 3, 4))
-    (work_dir / "last_ckpt").write_text(f"{work_dir}/epoch_2.pth\n")
-    with passes(work_dir, max_keep=1, interval=1, trash_ttl_s=0) as process:
-        with monkeypatch.context() as patch:
-            refuse(patch, number, ".last_ckpt.ckptd-tmp")
-            report = process.reconcile()
-        assert left(work_dir) == epochs(2, 4)
-        assert pointed(work_dir) == "epoch_2.pth"
-        assert report.look_again_s is not None  # it will be tried again
-        process.reconcile()
-    assert (left(work_dir), pointed(work_dir)) == (epochs(4), "epoch_4.pth")
-
-
-def test_a_pointer_that_finds_no_room_deletes_nothing_if_what_it_names_is_broken(
-    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with_checkpoints("epoch_2.pth", content=truncated())
-    work_dir = with_checkpoints(*epochs(1, 3, 4))
-    (work_dir / "last_ckpt").write_text(f"{work_dir}/epoch_2.pth\n")
-    refuse(monkeypatch, errno.ENOSPC, ".last_ckpt.ckptd-tmp")
-    a_pass(work_dir, max_keep=1, rule="newest")
-    assert left(work_dir) == epochs(1, 2, 3, 4)
-
-
-def test_a_pointer_at_a_directory_that_finds_no_room_is_handled_like_one_at_a_file(
-    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for step in (1, 2, 3):
-        work_dir = with_checkpoints.shards(f"iter_{step}").parent
-    (work_dir / "last_ckpt").write_text(f"{work_dir}/iter_2\n")
-    refuse(monkeypatch, errno.ENOSPC, ".last_ckpt.ckptd-tmp")
-    a_pass(work_dir, max_keep=1, interval=1, settle_s=0)
-    assert (left(work_dir), pointed(work_dir)) == (["iter_2", "iter_3"], "iter_2")
-
-
-@pytest.mark.parametrize("name", [".state.json.ckptd-tmp", "journal.jsonl"])
-def test_a_state_or_journal_that_finds_no_room_is_written_after_the_deletion(
-    name: str, with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    work_dir = with_checkpoints(*epochs(1, 2, 3))
-    with passes(work_dir, max_keep=1, interval=1, trash_ttl_s=3600) as process:
-        with monkeypatch.context() as patch:
-            refuse(patch, errno.ENOSPC, name)
-            process.reconcile()
-        assert left(work_dir) == epochs(3)
-        process.reconcile()
-    lines = [json.loads(line) for line in (work_dir / ".ckptd/journal.jsonl").read_text().splitlines()]
-    assert [line["name"] for line in lines] == epochs(1, 2)
-    assert set(json.loads((work_dir / ".ckptd/state.json").read_text())["seen"]) == set(epochs(3))
-
-
 # --- nothing to do ----------------------------------------------------------------------------------------------
-
-
-def test_what_a_pass_counts_adds_up_on_a_full_disk(with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
-    work_dir = with_checkpoints(*epochs(1, 2, 3, 4, 5))
-    opened = os.open
-
-    def full(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        if flags & os.O_CREAT and (work_dir / "epoch_4.pth").exists() and str(path) == ".last_ckpt.ckptd-tmp":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-        return opened(path, flags, mode, dir_fd=dir_fd)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "open", full)  # until something has gone
-        report = a_pass(work_dir, max_keep=1, interval=1, trash_ttl_s=0)
-    assert left(work_dir) == epochs(5)
-    assert report.counts.startswith("reconciled kept=1 pruned=4 ")
-
-
-def test_what_went_to_make_room_for_ckptds_directory_counts_as_pruned(
-    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    work_dir = with_checkpoints(*epochs(1, 2, 3))
-    made = os.mkdir
-
-    def full(path: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
-        if (work_dir / "epoch_1.pth").exists():
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-        made(path, mode, dir_fd=dir_fd)
-
-    with passes(work_dir, max_keep=1, interval=1, trash_ttl_s=0) as process:
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "mkdir", full)
-            report = process.reconcile()
-        assert [d.checkpoint.name for d in report.pruned] == epochs(1, 2)
-        assert report.counts.startswith("reconciled kept=1 pruned=2 ")
-        assert process.reconcile().counts.startswith("reconciled kept=1 pruned=0 ")  # each is counted once
-    assert left(work_dir) == epochs(3)
 
 
 def test_a_pass_that_changes_nothing_writes_nothing(with_checkpoints: Builder, calls: list[tuple[str, ...]]) -> None:
@@ -371,105 +250,6 @@ def test_nothing_is_created_before_the_first_checkpoint(there: list[str], with_c
         process.reconcile()
     assert pointed(work_dir) == "epoch_1.pth"
     assert (work_dir / ".ckptd").stat().st_mode == work_dir.stat().st_mode
-
-
-# --- meeting a work dir for the first time ------------------------------------------------------------------------
-
-
-def test_first_contact_in_doubt_prunes_nothing_until_a_save_is_seen(with_checkpoints: Builder) -> None:
-    work_dir = with_checkpoints(*epochs(4, 5, 1, 2, 3))  # resumed from 0, or copied?
-    for _ in range(2):
-        a_pass(work_dir, max_keep=1, interval=1)
-        assert (left(work_dir), pointed(work_dir)) == (epochs(1, 2, 3, 4, 5), "epoch_3.pth")
-    (work_dir / "epoch_4.pth").write_bytes(torch_zip(b"resumed" * 99))
-    with_checkpoints.tick(work_dir / "epoch_4.pth")
-    a_pass(work_dir, max_keep=1, interval=1)
-    assert (left(work_dir), pointed(work_dir)) == (epochs(4, 5), "epoch_4.pth")
-
-
-@pytest.mark.parametrize("pointer", ["last_ckpt", "last_checkpoint", "latest.pth"])
-def test_first_contact_in_doubt_believes_a_pointer_that_names_a_complete_one(
-    pointer: str, with_checkpoints: Builder
-) -> None:
-    work_dir = with_checkpoints(*epochs(2, 3, 1))
-    if pointer == "latest.pth":
-        (work_dir / pointer).symlink_to("epoch_2.pth")
-    else:
-        (work_dir / pointer).write_text("/somewhere/else/epoch_2.pth")
-    a_pass(work_dir, max_keep=1)
-    assert pointed(work_dir) == "epoch_2.pth"
-
-
-def test_a_pointer_of_our_own_is_no_word_against_the_order_of_writing_after_a_crash(
-    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    work_dir = with_checkpoints(*epochs(1, 2, 3))
-
-    def dies(name: str, target: str, *, dir_fd: int) -> None:
-        replace_pointer(name, target, dir_fd=dir_fd)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("ckptd.passes.reconcile.replace_pointer", dies)
-    with pytest.raises(KeyboardInterrupt):
-        a_pass(work_dir, max_keep=2, interval=1)
-    monkeypatch.undo()
-    assert pointed(work_dir) == "epoch_3.pth"
-    (work_dir / "epoch_2.pth").write_bytes(torch_zip(b"resumed from the first" * 9))
-    with_checkpoints.tick(work_dir / "epoch_2.pth")
-    a_pass(work_dir, max_keep=2, interval=1)
-    assert pointed(work_dir) == "epoch_2.pth"
-
-
-def test_what_was_found_damaged_before_a_crash_in_the_first_pass_goes_in_its_turn_all_the_same(
-    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    work_dir = with_checkpoints(*epochs(1, 2, 3, 4, 5))
-    damaged, times = work_dir / "epoch_4.pth", os.stat(work_dir / "epoch_4.pth")
-    whole = damaged.read_bytes()
-    damaged.write_bytes(whole[:100] + bytes(60) + whole[160:])
-    os.utime(damaged, ns=(times.st_atime_ns, times.st_mtime_ns))
-
-    def dies(name: str, target: str, *, dir_fd: int) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("ckptd.passes.reconcile.replace_pointer", dies)
-    with pytest.raises(KeyboardInterrupt):
-        a_pass(work_dir, max_keep=3, rule="newest")
-    monkeypatch.undo()
-    for epoch in (6, 7, 8):
-        with_checkpoints(f"epoch_{epoch}.pth")
-        a_pass(work_dir, max_keep=3, rule="newest")
-    assert left(work_dir) == epochs(6, 7, 8)
-
-
-def test_a_large_prune_at_first_contact_can_be_taken_back_for_an_hour(
-    with_checkpoints: Builder, caplog: pytest.LogCaptureFixture
-) -> None:
-    work_dir, now = with_checkpoints(*epochs(1, 2, 3, 4, 5)), time.time()
-    caplog.set_level(logging.INFO, "ckptd")
-    a_pass(work_dir, max_keep=1, interval=1)
-    assert (left(work_dir), len(in_trash(work_dir))) == (epochs(5), 4)
-    assert f"`ckptd restore --all {work_dir}` brings them back" in caplog.text
-    a_pass(work_dir, max_keep=1, interval=1)
-    assert len(in_trash(work_dir)) == 4
-    lines = [json.loads(line) for line in (work_dir / ".ckptd/journal.jsonl").read_text().splitlines()]
-    assert all(3590 < line["until_ms"] / 1000 - now < 3660 for line in lines)
-    background = Background()
-    with WorkDir(work_dir) as work:
-        later = Reconciler(
-            work, Policy(max_keep=1, interval=1), background, clock=lambda: time.time_ns() + 3700 * 10**9
-        )
-        later.reconcile()
-        background.close()
-    assert in_trash(work_dir) == []
-
-
-def test_one_save_after_another_is_freed_at_once(with_checkpoints: Builder) -> None:
-    work_dir = with_checkpoints("epoch_1.pth")
-    a_pass(work_dir, max_keep=1, interval=1)
-    with_checkpoints("epoch_2.pth")
-    a_pass(work_dir, max_keep=1, interval=1)
-    assert (left(work_dir), in_trash(work_dir)) == (epochs(2), [])
 
 
 # --- what stays and what goes -------------------------------------------------------------------------------------
@@ -586,17 +366,6 @@ def test_what_could_not_be_freed_is_tried_again_at_the_next_start(
     eventually(lambda: not in_trash(work_dir))
 
 
-def test_a_corrupt_state_is_met_as_if_for_the_first_time(
-    with_checkpoints: Builder, caplog: pytest.LogCaptureFixture
-) -> None:
-    work_dir = with_checkpoints(*epochs(1, 2, 3))
-    a_pass(work_dir, max_keep=3, interval=1)
-    (work_dir / ".ckptd/state.json").write_text('{"version": 1, "seen": ')
-    a_pass(work_dir, max_keep=2, interval=1)
-    assert (left(work_dir), pointed(work_dir)) == (epochs(2, 3), "epoch_3.pth")
-    assert f"{work_dir}/.ckptd/state.json: not a state of this version" in caplog.text
-
-
 def test_a_second_process_is_told_who_owns_the_work_dir(with_checkpoints: Builder) -> None:
     work_dir = with_checkpoints(*epochs(1, 2, 3))
     with passes(work_dir, max_keep=1, interval=1) as process:
@@ -646,3 +415,89 @@ def test_a_pin_made_just_before_the_rename_counts(with_checkpoints: Builder) -> 
         (with_checkpoints.work_dir / "epoch_1.pth.keep").touch()
         with pytest.raises(trash.ChangedError, match="pinned"):
             trash.put(entry, work_fd=fd, trash_fd=trash_fd, now_ms=1)
+
+
+def test_a_large_prune_ends_where_it_is_told_to_and_goes_on_at_the_next_start(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(*range(1, 12)))
+    answers = iter([False, False, True])
+    background = Background()
+    with WorkDir(work_dir) as work:
+        policy = Policy(max_keep=1, interval=1)
+        report = Reconciler(work, policy, background, stopping=lambda: next(answers)).reconcile()
+    background.close()
+    assert [d.checkpoint.name for d in report.pruned] == epochs(1, 2)
+    assert left(work_dir) == epochs(*range(3, 12))
+    a_pass(work_dir, max_keep=1, interval=1)
+    assert left(work_dir) == epochs(11)
+
+
+def test_a_save_walked_over_in_its_earlier_life_is_not_owed_once_it_is_saved_anew(with_checkpoints: Builder) -> None:
+    """Seen at 8. Then, unseen: 9; resumed from 6: 7, 8; resumed from 3: 4. The hook leaves all four."""
+    work_dir = with_checkpoints(*epochs(7, 8))
+    a_pass(work_dir)
+    with_checkpoints("epoch_9.pth", "epoch_7.pth", "epoch_8.pth", "epoch_4.pth")
+    a_pass(work_dir, max_keep=2, interval=1)
+    assert left(work_dir) == epochs(4, 7, 8, 9)
+
+
+def test_a_result_dropped_into_a_directory_checkpoint_is_no_save(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints.shards("epoch_1").parent
+    with_checkpoints("iter_4.pth")
+    a_pass(work_dir)
+    (work_dir / "epoch_1/eval.json").write_text("{}")
+    a_pass(work_dir)
+    assert (work_dir / "last_ckpt").read_text() == f"{work_dir}/iter_4.pth\n"
+
+
+def test_a_copy_in_the_place_of_a_durable_checkpoint_is_made_durable_too(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = with_checkpoints("epoch_1.pth")
+    a_pass(work_dir)
+    shutil.copy2(work_dir / "epoch_1.pth", work_dir / "copy")
+    (work_dir / "copy").rename(work_dir / "epoch_1.pth")
+    (work_dir / "last_ckpt").unlink()
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noting(fd: int) -> None:
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    a_pass(work_dir)
+    assert synced[0] == "epoch_1.pth"
+
+
+def test_killed_in_the_middle_of_the_save_with_a_limit_of_one(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(1))
+    with_checkpoints("epoch_2.pth", content=truncated())
+    assert kept(work_dir, max_keep=1, interval=1) == epochs(1, 2)
+    assert pointed(work_dir) == "epoch_1.pth"
+
+
+def test_the_disk_was_full_and_only_the_cut_short_file_was_left(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2))
+    with_checkpoints("epoch_3.pth", "epoch_4.pth", content=b"")
+    assert kept(work_dir, max_keep=1, rule="newest") == epochs(2, 3, 4)
+
+
+def test_ten_came_before_nine(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(8, 9, 10, 11))
+    assert kept(work_dir, max_keep=2, rule="newest") == epochs(10, 11)
+
+
+def test_what_was_saved_again_while_it_was_evaluated_was_taken_for_the_old_one(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2))
+    kept(work_dir, max_keep=2, interval=1)
+    with_checkpoints("epoch_1.pth")
+    assert kept(work_dir, max_keep=1, rule="newest") == epochs(1, 2)
+    assert pointed(work_dir) == "epoch_1.pth"
+
+
+def test_somebody_had_deleted_or_renamed_one_by_hand_and_the_cleanup_crashed(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3, 4))
+    kept(work_dir, max_keep=4, interval=1)
+    (work_dir / "epoch_2.pth").unlink()
+    (work_dir / "epoch_1.pth").rename(work_dir / "mine.pth")
+    assert kept(work_dir, max_keep=1, rule="newest") == ["mine.pth", "epoch_4.pth"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ckptd.passes.restore import restorable, restore
+from ckptd.workdir import trash
 
 from .conftest import Builder, a_pass, epochs, left, torch_zip
 
@@ -124,3 +125,28 @@ def test_a_second_ckptd_that_owns_the_work_dir_does_not_hinder_a_restore(
         done = ckptd("restore", pruned, "--all")
         assert (done.returncode, watch.stop()) == (0, 0), done.stderr
     assert set(epochs(1, 2, 3)) < set(left(pruned))
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+def test_a_large_prune_that_is_cut_off_can_be_restored_and_is_not_freed_by_a_start_without_a_policy(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = with_checkpoints(*epochs(*range(1, 12)))
+    put, count = trash.put, 0
+
+    def cut_off(*args, **more):  # type: ignore[no-untyped-def]
+        nonlocal count
+        count += 1
+        if count == 6:
+            raise Crash
+        return put(*args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trash, "put", cut_off)
+        with pytest.raises(Crash):
+            a_pass(work_dir, max_keep=1, interval=1)
+    a_pass(work_dir)
+    assert [each["name"] for each in restorable(str(work_dir))] == epochs(1, 2, 3, 4, 5)

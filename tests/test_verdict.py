@@ -22,7 +22,7 @@ from ckptd.inspect.files import structure_of_file
 from ckptd.inspect.scan import entry_of
 from ckptd.inspect.verdict import Settling, Verdict, has_writer, judge
 
-from .conftest import LEGACY_MAGIC, Builder, environment, holding_open, legacy, safetensors, torch_zip
+from .conftest import LEGACY_MAGIC, Builder, a_pass, environment, holding_open, legacy, safetensors, torch_zip
 from .in_memory import Bytes
 
 LOCAL, NETWORK = Settling(local=True), Settling(local=False)
@@ -268,3 +268,10 @@ def test_a_lease_refused_for_another_reason_is_not_checked_rather_than_a_veto(
         assert has_writer(file.fileno()) is None
     assert judged(path, age_s=1).state is State.IN_FLIGHT
     assert judged(path, age_s=6).state is State.COMPLETE
+
+
+def test_a_metadata_that_is_a_directory_marks_nothing(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints.shards("iter_1", whole=False).parent
+    (work_dir / "iter_1/.metadata").mkdir()
+    (report,) = a_pass(work_dir, settle_s=0).survey.decisions
+    assert report.checkpoint.state.value == "incomplete"

@@ -18,8 +18,12 @@ import pytest
 from watchdog.observers.inotify_c import InotifyFD
 
 from ckptd.core.policy import Policy
+from ckptd.daemon.keeper import Keeper
 from ckptd.daemon.service import Service, Signalled, Word
 from ckptd.daemon.watch import Watcher
+from ckptd.passes.background import Background
+from ckptd.passes.reading import Reader
+from ckptd.passes.reconcile import Reconciler
 
 from .conftest import (
     Builder,
@@ -379,3 +383,27 @@ def test_an_event_of_our_own_files_is_no_hint_and_one_of_a_checkpoint_is(work_di
     finally:
         watcher.close()
     assert heard in (1, 2)  # it was closed after writing; and created, if it was not empty when that was heard
+
+
+def test_a_bug_about_one_work_dir_is_not_the_end_of_the_watch(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    work_dir = with_checkpoints("epoch_1.pth")
+    background, watcher = Background(), Watcher(lambda _: None, "last_ckpt")
+    reader = Reader(background, wait=True)
+    keeper = Keeper(str(work_dir), Policy(), watcher=watcher, background=background, reader=reader)
+
+    def fail(self: Reconciler) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reconciler, "survey", fail)
+        keeper.look()
+        keeper.look()
+    assert caplog.text.count("a bug in ckptd") == 1
+    assert isinstance(keeper.failure, MemoryError)
+    keeper.look()
+    assert keeper.failure is None
+    keeper.close()
+    watcher.close()
+    background.close()

@@ -25,9 +25,9 @@ from ckptd.errors import CkptdError, OwnedError, RefusedError, UsageError
 from ckptd.passes.background import Background
 from ckptd.passes.reading import Reader
 from ckptd.workdir import workdir
-from ckptd.workdir.workdir import WorkDir, become_owner, check_library_use
+from ckptd.workdir.workdir import WorkDir, _owner_of, become_owner, check_library_use
 
-from .conftest import Builder, Somebody, environment
+from .conftest import Builder, Ckptd, Somebody, environment, epochs, left, picture
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
@@ -348,3 +348,62 @@ def test_what_ckptd_makes_in_somebodys_work_dir_is_his(somebody: Somebody, ckptd
 def test_an_ordinary_user_stays_who_he_is(work_dir: Path) -> None:
     become_owner([work_dir, Path("/")])
     assert os.geteuid() == work_dir.stat().st_uid
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody")
+def test_a_users_link_behind_roots_own_link_is_refused(tmp_path: Path) -> None:
+    for name, uid in (("home", 12345), ("theirs", 12346)):
+        (tmp_path / name).mkdir()
+        os.chown(tmp_path / name, uid, uid)
+    (tmp_path / "home/cur").symlink_to(tmp_path / "theirs")
+    os.chown(tmp_path / "home/cur", 12345, 12345, follow_symlinks=False)
+    (tmp_path / "link").symlink_to("home/cur")
+    with pytest.raises(RefusedError, match="symlink of another user"):
+        _owner_of(tmp_path / "link")
+    os.chown(tmp_path / "home/cur", 12346, 12346, follow_symlinks=False)
+    assert _owner_of(tmp_path / "link") == 12346
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody")
+def test_root_becomes_the_owner_even_where_the_owner_cannot_read_roots_python(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    for path in (*work_dir.parents[:3], work_dir):
+        path.chmod(0o755)
+    for path in (work_dir, *work_dir.iterdir()):
+        os.chown(path, 12345, 12345)
+    for command in ("plan", "prune", "latest", "history", "restore", "plan"):
+        asked = [sys.executable, "-m", "ckptd", command, str(work_dir)]
+        done = subprocess.run(asked, capture_output=True, text=True, env=environment(CKPTD_MAX_KEEP="1"), timeout=60)
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False), (command, done.stderr)
+    assert {path.stat().st_uid for path in (work_dir / ".ckptd").iterdir()} == {12345}
+    assert left(work_dir) == epochs(3)
+
+
+@pytest.mark.parametrize(
+    ("planted", "goal"),
+    [
+        pytest.param(".ckptd", "directory", id="ckptd's own directory"),
+        pytest.param(".ckptd/lock", "file", id="the lock"),
+        pytest.param(".ckptd/state.json", "file", id="the state"),
+        pytest.param(".ckptd/journal.jsonl", "file", id="the journal"),
+        pytest.param(".ckptd/trash", "directory", id="the trash"),
+        pytest.param(".ckptd/schedules", "directory", id="the schedules"),
+    ],
+)
+@pytest.mark.parametrize("command", ["prune", "watch"])
+def test_a_symlink_planted_where_ckptd_keeps_its_own_is_refused_before_anything_is_deleted(
+    planted: str, goal: str, command: str, with_checkpoints: Builder, tmp_path: Path, ckptd: Ckptd
+) -> None:
+    work_dir, outside = with_checkpoints(*epochs(1, 2, 3)), tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_bytes(b"precious")
+    (outside / "1000-0").write_bytes(b"named like something in the trash")
+    path = work_dir / planted
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(outside if goal == "directory" else outside / "precious")
+    before = picture(outside)
+    done = ckptd(command, work_dir, "--max-keep", 1, "--trash-ttl", 0)
+    assert (done.returncode, left(work_dir), picture(outside)) == (4, epochs(1, 2, 3), before), done.stderr
+    assert str(path) in done.stderr.splitlines()[-1]
+    assert "emove it" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
