@@ -498,7 +498,7 @@ def test_an_empty_name_is_no_work_dir(command: str, with_checkpoints: Builder, m
     assert not Path(".ckptd").exists()
 
 
-def test_an_option_that_did_nothing_was_never_said_to(with_checkpoints: Builder) -> None:
+def test_an_option_that_does_nothing_is_said_to(with_checkpoints: Builder) -> None:
     work_dir = with_checkpoints(*epochs(1, 2))
     advice = ckptd.plan(work_dir, Policy(keep_every=2)).advice
     assert any("no --max-keep" in text and "--keep-every has nothing to keep from" in text for text in advice)

@@ -135,7 +135,7 @@ def test_a_corrupt_state_is_met_as_if_for_the_first_time(
     assert f"{work_dir}/.ckptd/state.json: not a state of this version" in caplog.text
 
 
-def test_after_a_restart_the_old_ones_were_never_deleted(with_checkpoints: Builder) -> None:
+def test_after_the_state_was_lost_the_old_ones_go_all_the_same(with_checkpoints: Builder) -> None:
     work_dir = with_checkpoints(*epochs(1, 2, 3))
     kept(work_dir, max_keep=3, interval=1)
     shutil.rmtree(work_dir / ".ckptd")

@@ -15,8 +15,7 @@ from ckptd.core.policy import Policy
 from ckptd.passes.restore import restore
 from ckptd.workdir import journal
 
-from .conftest import Builder, a_pass, epochs, kept, left, torch_zip
-from .layouts.writers import Run, the
+from .conftest import Builder, a_pass, epochs, left, torch_zip
 
 BEST = {"max_keep": 1, "rule": "newest", "keep_best": ("mAP:max",), "trash_ttl_s": 0.0}
 
@@ -234,26 +233,3 @@ def test_a_score_in_lightnings_name_counts(with_checkpoints: Builder) -> None:
     work_dir = with_checkpoints(*names)
     a_pass(work_dir, max_keep=1, keep_best=("val_loss:min",), trash_ttl_s=0.0)
     assert set(left(work_dir)) == {names[1], names[3]}
-
-
-def test_when_the_oldest_was_the_best_the_newest_went(work_dir: Path) -> None:
-    run = Run(work_dir, the("transformers"))
-    names = run.saves([1, 2, 3, 4])
-    for name, loss in zip(names, (0.1, 0.4, 0.3, 0.2), strict=True):
-        (work_dir / f"{name}.metrics.json").write_text(json.dumps({"eval_loss": loss}))
-    kept(work_dir, max_keep=1, keep_best=("eval_loss:min",))
-    assert [name for name in left(work_dir) if not name.endswith(".json")] == [names[0], names[3]]
-
-
-def test_only_a_number_of_gigabytes_was_asked_for(with_checkpoints: Builder) -> None:
-    work_dir = with_checkpoints(*epochs(1, 2, 3, 4, 5))
-    each = (work_dir / "epoch_1.pth").stat().st_blocks * 512
-    assert kept(work_dir, max_bytes=3 * each) == epochs(3, 4, 5)
-
-
-def test_best_and_last_could_not_be_kept_together(with_checkpoints: Builder) -> None:
-    work_dir = with_checkpoints(*epochs(1, 2, 3, 4, 5, 6))
-    (work_dir / "epoch_2.pth.metrics.json").write_text('{"acc": 0.9}')
-    (work_dir / "epoch_5.pth.metrics.json").write_text('{"acc": 0.5}')
-    names = kept(work_dir, max_keep=1, rule="newest", keep_best=("acc:max",), keep_every=3)
-    assert [name for name in names if name.endswith(".pth")] == epochs(2, 3, 6)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Builder, Ckptd, epochs, kept, left, picture, pointed, torch_zip
-from .layouts.writers import Run, the
+from .conftest import Builder, Ckptd, epochs, left, picture, pointed, torch_zip
 
 
 @pytest.mark.parametrize(
@@ -94,22 +93,3 @@ def test_a_file_of_unknown_bytes_named_like_a_checkpoint_is_listed_and_left(
     done = ckptd("prune", work_dir, "--max-keep", 1, "--trash-ttl", 0)
     assert (done.returncode, left(work_dir)) == (0, epochs(1, 4))
     assert (work_dir / "epoch_1.pth").read_bytes().startswith(b"\x7fELF")
-
-
-@pytest.mark.parametrize(
-    "name", ["checkpoint-final", "checkpoint-1000-backup", "tmp-checkpoint-500", "checkpoint-best"]
-)
-def test_a_folder_with_nearly_a_checkpoints_name_went_with_them(work_dir: Path, name: str) -> None:
-    run = Run(work_dir, the("transformers"))
-    run.writer.whole(work_dir / name, 1)
-    run.saves([1, 2, 3])
-    assert name in kept(work_dir, max_keep=1)
-
-
-def test_the_user_feared_for_all_other_files_in_the_directory(with_checkpoints: Builder) -> None:
-    work_dir = with_checkpoints(*epochs(1, 2, 3))
-    others = ["train.log", "config.py", "model.pth", "best_epoch_1.pth", "epoch_1.pth.bak", "iter_a.pth", ".hidden"]
-    for name in others:
-        (work_dir / name).write_bytes(b"mine")
-    kept(work_dir, max_keep=1, interval=1)
-    assert all((work_dir / name).read_bytes() == b"mine" for name in others)

@@ -52,8 +52,3 @@ def test_a_policy_without_max_keep_prunes_nothing_unless_the_run_declares_one() 
     assert Policy().rule_for(template, 1, max_keep=None, on_grid=True) is None
     assert Policy().rule_for(template, 1, max_keep=2, on_grid=True) == Stepped(2, 1)
     assert Policy(max_keep=5).rule_for(template, 1, max_keep=2, on_grid=True) == Stepped(5, 1)
-
-
-def test_a_limit_of_none_deleted_all() -> None:
-    with pytest.raises(UsageError, match="at least 1"):
-        Policy(max_keep=0)
