@@ -87,14 +87,13 @@ class Template:
         object.__setattr__(self, "_fill", fill if padded else "0")
         object.__setattr__(self, "_plain", spec in ("", "d"))
         try:
-            sample = self.name_of(0)
+            if len(self.name_of(0).encode("utf-8", "surrogateescape")) > LONGEST_NAME_BYTES:
+                self._refuse(f"its names are longer than {LONGEST_NAME_BYTES} bytes")
             # A probe, not a promise: {:c} and the like raise or lose the number here.
             if self.step_of(self.name_of(7)) != 7:
                 self._refuse("a number written with it cannot be read back")
         except (ValueError, OverflowError) as error:
             self._refuse(str(error))
-        if len(sample.encode("utf-8", "surrogateescape")) > LONGEST_NAME_BYTES:
-            self._refuse(f"its names are longer than {LONGEST_NAME_BYTES} bytes")
 
     def name_of(self, step: int) -> str:
         """The name of the checkpoint of `step`."""

@@ -141,3 +141,38 @@ def test_no_name_takes_long_to_look_up(name: str) -> None:
     for _ in range(100):
         everything.match(name)
     assert time.process_time() - began < 0.5
+
+
+POLICIES = [
+    pytest.param(Policy(), id="by itself"),
+    pytest.param(Policy(templates=("net_{}.pth", "{:04d}.pt")), id="templates"),
+    pytest.param(Policy(layouts=tuple(layout.name for layout in LAYOUTS)), id="all layouts, by name"),
+    *(pytest.param(Policy(layouts=(layout.name,)), id=layout.name) for layout in LAYOUTS),
+]
+NAMES = [
+    "epoch_3.pth", "checkpoint-5", "net_7.pth", "0007.pt", "epoch=1-step=2.ckpt", "best-epoch=1.ckpt", "global_step5",
+    "7", "my_run_12", "lora-000010.safetensors", "iter_0000500", "ep1-ba10-rank0.pt", "ckpt-1.index", "model_000100.pt",
+    "checkpoint1-rank-0.pt", "opt000100.pt", "epoch5.pt", "train.log", "epoch_.pth", "x", "1x", "step-5.tmp",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_name_that_could_be_found_is_one_that_is_found_among_some_others(policy: Policy) -> None:
+    for name in NAMES:
+        finder = policy.finder()
+        if finder.match(name) is None:
+            finder.learn([name])
+        if finder.match(name) is not None:
+            assert finder.could_match(name), name
+        elif "=" not in name:  # which keys make a series, the names themselves tell
+            assert not finder.could_match(name), name
+
+
+def test_where_a_policy_names_what_it_is_about_nothing_else_is_even_listed() -> None:
+    assert Policy().finder().could_match("ep1-ba10-rank0.pt")
+    assert not Policy(layouts=("mmcv",)).finder().could_match("ep1-ba10-rank0.pt")
+
+
+def test_a_word_before_the_keys_is_a_series_only_where_somebody_asks_for_the_layout() -> None:
+    assert found("sample-epoch=3.ckpt") is None
+    assert found("sample-epoch=3.ckpt", Policy(layouts=("lightning",))) == ("sample-epoch={}.ckpt", 3)

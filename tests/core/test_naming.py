@@ -104,3 +104,16 @@ def test_the_ways_people_write_a_number_are_one_template(text: str) -> None:
 )
 def test_the_unit_is_what_the_name_says(text: str, unit: str) -> None:
     assert unit == Template(text).unit
+
+
+def test_the_longest_names_that_a_file_system_takes_are_read_and_no_longer_ones() -> None:
+    longest = Template("é" * 126 + "_{}")  # with one digit 254 bytes
+    assert longest.step_of(longest.name_of(9)) == 9
+    assert Template("e" * 254 + "{}").step_of("e" * 254 + "9") == 9
+    with pytest.raises(UsageError, match="longer than 255 bytes"):
+        Template("e" * 255 + "{}")
+    with pytest.raises(UsageError, match="longer than 255 bytes"):
+        Template("é" * 127 + "_{}")
+    epochs = Template("epoch_{}.pth")
+    assert epochs.step_of("epoch_" + "9" * 245 + ".pth") == int("9" * 245)
+    assert epochs.step_of("epoch_" + "9" * 246 + ".pth") is None

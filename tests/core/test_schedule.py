@@ -10,7 +10,8 @@ from ckptd.core.checkpoint import Checkpoint
 from ckptd.core.memory import Memory
 from ckptd.core.plan import SeriesPlan, plan
 from ckptd.core.policy import Policy
-from ckptd.core.schedule import Schedule
+from ckptd.core.schedule import LARGEST_BYTES, Schedule
+from ckptd.errors import CkptdError, UsageError
 
 NOW = 10**9
 
@@ -67,3 +68,37 @@ def test_a_given_max_keep_prunes_on_by_the_interval_that_is_inferred() -> None:
 def test_saves_from_before_the_declaration_contradict_nothing() -> None:
     assert planned(1, 2, 3, 8, interval=4, declared_ns=4)[0].grid.ignored is None
     assert planned(1, 2, 3, 5, interval=4, declared_ns=2)[0].grid.ignored is not None
+
+
+def test_a_schedule_that_is_written_is_read_again() -> None:
+    schedule = Schedule("net_{}.pth", "step", 1000, 3, "/runs/a")
+    assert Schedule.from_text(schedule.to_text()) == schedule
+    assert Schedule.from_text(Schedule("net_<n>.pth", "step").to_text()) == Schedule("net_{}.pth", "step")
+    assert schedule.to_text().endswith("}\n")
+
+
+@pytest.mark.parametrize("text", [
+    pytest.param("", id="nothing"),
+    pytest.param("{", id="half of it"),
+    pytest.param("[" * 100_000, id="brackets without an end"),
+    pytest.param("[1]", id="a list"),
+    pytest.param('{"version": 2, "template": "epoch_{}.pth", "unit": "epoch"}', id="a later version"),
+    pytest.param('{"template": "epoch_{}.pth", "unit": "epoch"}', id="no version"),
+    pytest.param('{"version": 1, "template": "epoch_{}.pth"}', id="no unit"),
+    pytest.param('{"version": 1, "unit": "epoch"}', id="no template"),
+    pytest.param('{"version": 1, "template": "epoch.pth", "unit": "epoch"}', id="a template that is none"),
+    pytest.param('{"version": 1, "template": "epoch_{}.pth", "unit": "epoch", "interval": 0}', id="an interval of 0"),
+    pytest.param('{"version": 1, "template": "epoch_{}.pth", "unit": "epoch", "max_keep": true}', id="a truth to keep"),
+    pytest.param('{"version": 1, "template": "epoch_{}.pth", "unit": "epoch", "interval": "1"}', id="a text of digits"),
+    pytest.param('{"version": 1, "template": "epoch_{}.pth", "unit": "epoch", "work_dir": 3}', id="a directory of 3"),
+    pytest.param('{"version": 1, "template": "epoch_{}.pth", "unit": "e\\npoch"}', id="a unit of two lines"),
+])  # fmt: skip
+def test_what_is_no_schedule_of_this_version_is_refused(text: str) -> None:
+    with pytest.raises(CkptdError):
+        Schedule.from_text(text)
+
+
+def test_a_line_of_text_is_no_longer_than_a_schedule_may_be() -> None:
+    assert Schedule("epoch_{}.pth", "e" * LARGEST_BYTES).unit == "e" * LARGEST_BYTES
+    with pytest.raises(UsageError, match="unit is not a line of text"):
+        Schedule("epoch_{}.pth", "e" * (LARGEST_BYTES + 1))

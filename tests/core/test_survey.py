@@ -1,0 +1,48 @@
+"""What a process has found out goes into the memory, and is forgotten with the names; a pointer names its last part."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ckptd.core.memory import Memory, Seen
+from ckptd.core.survey import Findings
+
+SEEN = {
+    name: Seen("epoch_{}.pth", name, step, 10, 500, 500, step, inode=step)
+    for step, name in enumerate(("epoch_1.pth", "epoch_2.pth"), 1)
+}
+ONE, OTHER = (seen.bytes_on_disk for seen in SEEN.values())
+
+
+@pytest.mark.parametrize("before", [None, True, False])
+@pytest.mark.parametrize(("findings", "durable"), [
+    pytest.param(Findings(), ..., id="nothing"),
+    pytest.param(Findings(synced={ONE}), True, id="an fsync has succeeded"),
+    pytest.param(Findings(unsynced={ONE}), False, id="an fsync has failed"),
+    pytest.param(Findings(synced={ONE}, unsynced={ONE}), False, id="one has failed, another has not"),
+    pytest.param(Findings(synced={(*ONE[:3], 99, 0)}), ..., id="that of a copy in its place"),
+])  # fmt: skip
+def test_what_came_of_an_fsync_is_written_down_of_those_bytes_alone(
+    findings: Findings, durable: object, before: bool | None
+) -> None:
+    memory = Memory({name: replace(seen, durable=before) for name, seen in SEEN.items()})
+    written = findings.written_into(memory)
+    assert written.seen["epoch_1.pth"].durable is (before if durable is ... else durable)
+    assert written.seen["epoch_2.pth"] == memory.seen["epoch_2.pth"]
+
+
+@pytest.mark.parametrize("before", [None, "", "damaged"])
+def test_what_is_wrong_with_a_content_is_written_down_of_those_bytes_alone(before: str | None) -> None:
+    memory = Memory({name: replace(seen, content=before, durable=True) for name, seen in SEEN.items()})
+    for fault in ("", "damaged at 5"):
+        written = Findings(content={ONE: fault}).written_into(memory)
+        assert written.seen["epoch_1.pth"] == replace(memory.seen["epoch_1.pth"], content=fault)
+        assert written.seen["epoch_2.pth"] == memory.seen["epoch_2.pth"]
+
+
+def test_what_is_gone_is_forgotten_whatever_was_found_out_of_it() -> None:
+    findings = Findings({ONE: "", OTHER: "damaged"}, {ONE, OTHER}, {ONE, OTHER})
+    findings.forget(lambda name: name == "epoch_1.pth")
+    assert (findings.content, findings.synced, findings.unsynced) == ({OTHER: "damaged"}, {OTHER}, {OTHER})
