@@ -197,6 +197,10 @@ def a_pass(work_dir: Path, **policy: Any) -> Report:
     return api.prune(work_dir, Policy(**policy))
 
 
+class Crash(BaseException):
+    """The process ends here."""
+
+
 @contextlib.contextmanager
 def passes(work_dir: Path, **policy: Any) -> Iterator[Reconciler]:
     """A process that makes pass after pass over one work dir."""

@@ -22,7 +22,7 @@ from ckptd.inspect.scan import entry_of
 from ckptd.passes.remover import Remover
 from ckptd.workdir import trash
 
-from .conftest import Builder, Somebody, a_pass, epochs, in_trash, left, picture, pointed, torch_zip
+from .conftest import Builder, Crash, Somebody, a_pass, epochs, in_trash, left, picture, pointed, torch_zip
 
 
 @contextmanager
@@ -201,10 +201,6 @@ def test_a_trash_that_is_no_directory_is_refused(make, work_dir: Path) -> None:
 
 
 # --- crashes ----------------------------------------------------------------------------------------------------
-
-
-class Crash(BaseException):
-    """What a SIGKILL at this moment would have left undone."""
 
 
 @pytest.mark.parametrize("moment", ["after the rename", "before the journal", "before the removal", "in the removal"])

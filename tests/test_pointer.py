@@ -13,7 +13,7 @@ from ckptd.disk.descriptors import opened_dir
 from ckptd.errors import RefusedError
 from ckptd.workdir.pointer import framework_pointers, link_target, named_by, read_pointer, replace_pointer
 
-from .conftest import Builder, Ckptd, epochs, left, picture, pointed, safetensors
+from .conftest import Builder, Ckptd, Crash, epochs, left, picture, pointed, safetensors
 
 
 def read(work_dir: Path, name: str = "last_ckpt") -> str | None:
@@ -90,9 +90,6 @@ def test_a_replacement_that_fails_leaves_the_old_pointer_and_nothing_else(
 
 
 def test_a_temporary_file_that_a_crash_left_is_in_nobodys_way(work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Crash(BaseException):
-        pass
-
     def crash(*_: object, **__: object) -> None:
         raise Crash
 

@@ -12,7 +12,7 @@ import pytest
 from ckptd.passes.restore import restorable, restore
 from ckptd.workdir import trash
 
-from .conftest import Builder, a_pass, epochs, left, torch_zip
+from .conftest import Builder, Crash, a_pass, epochs, left, torch_zip
 
 KEEP_ONE = {"max_keep": 1, "rule": "newest"}
 
@@ -125,10 +125,6 @@ def test_a_second_ckptd_that_owns_the_work_dir_does_not_hinder_a_restore(
         done = ckptd("restore", pruned, "--all")
         assert (done.returncode, watch.stop()) == (0, 0), done.stderr
     assert set(epochs(1, 2, 3)) < set(left(pruned))
-
-
-class Crash(BaseException):
-    """The process ends here."""
 
 
 def test_a_large_prune_that_is_cut_off_can_be_restored_and_is_not_freed_by_a_start_without_a_policy(

@@ -10,63 +10,63 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import a_pass, torch_zip
+from tests.root.scene import OPTIONS, POLICY, End, Scene, broken_promises
 from tests.root.strace import MUTATING, Call, Strace, none, steady
-from tests.root.world import OPTIONS, POLICY, End, World, broken_promises
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
-WORLDS = [World(shards, met) for shards in (False, True) for met in (False, True)]
+SCENES = [Scene(shards, met) for shards in (False, True) for met in (False, True)]
 KILL = "signal=SIGKILL"
 TRACE = [*MUTATING, "openat"]
 
 
-@pytest.mark.parametrize("world", WORLDS, ids=str)
+@pytest.mark.parametrize("scene", SCENES, ids=str)
 def test_a_pass_killed_at_any_call_leaves_the_promises_and_a_restart_the_same_end(
-    world: World, strace: Strace, places: Iterator[Path]
+    scene: Scene, strace: Strace, places: Iterator[Path]
 ) -> None:
-    work_dir = world.built(next(places))
-    calls, end = undisturbed(world, work_dir, strace)
+    work_dir = scene.built(next(places))
+    calls, end = undisturbed(scene, work_dir, strace)
 
     def killed(case: tuple[Call, Path]) -> list[str]:
         call, work_dir = case
-        world.built(work_dir)
+        scene.built(work_dir)
         ran = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, e=[call.with_(KILL)], trace=[call.name])
         assert ran.code == -signal.SIGKILL, (call, ran)
         assert steady(ran.calls[-1].text) == steady(call.text), (call, ran.calls[-1])
-        broken = broken_promises(work_dir, world)
+        broken = broken_promises(work_dir, scene)
         a_pass(work_dir, **POLICY)
-        broken += [f"the restart {each}" for each in End.of(work_dir, world).unlike(end)]
+        broken += [f"the restart {each}" for each in End.of(work_dir, scene).unlike(end)]
         return [f"killed at {call.name} {call.at} {steady(call.text)}: {each}" for each in broken]
 
     none(strace.each(killed, [(call, next(places)) for call in calls]))
 
 
-@pytest.mark.parametrize("world", WORLDS, ids=str)
+@pytest.mark.parametrize("scene", SCENES, ids=str)
 def test_a_restart_that_is_killed_too_is_finished_by_the_next(
-    world: World, strace: Strace, places: Iterator[Path]
+    scene: Scene, strace: Strace, places: Iterator[Path]
 ) -> None:
-    calls, end = undisturbed(world, world.built(next(places)), strace)
+    calls, end = undisturbed(scene, scene.built(next(places)), strace)
     into_trash = next(call for call in calls if call.name == "renameat2" and '/.ckptd/trash>, "' in call.text)
     after = calls[calls.index(into_trash) + 1]  # renamed, and not yet written down: the most there is to find out
 
     def left(work_dir: Path) -> Path:
-        world.built(work_dir)
+        scene.built(work_dir)
         ran = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, e=[after.with_(KILL)], trace=[after.name])
         assert ran.code == -signal.SIGKILL
         return work_dir
 
     work_dir = left(next(places))
     again = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, trace=TRACE)
-    assert (again.code, End.of(work_dir, world)) == (0, end)
+    assert (again.code, End.of(work_dir, scene)) == (0, end)
 
     def killed(case: tuple[Call, Path]) -> list[str]:
         call, work_dir = case
         left(work_dir)
         ran = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, e=[call.with_(KILL)], trace=[call.name])
         assert ran.code == -signal.SIGKILL, (call, ran)
-        broken = broken_promises(work_dir, world)
+        broken = broken_promises(work_dir, scene)
         a_pass(work_dir, **POLICY)
-        broken += [f"the restart {each}" for each in End.of(work_dir, world).unlike(end)]
+        broken += [f"the restart {each}" for each in End.of(work_dir, scene).unlike(end)]
         return [f"killed at {call.name} {call.at} {steady(call.text)}: {each}" for each in broken]
 
     none(strace.each(killed, [(call, next(places)) for call in again.calls if call.mutates]))
@@ -75,14 +75,14 @@ def test_a_restart_that_is_killed_too_is_finished_by_the_next(
 def test_a_checkpoint_written_again_at_any_call_before_its_deletion_is_not_deleted(
     strace: Strace, places: Iterator[Path]
 ) -> None:
-    world = World(shards=False, met=True)
-    calls, _ = undisturbed(world, world.built(next(places)), strace)
+    scene = Scene(shards=False, met=True)
+    calls, _ = undisturbed(scene, scene.built(next(places)), strace)
     going = next(at for at, call in enumerate(calls) if '"epoch_1.pth"' in call.text)
     again = torch_zip(b"again" * 500)
 
     def rewritten(case: tuple[Call, Path]) -> list[str]:
         call, work_dir = case
-        world.built(work_dir)
+        scene.built(work_dir)
         e = [f"trace={call.name}", call.with_("signal=SIGSTOP")]
         with strace.running("prune", work_dir, *OPTIONS, e=e) as ckptd:
             ckptd.stopped()
@@ -96,11 +96,11 @@ def test_a_checkpoint_written_again_at_any_call_before_its_deletion_is_not_delet
     none(strace.each(rewritten, [(call, next(places)) for call in calls[:going]]))
 
 
-def undisturbed(world: World, work_dir: Path, strace: Strace) -> tuple[list[Call], End]:
+def undisturbed(scene: Scene, work_dir: Path, strace: Strace) -> tuple[list[Call], End]:
     """The calls of a pass that change something, and what it comes to."""
     ran = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, trace=TRACE)
-    end = End.of(work_dir, world)
-    assert (ran.code, end.whole, end.pointed, end.journal, end.trash) == (0, world.kept, world.new, world.pruned, [])
+    end = End.of(work_dir, scene)
+    assert (ran.code, end.whole, end.pointed, end.journal, end.trash) == (0, scene.kept, scene.new, scene.pruned, [])
     calls = [call for call in ran.calls if call.mutates]
     assert {"fsync", "renameat", "renameat2", "unlinkat", "write", "openat"} <= {call.name for call in calls}
     return calls, end

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import a_pass, eventually
+from tests.root.scene import KEEP, OPTIONS, POLICY, End, Scene, broken_promises, pointed
 from tests.root.strace import LOOKING, MUTATING, Call, Ran, Strace, none, steady
-from tests.root.world import KEEP, OPTIONS, POLICY, End, World, broken_promises, pointed
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -26,7 +26,7 @@ FEWER = ("ENOSPC", "EIO", "EACCES")
 CODES = {0, 1, 3, 4, 5}  # docs/design.md, section 10: those that a pass can end with
 TRACE = sorted((MUTATING | LOOKING) - {"lseek", "fcntl"})
 NFS = (0x6969).to_bytes(8, "little").hex()
-FILES, DIRECTORIES, LATER = World(False, False), World(True, False), World(False, True)  # shards, met
+FILES, DIRECTORIES, LATER = Scene(False, False), Scene(True, False), Scene(False, True)  # shards, met
 CONTENT = r"p?read(64)?\(</epoch_"
 ASIDE = rf"(?!{CONTENT})"
 LOOK_INSIDE = r"(newfstatat|getdents64|openat)\(</epoch_\d>"
@@ -35,7 +35,7 @@ OURS = r".*(state\.json|last_ckpt|journal|trash|schedules)"
 
 
 @pytest.mark.parametrize(
-    ("world", "which", "fault"),
+    ("scene", "which", "fault"),
     [
         *(pytest.param(FILES, ASIDE, fault, id=f"{fault} on first contact") for fault in FAULTS),
         *(pytest.param(FILES, CONTENT, fault, id=f"{fault} in a file") for fault in FEWER),
@@ -45,23 +45,23 @@ OURS = r".*(state\.json|last_ckpt|journal|trash|schedules)"
     ],
 )
 def test_a_pass_with_a_failing_call_loses_nothing_says_so_and_the_next_recovers(
-    world: World, which: str, fault: str, strace: Strace, places: Iterator[Path]
+    scene: Scene, which: str, fault: str, strace: Strace, places: Iterator[Path]
 ) -> None:
-    calls, end = undisturbed(world, next(places), strace)
+    calls, end = undisturbed(scene, next(places), strace)
     calls = [call for call in calls if re.match(which, steady(call.text))]
     assert len(calls) >= 20
 
     def failing(case: tuple[Call, Path]) -> list[str]:
         call, work_dir = case
-        world.built(work_dir)
+        scene.built(work_dir)
         ran = disturbed(work_dir, call, f"error={fault}", strace)
-        broken = [*wrong_with(ran), *broken_promises(work_dir, world, newest="")]
+        broken = [*wrong_with(ran), *broken_promises(work_dir, scene, newest="")]
         if call.name == "fsync" and re.match(r"fsync\(</epoch_", steady(call.text)):
-            broken += relied_on_in_vain(work_dir, world, steady(call.text))
+            broken += relied_on_in_vain(work_dir, scene, steady(call.text))
         a_pass(work_dir, **POLICY)
         # What nobody may read is left alone, and said; once it may be read it has been found later than the others.
         if not (fault == "EACCES" and "could not read" in str(ran.said)):
-            wrong = wrong_end(End.of(work_dir, world), end, call, fault, ran, world)
+            wrong = wrong_end(End.of(work_dir, scene), end, call, fault, ran, scene)
             broken += [f"the next pass {each}" for each in wrong]
         return [f"{fault} of {call.name} {call.at} {steady(call.text)}: {each}; {ran.said!r}" for each in broken]
 
@@ -106,18 +106,18 @@ def test_on_nfs_no_lease_is_asked_for_and_nothing_fresh_is_relied_on(strace: Str
 def test_a_watch_under_a_lasting_fault_backs_off_says_it_once_and_recovers(
     call: str, strace: Strace, places: Iterator[Path]
 ) -> None:
-    world = World(shards=False, met=True)
+    scene = Scene(shards=False, met=True)
     work_dir = next(places)
-    world.begin(work_dir)
+    scene.begin(work_dir)
     with strace.running("watch", work_dir, *OPTIONS, one_thread=False) as watch:
         eventually(watch.said, what="its first line")
         watch.detach()
         watch.attach([f"trace={call}", f"inject={call}:error=EIO"])
-        world.save(work_dir, world.new)
+        scene.save(work_dir, scene.new)
         # One that went on at full speed would make one burst of failures without end.
         eventually(lambda: len(bursts(watch.log)) >= 3, what="a third try")
         watch.detach()
-        eventually(lambda: (world.whole(work_dir), pointed(work_dir)) == (world.kept, world.new), what="recovery")
+        eventually(lambda: (scene.whole(work_dir), pointed(work_dir)) == (scene.kept, scene.new), what="recovery")
         failures = [line for line in watch.said().splitlines() if "Input/output error" in line]
         assert watch.stop() == 0
     assert failures
@@ -125,12 +125,12 @@ def test_a_watch_under_a_lasting_fault_backs_off_says_it_once_and_recovers(
     assert max(bursts(watch.log)) < 50
 
 
-def undisturbed(world: World, work_dir: Path, strace: Strace, trace: list[str] = TRACE) -> tuple[list[Call], End]:
+def undisturbed(scene: Scene, work_dir: Path, strace: Strace, trace: list[str] = TRACE) -> tuple[list[Call], End]:
     """The calls of a pass that name the work dir, and what it comes to."""
-    world.built(work_dir)
+    scene.built(work_dir)
     ran = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, trace=trace)
-    end = End.of(work_dir, world)
-    assert (ran.code, end.whole, end.pointed, end.journal, end.trash) == (0, world.kept, world.new, world.pruned, [])
+    end = End.of(work_dir, scene)
+    assert (ran.code, end.whole, end.pointed, end.journal, end.trash) == (0, scene.kept, scene.new, scene.pruned, [])
     return ran.calls, end
 
 
@@ -167,19 +167,19 @@ def wrong_with(ran: Ran) -> list[str]:
     return [*wrong, *(["it failed, and did not say why"] if ran.code and not said else [])]
 
 
-def relied_on_in_vain(work_dir: Path, world: World, text: str) -> list[str]:
+def relied_on_in_vain(work_dir: Path, scene: Scene, text: str) -> list[str]:
     """What was done on the strength of a checkpoint whose fsync had failed."""
     failed = re.search(r"epoch_\d(\.pth)?", text)[0]
-    others = [name for name in world.whole(work_dir) if name != failed]
+    others = [name for name in scene.whole(work_dir) if name != failed]
     wrong = [f"only {others} are left beside {failed}, which is not durable"] if len(others) < KEEP else []
     return [*wrong, *([f"the pointer names {failed}, which is not durable"] if pointed(work_dir) == failed else [])]
 
 
-def wrong_end(now: End, end: End, call: Call, fault: str, ran: Ran, world: World) -> list[str]:
+def wrong_end(now: End, end: End, call: Call, fault: str, ran: Ran, scene: Scene) -> list[str]:
     """What is wrong with the end of the pass after the one that went wrong."""
     if fault == "ENOSPC" and "too full for a trash" in ran.said:
         return replace(now, journal=end.journal, memory=end.memory).unlike(end)  # and so for a journal and a state
-    if not world.shards or (ran.code == 0 and call.name != "fsync"):
+    if not scene.shards or (ran.code == 0 and call.name != "fsync"):
         return now.unlike(end)
     # A directory that could not be read was a hole, and what lies below a hole stays. One whose fsync has failed is
     # not relied on again, for it holds no checksum that could be read back.

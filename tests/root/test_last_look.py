@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Builder, epochs, eventually
+from tests.root.scene import OPTIONS
 from tests.root.strace import Strace
-from tests.root.world import OPTIONS
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 

@@ -13,8 +13,8 @@ import pytest
 
 from tests.conftest import a_pass
 from tests.root.disks import Disk, Plugged, can_mount
+from tests.root.scene import KEEP, OPTIONS, POLICY, End, Scene, pointed
 from tests.root.strace import MUTATING, Call, Strace, needs, none, steady
-from tests.root.world import KEEP, OPTIONS, POLICY, End, World, pointed
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -40,27 +40,27 @@ def disk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Disk(kind, options, tmp_path_factory.mktemp("disks") / kind)
 
 
-# Of the four worlds, the two that differ most: the others repeat their calls, and test_crash walks through all.
-@pytest.mark.parametrize("world", [World(shards=False, met=True), World(shards=True, met=False)], ids=str)
+# Of the four scenes, the two that differ most: the others repeat their calls, and test_crash walks through all.
+@pytest.mark.parametrize("scene", [Scene(shards=False, met=True), Scene(shards=True, met=False)], ids=str)
 def test_a_power_cut_at_any_call_of_a_pass_leaves_enough_and_a_restart_ends_right(
-    world: World, disk: Disk, strace: Strace
+    scene: Scene, disk: Disk, strace: Strace
 ) -> None:
     with disk.fresh() as plugged:
-        work_dir = saved(world, plugged)
+        work_dir = saved(scene, plugged)
         ran = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, trace=TRACE)
-        assert (ran.code, world.whole(work_dir)) == (0, world.kept)
+        assert (ran.code, scene.whole(work_dir)) == (0, scene.kept)
     moments = [*(call for call in ran.calls if call.mutates), None]  # None: after the whole pass
     assert len(moments) > 25
 
     def cut(case: tuple[Call | None, bool]) -> list[str]:
         call, neighbour = case
         with disk.fresh() as plugged:
-            work_dir = saved(world, plugged)
+            work_dir = saved(scene, plugged)
             run_until(call, work_dir, strace)
             if neighbour:
                 plugged.neighbour_syncs()
             plugged.cut_power()
-            broken = [*lost(work_dir, world), *wrong_after_restart(work_dir, world)]
+            broken = [*lost(work_dir, scene), *wrong_after_restart(work_dir, scene)]
         before = f"{call.name} {call.at} {steady(call.text)}" if call else "the end"
         return [f"cut before {before}{', a neighbour having synced' if neighbour else ''}: {each}" for each in broken]
 
@@ -69,23 +69,23 @@ def test_a_power_cut_at_any_call_of_a_pass_leaves_enough_and_a_restart_ends_righ
 
 @pytest.mark.parametrize("shards", [False, True], ids=["files", "directories"])
 def test_the_order_of_a_plain_hook_loses_what_this_check_would_find(shards: bool, disk: Disk) -> None:
-    world = World(shards, met=True)
+    scene = Scene(shards, met=True)
     with disk.fresh() as plugged:
-        work_dir = saved(world, plugged)
-        oldest = work_dir / world.old[0]
+        work_dir = saved(scene, plugged)
+        oldest = work_dir / scene.old[0]
         if shards:
             shutil.rmtree(oldest)
         else:
             oldest.unlink()
         plugged.neighbour_syncs()
         plugged.cut_power()
-        assert lost(work_dir, world) == [f"only {world.old[1:]} are whole"]
+        assert lost(work_dir, scene) == [f"only {scene.old[1:]} are whole"]
 
 
 def test_what_a_pass_relies_on_is_synced_before_what_relies_on_it(strace: Strace, tmp_path: Path) -> None:
     # File systems that commit all with any fsync hide a missing one; the next to come need not.
-    world = World(shards=False, met=False)
-    work_dir = world.built(tmp_path / "run")
+    scene = Scene(shards=False, met=False)
+    work_dir = scene.built(tmp_path / "run")
     ran = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, trace=TRACE)
     done = [steady(call.text) for call in ran.calls]
 
@@ -96,7 +96,7 @@ def test_what_a_pass_relies_on_is_synced_before_what_relies_on_it(strace: Strace
     pointer = at('renameat(<>, ".last_ckpt.ckptd-tmp", <>, "last_ckpt"')
     met = at('renameat(</.ckptd>, ".state.json.ckptd-tmp"')  # so that the pointer is known as ours
     state = at('renameat(</.ckptd>, ".state.json.ckptd-tmp"', after=pointer)
-    checkpoints = [at(f"fsync(</{name}>") for name in world.kept]
+    checkpoints = [at(f"fsync(</{name}>") for name in scene.kept]
     own_dir = at('mkdirat(</.ckptd>, "trash"')
     assert (
         [own_dir]
@@ -119,12 +119,12 @@ def test_what_a_pass_relies_on_is_synced_before_what_relies_on_it(strace: Strace
     )
 
 
-def saved(world: World, plugged: Plugged) -> Path:
+def saved(scene: Scene, plugged: Plugged) -> Path:
     """A run whose old checkpoints are on the disk, and whose new one has just been written, as torch.save does it."""
     work_dir = plugged.path / "run"
-    world.begin(work_dir)
+    scene.begin(work_dir)
     plugged.sync()
-    world.save(work_dir, world.new)
+    scene.save(work_dir, scene.new)
     return work_dir
 
 
@@ -136,25 +136,25 @@ def run_until(call: Call | None, work_dir: Path, strace: Strace) -> None:
     assert call is None or steady(ran.calls[-1].text) == steady(call.text), (call, ran.calls[-1])
 
 
-def lost(work_dir: Path, world: World) -> list[str]:
+def lost(work_dir: Path, scene: Scene) -> list[str]:
     """What of the promises (docs/design.md, section 1) does not hold after a power cut."""
-    whole, target = world.whole(work_dir), pointed(work_dir)
-    broken = [f"only {whole} are whole"] if len(whole) < min(KEEP, len(world.old)) else []
+    whole, target = scene.whole(work_dir), pointed(work_dir)
+    broken = [f"only {whole} are whole"] if len(whole) < min(KEEP, len(scene.old)) else []
     broken += [f"the pointer names {target}, which is not whole"] if target and target not in whole else []
-    broken += ["the pointer is gone"] if world.met and target is None else []
-    torn = [name for name in world.old if os.path.lexists(work_dir / name) and name not in whole]
+    broken += ["the pointer is gone"] if scene.met and target is None else []
+    torn = [name for name in scene.old if os.path.lexists(work_dir / name) and name not in whole]
     return [*broken, *(f"{name} was durable, and is not whole" for name in torn)]
 
 
-def wrong_after_restart(work_dir: Path, world: World) -> list[str]:
+def wrong_after_restart(work_dir: Path, scene: Scene) -> list[str]:
     """What the run comes to that goes on: it saves again what it has lost, and another pass is made."""
-    if world.new not in world.whole(work_dir):
-        place = work_dir / world.new
+    if scene.new not in scene.whole(work_dir):
+        place = work_dir / scene.new
         if place.is_dir():
             shutil.rmtree(place)
-        world.save(work_dir, world.new, later_s=5)
+        scene.save(work_dir, scene.new, later_s=5)
     a_pass(work_dir, **POLICY)
-    end = End.of(work_dir, world)
+    end = End.of(work_dir, scene)
     found = (end.whole, end.pointed, end.trash, end.journal)
-    expected = (world.kept, world.new, [], world.pruned)
+    expected = (scene.kept, scene.new, [], scene.pruned)
     return [] if found == expected else [f"the restart ended with {found}, not {expected}"]

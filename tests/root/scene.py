@@ -24,7 +24,7 @@ Content = bytes | dict[str, bytes]
 
 
 @dataclass(frozen=True)
-class World:
+class Scene:
     """A run that has saved `old` checkpoints, over which passes have been made if they are `met`, and then `new` ones.
 
     shards: whether a checkpoint is a directory of shards, or a file.
@@ -116,7 +116,7 @@ class End:
     trash: list[str]
 
     @classmethod
-    def of(cls, work_dir: Path, world: World) -> End:
+    def of(cls, work_dir: Path, scene: Scene) -> End:
         with opened_dir(str(work_dir / OWN_DIR)) as own_fd:
             memory = read_state(own_fd)
             remembered = asdict(memory) if memory else {"seen": {}}
@@ -129,7 +129,7 @@ class End:
                 str(line["name"]) for line in lines if line["did"] == "pruned" and line["trash"] not in back
             )
         trash = sorted(os.listdir(work_dir / OWN_DIR / "trash"))
-        return cls(world.whole(work_dir), sorted(os.listdir(work_dir)), pointed(work_dir), remembered, pruned, trash)
+        return cls(scene.whole(work_dir), sorted(os.listdir(work_dir)), pointed(work_dir), remembered, pruned, trash)
 
     def unlike(self, expected: End) -> list[str]:
         """In what it differs, for a person to read."""
@@ -148,19 +148,19 @@ def pointed(work_dir: Path) -> str | None:
     return os.path.basename(text.rstrip("\n"))
 
 
-def broken_promises(work_dir: Path, world: World, *, met: bool | None = None, newest: str | None = None) -> list[str]:
+def broken_promises(work_dir: Path, scene: Scene, *, met: bool | None = None, newest: str | None = None) -> list[str]:
     """What of the promises (docs/design.md, section 1) does not hold in a work dir in which a pass was stopped.
 
     met: whether there was a pointer before. newest: what it is to name before anything goes, "" for anything whole.
     """
-    whole, target = world.whole(work_dir), pointed(work_dir)
-    there = [name for name in world.all if os.path.lexists(work_dir / name)]
-    gone = [name for name in world.all if name not in there]
+    whole, target = scene.whole(work_dir), pointed(work_dir)
+    there = [name for name in scene.all if os.path.lexists(work_dir / name)]
+    gone = [name for name in scene.all if name not in there]
     broken = [f"{name} is not whole" for name in there if name not in whole]
-    broken += [f"{name} is gone" for name in gone if name not in world.pruned]
+    broken += [f"{name} is gone" for name in gone if name not in scene.pruned]
     broken += [f"the pointer names {target}, which is not there"] if target and target not in whole else []
-    broken += ["the pointer is gone"] if (world.met if met is None else met) and target is None else []
-    newest = world.new if newest is None else newest
+    broken += ["the pointer is gone"] if (scene.met if met is None else met) and target is None else []
+    newest = scene.new if newest is None else newest
     if gone and (target is None or newest not in ("", target)):
         broken.append(f"{gone} went before the pointer was moved, which names {target}")
     if (work_dir / NOTES).read_text() != "mine":
