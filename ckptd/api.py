@@ -35,8 +35,11 @@ def plan(work_dir: StrPath, policy: Policy | None = None, *, below: str | None =
     below: the root below which it was found; between the two no symlink is followed.
     Raises CkptdError for what the caller can mend, and where the disk does not answer.
     """
+    from .passes.unrecognised import explained  # here, because `latest` seldom needs it
+
     with WorkDir(work_dir, below=below) as work, _named(work):
-        survey = Surveyor(work, policy or Policy()).survey(time.time_ns())
+        survey = Surveyor(work, policy := policy or Policy()).survey(time.time_ns())
+        survey = explained(work, survey, policy)
         return replace(survey, trash_bytes=_trash_bytes(work))
 
 

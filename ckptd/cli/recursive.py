@@ -66,6 +66,8 @@ def plan(roots: Sequence[str], policy: Policy, *, json_: bool, width: int | None
     if not json_:
         for line in _table(rows, roots):
             say(line)
+    if not rows:
+        _say_what_is_there(roots, policy)
     return found.code
 
 
@@ -89,6 +91,8 @@ def prune(roots: Sequence[str], policy: Policy) -> int:
             log.warning("%s: %s", work_dir, advice)
         log.info("%s: %s", work_dir, report.counts)
     found.progress.clear()
+    if not found.done:
+        _say_what_is_there(roots, policy)
     log.info("looked after %d work dirs, pruned %d checkpoints (%s)", found.done, pruned, human_bytes(freed))
     return found.code
 
@@ -169,6 +173,15 @@ def _row(survey: Survey, work_dir: str) -> _Row:
     decisions = survey.plan.decisions
     frees = sum(d.checkpoint.allocated_bytes for d in decisions if d.decision == PRUNE)
     return _Row(sum(d.checkpoint.allocated_bytes for d in decisions), work_dir, len(decisions), frees)
+
+
+def _say_what_is_there(roots: Sequence[str], policy: Policy) -> None:
+    """Tell what there is below the roots, where no checkpoint by a known name is."""
+    from ..passes.unrecognised import told_of  # here, because it is seldom so
+
+    for root in roots:
+        for line in told_of(root, policy):
+            log.warning("%s", line)
 
 
 def _table(rows: list[_Row], roots: Sequence[str]) -> Iterator[str]:

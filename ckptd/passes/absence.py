@@ -21,6 +21,7 @@ from ..inspect.files import structure_of_file
 from ..inspect.scan import PARTS
 from ..workdir.pointer import framework_pointers, link_target, named_by
 from ..workdir.workdir import WorkDir
+from .unrecognised import series_below, series_here
 
 _FSTAB, _MOUNTS = "/etc/fstab", "/proc/self/mountinfo"
 
@@ -42,8 +43,10 @@ def why_empty(work: WorkDir, survey: Survey, policy: Policy) -> str:
         raise DoubtError(f"{work.path}: {doubt}. See `ckptd plan {work.path}`; a run that is to start anew needs a "
                          "work dir without it")  # fmt: skip
     _check_mounts(work.path, work.path)
+    below = "".join(f". {line}" for line in series_below(work.path, policy))
     return (
         f"{work.path}: no complete checkpoint, nor what could be one. Nothing to resume from, unless that name is wrong"
+        f"{below}"
     )
 
 
@@ -63,6 +66,7 @@ def _doubts(work: WorkDir, survey: Survey, policy: Policy) -> Iterator[str]:
     for pointer, name in _pointed(work, survey, policy):
         yield f"{pointer} names {name}, and no complete checkpoint is there"
     if not (policy.templates or policy.layouts):
+        yield from series_here(work.path, work.fd)
         for name in _nameless(work.fd):
             yield f"{name} looks like a checkpoint, by none of the known names; --template gives one"
 

@@ -149,6 +149,8 @@ class Reconciler:
     def _pass(self, *, prune: bool = True) -> Report:
         survey = self.survey()
         self._held.look(survey, self._clock())
+        if not survey.decisions:
+            self._say_unrecognised(survey)
         if self.work.own_fd is None and survey.plan.newest is None:
             # No checkpoint yet, and nothing of ours before there is one.
             return Report(survey, look_again_s=self._look_again_s(survey, troubled=False))
@@ -276,6 +278,14 @@ class Reconciler:
         self._voice.all_of(
             "unreadable", {name: f"could not read {path}/{name}: {unreadable[name]}" for name in unreadable}
         )
+
+    def _say_unrecognised(self, survey: Survey) -> None:
+        """Tell what is there instead of checkpoints, and the command that would look after it."""
+        from .unrecognised import explained  # here, because where all is well nobody needs it
+
+        for line in explained(self.work, survey, self.policy, links=False).advice:
+            if line not in survey.advice:
+                self._voice.once("unrecognised", line, of=line)
 
     def _say_doubtful(self, plan: Plan) -> None:
         """Name what is in doubt, and the way out: it stays until a person decides."""

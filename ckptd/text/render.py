@@ -85,10 +85,10 @@ def as_table(survey: Survey, work_dir: str, now_s: float, *, width: int | None =
     for each in survey.left_alone:
         yield f"left alone: {each.name} ({each.reason})"
     yield from _held_back(survey.held_back)
-    for text in survey.advice:
-        yield f"note: {text}"
     if not survey.plan.decisions and not survey.left_alone:
         yield f"{work_dir}: no checkpoint there"
+    for text in survey.advice:
+        yield f"note: {text}"
     newest = survey.plan.newest
     if newest is not None:
         yield f"pointer: {survey.pointed or 'none yet'}" + (

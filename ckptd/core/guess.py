@@ -1,0 +1,120 @@
+"""Which names look like one series that nobody has named: those that differ in one number.
+
+Pure. A guess is advice: it says how a person could name the series, and nothing is pruned by it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from ..errors import UsageError
+from .naming import Template
+
+_FEWEST = 2
+_NUMBER = re.compile("([0-9]+)")
+_PADDED = re.compile(r"\{:0[0-9]+d\}")
+_WORD = re.compile("[a-z]+")
+# What stands before a number that counts no saves: what differs by it belongs together, or is no checkpoint.
+_OTHER_COUNTS = frozenset({
+    "batch", "chunk", "class", "client", "cls", "column", "cv", "device", "expert", "fold", "frame", "gpu", "image",
+    "img", "index", "layer", "member", "node", "of", "page", "part", "partition", "patient", "pp", "proc",
+    "process", "rank", "replica", "run", "sample", "scene", "seed", "segment", "shard", "slice", "split", "stage",
+    "subject", "task", "tp", "trial", "user", "version", "view", "worker",
+})  # fmt: skip
+# What a file of data is called: such files are told apart by a number too.
+_DATA = frozenset({
+    "cache", "calib", "calibration", "data", "dataset", "emb", "embedding", "embeddings", "feat", "feats",
+    "feature", "features", "frame", "frames", "graph", "image", "images", "img", "input", "inputs", "label",
+    "labels", "latent", "latents", "mask", "masks", "output", "outputs", "pred", "prediction", "predictions",
+    "preds", "processed", "sample", "samples", "target", "targets", "tensor", "tensors", "test", "token", "tokens",
+    "train", "val", "valid", "validation",
+})  # fmt: skip
+# What only a checkpoint is called.
+_CHECKPOINT = frozenset({
+    "checkpoint", "checkpoints", "chkpt", "ckpt", "ckpts", "e", "ep", "epoch", "epochs", "iter", "iteration",
+    "iters", "model", "net", "network", "params", "s", "save", "snapshot", "state", "step", "steps", "update",
+    "weight", "weights",
+})  # fmt: skip
+
+
+class Guess(NamedTuple):
+    """A series that would be named by `template`.
+
+    names: those that it would be of, by step. is_named_so: whether a word in them says that they are checkpoints; where
+    none does, only bytes that nothing but a checkpoint has can tell.
+    """
+
+    template: str
+    names: tuple[str, ...]
+    is_named_so: bool
+
+
+def guesses(names: Iterable[str]) -> list[Guess]:
+    """The series that `names` look like, those with the most names first."""
+    groups: dict[tuple[str, ...], list[list[str]]] = {}
+    for name in names:
+        pieces = _NUMBER.split(name)
+        if len(pieces) > 1:
+            groups.setdefault(tuple(pieces[::2]), []).append(pieces)
+    found = [guess for group in groups.values() for guess in _guesses_in(group)]
+    return sorted(found, key=lambda guess: (-len(guess.names), guess.template))
+
+
+def twins(names: Iterable[str], template: Template) -> list[Guess]:
+    """The series that differ from `template` only in how they pad its number, as `epoch_007.pth` from `epoch_7.pth`."""
+    head = template.fixed_head
+    if head is None:
+        return []
+    padded = (name for name in names if name.startswith(head + "0"))  # so that 100,000 others cost next to nothing
+    plain = _PADDED.sub("{}", template.text)
+    found = guesses(name for name in padded if template.step_of(name) is None)
+    return [guess for guess in found if _PADDED.sub("{}", guess.template) == plain]
+
+
+def _guesses_in(group: list[list[str]]) -> Iterator[Guess]:
+    """What is said of names with the same text around their numbers."""
+    if len(group) < _FEWEST:
+        return
+    numbers = range(1, len(group[0]), 2)
+    varying = [at for at in numbers if len({pieces[at] for pieces in group}) > 1]
+    if len(varying) != 1:
+        return
+    (at,) = varying
+    words = _words(group[0], at)
+    if words is None:
+        return
+    head, tail = "".join(group[0][:at]), "".join(group[0][at + 1 :])
+    left = {"".join(pieces): pieces[at] for pieces in group}
+    padded = sorted({len(text) for text in left.values() if text.startswith("0") and len(text) > 1}, reverse=True)
+    for spec in (*(f":0{width}d" for width in padded), ""):
+        template = _template(f"{_escaped(head)}{{{spec}}}{_escaped(tail)}")
+        if template is None:
+            return
+        steps = {name: step for name in left if (step := template.step_of(name)) is not None}
+        if len(steps) >= _FEWEST:
+            yield Guess(template.text, tuple(sorted(steps, key=steps.__getitem__)), not words.isdisjoint(_CHECKPOINT))
+            left = {name: text for name, text in left.items() if name not in steps}
+
+
+def _words(pieces: list[str], at: int) -> set[str] | None:
+    """The words of a name whose number is at `at`; None if they say that this number counts no saves."""
+    before = _WORD.findall(pieces[at - 1].lower())
+    words = {word for text in pieces[::2] for word in _WORD.findall(text.lower())}
+    if before and before[-1] in _OTHER_COUNTS:
+        return None
+    if pieces[at + 1].lower().startswith(("-of-", "_of_")):
+        return None
+    return None if words & _DATA and not words & _CHECKPOINT else words
+
+
+def _template(text: str) -> Template | None:
+    try:
+        return Template(text)
+    except UsageError:
+        return None
+
+
+def _escaped(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")

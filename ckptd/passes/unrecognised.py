@@ -1,0 +1,208 @@
+"""What lies in a work dir in which nothing was found: told with the command that would find it.
+
+Reads, never writes. Nothing is told that is not borne out by bytes, and no command that would not list what is meant.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections import deque
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from dataclasses import replace
+
+from ..core.entry import LeftAlone
+from ..core.finder import Finder
+from ..core.guess import twins
+from ..core.layouts import DEFAULT_LAYOUTS, LAYOUTS, Layout
+from ..core.naming import Template
+from ..core.policy import Policy
+from ..core.survey import Survey
+from ..disk.descriptors import listed, names_in, opened_dir
+from ..inspect.unnamed import Series, is_of, series_in
+from ..workdir.workdir import WorkDir
+
+_MOST_SERIES = 6
+_MOST_DIRECTORIES, _DEEPEST = 300, 4
+_MOUNTS = "/proc/self/mountinfo"
+
+
+def explained(work: WorkDir, survey: Survey, policy: Policy, *, links: bool = True) -> Survey:
+    """The survey with what a person should know of what was left alone, and of what is there where nothing was found.
+
+    links: whether directories that symlinks lead to are looked into, on a disk that may not answer.
+    """
+    left_alone = tuple(_told(each, work.fd) for each in survey.left_alone)
+    survey = replace(survey, left_alone=left_alone)
+    lines: list[str] = []
+    with suppress(OSError):  # advice is no reason to fail
+        lines += _twins(work, survey) if survey.decisions else _advice(work, survey, policy, links=links)
+    return replace(survey, advice=(*survey.advice, *lines))
+
+
+def _told(each: LeftAlone, dir_fd: int) -> LeftAlone:
+    """Why it was left alone, without a way out that would be none."""
+    layout = _layout_of(each)
+    if layout is None or is_of(layout, each.name, dir_fd):
+        return each
+    return LeftAlone(each.name, f"named as {layout.title} names checkpoints, and none by its bytes; "
+                                "--template names it")  # fmt: skip
+
+
+def _advice(work: WorkDir, survey: Survey, policy: Policy, *, links: bool) -> Iterator[str]:
+    said = set[str]()
+    for layout, names in _left_alone(survey).items():
+        yield _line(f"{_plural(len(names), 'checkpoint')} of {layout.title}", work.path, "--layout", layout.name)
+        said.update(names)
+    here = list(series_here(work.path, work.fd, but=said))
+    yield from here
+    if not (said or here):
+        yield from series_below(work.path, policy, links=links)
+
+
+def told_of(root: str, policy: Policy) -> list[str]:
+    """A line for what looks like checkpoints in the directory `root`, or else below it."""
+    lines: list[str] = []
+    with suppress(OSError), opened_dir(root) as fd:  # advice is no reason to fail
+        lines += series_here(root, fd)
+        if not lines:
+            lines += series_below(root, policy)
+    return lines
+
+
+def _twins(work: WorkDir, survey: Survey) -> Iterator[str]:
+    """Of each series that was found, the one whose numbers have zeros in front: half of a run, often, by `{:03d}`."""
+    names: list[str] | None = None
+    for series in survey.plan.series:
+        template = series.grid.template
+        if isinstance(template, Template) and series.decisions:
+            names = names_in(work.fd) if names is None else names
+            for twin in twins(names, template):
+                text = f"{_plural(len(twin.names), 'name')} such as {twin.names[-1]} are not of {template.text}"
+                yield _line(text, work.path, "--template", twin.template)
+
+
+def series_here(path: str, dir_fd: int, *, but: AbstractSet[str] = frozenset()) -> Iterator[str]:
+    """A line for what has a checkpoint's bytes in a directory, and a name that nobody has given. Raises OSError."""
+    here = [each for each in series_in(dir_fd) if but.isdisjoint(each.guess.names)]
+    if here:
+        series = "one series" if len(here) == 1 else f"{len(here)} series"
+        text = f"no checkpoint by a known name, but {_what(here)} look like {series}"
+        yield _line(text, path, *_templates(here))
+
+
+def series_below(root: str, policy: Policy, *, links: bool = True) -> Iterator[str]:
+    """A line for checkpoints in directories below. links: as for `explained`."""
+    finder = policy.finder() if policy.templates or policy.layouts else Finder((), DEFAULT_LAYOUTS)
+    known: dict[str, int] = {}
+    unnamed: dict[str, list[Series]] = {}
+    for path, is_link in _directories_below(root, links=links):
+        with suppress(OSError), opened_dir(path) as fd:
+            count = _known_in(fd, finder)
+            series = series_in(fd) if not count else []
+            if is_link and (count or series):
+                text = (
+                    f"{os.path.relpath(path, root)} is a symlink to a directory with checkpoints, and is not followed"
+                )
+                yield _line(text, path, *_templates(series))
+            elif count:
+                known[path] = count
+            elif series:
+                unnamed[path] = series
+    if len(known) > 1:
+        text = f"checkpoints lie in {len(known)} directories below, such as {os.path.relpath(min(known), root)}"
+        yield _line(text, root, "--recursive")
+    elif known:
+        ((path, count),) = known.items()
+        lie = f"{count} checkpoints lie" if count > 1 else "a checkpoint lies"
+        yield _line(f"{lie} in {os.path.relpath(path, root)}", path)
+    elif unnamed:
+        path, series = next(iter(unnamed.items()))
+        yield _line(
+            f"{_what(series)} in {os.path.relpath(path, root)} look like checkpoints", path, *_templates(series)
+        )
+
+
+def _directories_below(root: str, *, links: bool) -> Iterator[tuple[str, bool]]:
+    """Directories a few levels down, those near the root first, and whether a symlink leads there.
+
+    What is mounted somewhere is passed over: whoever looks into it may wait for a server that is gone.
+    """
+    mounted = _mount_points()
+    ahead, looked = deque([(root, 0)]), 0
+    while ahead and looked < _MOST_DIRECTORIES:
+        path, depth = ahead.popleft()
+        looked += 1
+        below: list[str] = []
+        with suppress(OSError), os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.path in mounted:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    below.append(entry.path)
+                elif links and depth == 0 and entry.is_symlink() and os.path.isdir(entry.path):
+                    yield entry.path, True
+        for each in sorted(below):
+            yield each, False
+            if depth + 1 < _DEEPEST:
+                ahead.append((each, depth + 1))
+
+
+def _mount_points() -> frozenset[str]:
+    try:
+        with open(_MOUNTS) as mounts:
+            return frozenset(line.split()[4] for line in mounts)
+    except OSError:
+        return frozenset()
+
+
+def _known_in(fd: int, finder: Finder) -> int:
+    """How many names of checkpoints a directory holds."""
+    count = 0
+    with listed(fd) as entries:
+        for entry in entries:
+            match = finder.match(entry.name)
+            if match is not None and not match[0].alone:
+                is_dir = entry.is_dir(follow_symlinks=False)
+                count += match[0].directories if is_dir else match[0].files and entry.is_file(follow_symlinks=False)
+    return count
+
+
+# --- layouts that are only listed -----------------------------------------------------------------------------------
+
+
+def _left_alone(survey: Survey) -> dict[Layout, list[str]]:
+    """What is listed for each layout that nobody has asked for, by its names."""
+    found: dict[Layout, list[str]] = {}
+    for each in survey.left_alone:
+        layout = _layout_of(each)
+        if layout is not None:
+            found.setdefault(layout, []).append(each.name)
+    return found
+
+
+def _layout_of(each: LeftAlone) -> Layout | None:
+    return next((layout for layout in LAYOUTS if each.reason.endswith(f"--layout {layout.name}")), None)
+
+
+# --- words ------------------------------------------------------------------------------------------------------
+
+
+def _what(series: Sequence[Series]) -> str:
+    kinds_of_files = {each.what for each in series}
+    what = kinds_of_files.pop() if len(kinds_of_files) == 1 else "files"
+    return f"{sum(len(each.guess.names) for each in series)} {what}"
+
+
+def _templates(series: Sequence[Series]) -> list[str]:
+    return [word for each in series[:_MOST_SERIES] for word in ("--template", each.guess.template)]
+
+
+def _line(text: str, path: str, *options: str) -> str:
+    return f"{text}: {shlex.join(['ckptd', 'plan', path, *options])}"
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
