@@ -17,7 +17,8 @@ from ..disk.filesystem import SCAN_LOCAL_S, SCAN_NETWORK_S, is_local, is_read_on
 from ..errors import CkptdError, ReplacedError, why
 
 # What a pass may need only later: by then another version of it may have been installed.
-from ..inspect import directories, lateness, metrics  # noqa: F401
+from ..inspect import directories, lateness, metrics, unnamed  # noqa: F401
+from ..passes import unrecognised  # noqa: F401
 from ..passes.back_off import back_off_s
 from ..passes.background import Background
 from ..passes.patience import Patience

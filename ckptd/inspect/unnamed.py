@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..core import kinds
 from ..core.checkpoint import State
 from ..core.finder import Finder
 from ..core.guess import Guess, guesses
 from ..core.layouts import DEFAULT_LAYOUTS, Layout
-from ..disk.descriptors import listed, names_in, opened_dir, opened_file
-from ..disk.opened import OpenedFile
 from ..errors import CkptdError
 from .directories import is_claimed, structure_of_directory
 from .files import structure_of_file
+
+if TYPE_CHECKING:
+    from .view import DirectoryView
 
 # Of files whose bytes are no proof, those that a loader of checkpoints takes.
 _ENDINGS = (".ckpt", ".h5", ".hdf5", ".keras", ".msgpack", ".npz", ".params", ".pdparams", ".pkl", ".pickle", ".pt",
@@ -30,32 +30,28 @@ class Series(NamedTuple):
     what: str
 
 
-def series_in(dir_fd: int) -> list[Series]:
-    """The series in a directory that have a checkpoint's bytes."""
-    with listed(dir_fd) as entries:
-        there = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries
-                 if not entry.name.startswith(".") and (entry.is_dir(follow_symlinks=False)
-                                                        or entry.is_file(follow_symlinks=False))]  # fmt: skip
+def series_in(directory: DirectoryView) -> list[Series]:
+    """The series in a directory that have a checkpoint's bytes. Raises OSError if it cannot be listed."""
+    there = [name for name in directory.names if not name.startswith(".")]
     found: list[Series] = []
-    for guess in guesses(name for name, is_dir in there if not is_dir):
-        what = _files_of(guess, dir_fd)
+    for guess in guesses(name for name in there if not directory.is_dir(name)):
+        what = _files_of(guess, directory)
         if what:
             found.append(Series(guess, what))
     found.extend(
         Series(guess, "directories")
-        for guess in guesses(name for name, is_dir in there if is_dir)
-        if all(_is_checkpoint(name, dir_fd, guess) for name in _some(guess.names))
+        for guess in guesses(name for name in there if directory.is_dir(name))
+        if all(_is_checkpoint(name, directory, guess) for name in _some(guess.names))
     )
     return found
 
 
-def _files_of(guess: Guess, dir_fd: int) -> str:
+def _files_of(guess: Guess, directory: DirectoryView) -> str:
     """What the files of a series are, "" if they are no checkpoints."""
     seen, whole = set(), False
     for name in _some(guess.names):
         try:
-            with opened_file(name, dir_fd=dir_fd) as fd:
-                file = OpenedFile(fd)
+            with directory.opened_file(name) as file:
                 structure, head = structure_of_file(file), file.read(4, 0)
         except (OSError, CkptdError):
             return ""
@@ -71,27 +67,27 @@ def _files_of(guess: Guess, dir_fd: int) -> str:
     return "safetensors files" if seen == {kinds.SAFETENSORS} else "files"
 
 
-def _is_checkpoint(name: str, dir_fd: int, guess: Guess) -> bool:
+def _is_checkpoint(name: str, directory: DirectoryView, guess: Guess) -> bool:
     """Whether a directory is one: by a framework's marker, or by what it holds, which is no run of its own."""
     try:
-        with opened_dir(name, dir_fd=dir_fd) as fd:
-            names = names_in(fd)
-            if is_claimed(fd, set(names)):
+        with directory.opened_dir(name) as inside:
+            if is_claimed(inside):
                 return True
             run = Finder((), DEFAULT_LAYOUTS)
-            if guesses(names) or any(run.match(each) for each in names) or not (guess.is_named_so or _bare(name)):
+            is_run = bool(guesses(inside.names)) or any(run.match(each) for each in inside.names)
+            if is_run or not (guess.is_named_so or _bare(name)):
                 return False
-            return any(_has_weights(each, fd) for each in names)
+            return any(_has_weights(each, inside) for each in inside.names)
     except (OSError, CkptdError):
         return False
 
 
-def _has_weights(name: str, dir_fd: int) -> bool:
-    if not name.endswith(_ENDINGS) and not name.endswith(".safetensors"):
+def _has_weights(name: str, directory: DirectoryView) -> bool:
+    if not name.endswith((*_ENDINGS, ".safetensors")):
         return False
     try:
-        with opened_file(name, dir_fd=dir_fd) as fd:
-            return structure_of_file(OpenedFile(fd)).kind in kinds.FILES
+        with directory.opened_file(name) as file:
+            return structure_of_file(file).kind in kinds.FILES
     except (OSError, CkptdError):
         return False
 
@@ -100,14 +96,14 @@ def _bare(name: str) -> bool:
     return name.isascii() and name.isdigit()
 
 
-def is_of(layout: Layout, name: str, dir_fd: int) -> bool:
+def is_of(layout: Layout, name: str, directory: DirectoryView) -> bool:
     """Whether the bytes of `name` are a checkpoint by that layout."""
     try:
-        if os.path.isdir(f"/proc/self/fd/{dir_fd}/{name}"):
-            with opened_dir(name, dir_fd=dir_fd) as fd:
-                return structure_of_directory(fd, layout.kinds).kind in layout.kinds
-        with opened_file(name, dir_fd=dir_fd) as fd:
-            return structure_of_file(OpenedFile(fd)).kind in layout.kinds
+        if directory.is_dir(name):
+            with directory.opened_dir(name) as inside:
+                return structure_of_directory(inside, layout.kinds).kind in layout.kinds
+        with directory.opened_file(name) as file:
+            return structure_of_file(file).kind in layout.kinds
     except (OSError, CkptdError):
         return False
 

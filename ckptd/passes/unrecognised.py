@@ -21,6 +21,7 @@ from ..core.naming import Template
 from ..core.policy import Policy
 from ..core.survey import Survey
 from ..disk.descriptors import listed, names_in, opened_dir
+from ..disk.opened import OpenedDirectory
 from ..inspect.unnamed import Series, is_of, series_in
 from ..workdir.workdir import WorkDir
 
@@ -34,7 +35,8 @@ def explained(work: WorkDir, survey: Survey, policy: Policy, *, links: bool = Tr
 
     links: whether directories that symlinks lead to are looked into, on a disk that may not answer.
     """
-    left_alone = tuple(_told(each, work.fd) for each in survey.left_alone)
+    here = OpenedDirectory(work.fd)
+    left_alone = tuple(_told(each, here) for each in survey.left_alone)
     survey = replace(survey, left_alone=left_alone)
     lines: list[str] = []
     with suppress(OSError):  # advice is no reason to fail
@@ -42,10 +44,10 @@ def explained(work: WorkDir, survey: Survey, policy: Policy, *, links: bool = Tr
     return replace(survey, advice=(*survey.advice, *lines))
 
 
-def _told(each: LeftAlone, dir_fd: int) -> LeftAlone:
+def _told(each: LeftAlone, here: OpenedDirectory) -> LeftAlone:
     """Why it was left alone, without a way out that would be none."""
     layout = _layout_of(each)
-    if layout is None or is_of(layout, each.name, dir_fd):
+    if layout is None or is_of(layout, each.name, here):
         return each
     return LeftAlone(each.name, f"named as {layout.title} names checkpoints, and none by its bytes; "
                                 "--template names it")  # fmt: skip
@@ -86,7 +88,7 @@ def _twins(work: WorkDir, survey: Survey) -> Iterator[str]:
 
 def series_here(path: str, dir_fd: int, *, but: AbstractSet[str] = frozenset()) -> Iterator[str]:
     """A line for what has a checkpoint's bytes in a directory, and a name that nobody has given. Raises OSError."""
-    here = [each for each in series_in(dir_fd) if but.isdisjoint(each.guess.names)]
+    here = [each for each in series_in(OpenedDirectory(dir_fd)) if but.isdisjoint(each.guess.names)]
     if here:
         series = "one series" if len(here) == 1 else f"{len(here)} series"
         text = f"no checkpoint by a known name, but {_what(here)} look like {series}"
@@ -101,7 +103,7 @@ def series_below(root: str, policy: Policy, *, links: bool = True) -> Iterator[s
     for path, is_link in _directories_below(root, links=links):
         with suppress(OSError), opened_dir(path) as fd:
             count = _known_in(fd, finder)
-            series = series_in(fd) if not count else []
+            series = series_in(OpenedDirectory(fd)) if not count else []
             if is_link and (count or series):
                 text = (
                     f"{os.path.relpath(path, root)} is a symlink to a directory with checkpoints, and is not followed"
