@@ -30,6 +30,7 @@ import pytest
 from ckptd import api
 from ckptd.core.policy import Policy
 from ckptd.passes.background import Background
+from ckptd.passes.reading import Reader
 from ckptd.passes.reconcile import Reconciler, Report
 from ckptd.workdir.workdir import WorkDir
 
@@ -220,6 +221,22 @@ def kept(work_dir: Path, **policy: Any) -> list[str]:
 
 def in_trash(work_dir: Path) -> list[str]:
     return sorted(os.listdir(work_dir / ".ckptd/trash"))
+
+
+def keeper_of(work_dir: Path, policy: Policy, background: Background, *, root: Path | None = None) -> Any:
+    """The keeper of a work dir that was named, or found below a root; no hint ever comes of it."""
+    from ckptd.daemon.inotify import Inotify
+    from ckptd.daemon.keeper import Keeper
+    from ckptd.daemon.lookout import Lookout
+    from ckptd.daemon.named import Named
+    from ckptd.daemon.notable import Filter
+    from ckptd.daemon.process import Process
+
+    deaf, nobody = Inotify(), lambda *_: None
+    deaf.close()
+    process = Process(policy, background, Reader(background, wait=False), deaf, Filter(policy.pointer))
+    below = root and Lookout(str(root), process, look=nobody, gone=nobody, walked=nobody)
+    return Keeper(str(work_dir), process, below or Named([str(work_dir)], process, nobody))
 
 
 def left(work_dir: Path) -> list[str]:

@@ -19,7 +19,6 @@ import pytest
 
 from ckptd.core.plan import SKIP
 from ckptd.core.policy import Policy
-from ckptd.daemon.recursive import RecursiveService
 from ckptd.daemon.service import Service
 from ckptd.disk.descriptors import opened_dir
 from ckptd.disk.in_use import holder_of_files
@@ -271,9 +270,9 @@ def test_watch_waits_while_the_job_that_it_was_started_with_runs(ended: Callable
         assert left(work_dir) == epochs(6, 7)
 
 
-@pytest.mark.parametrize("kind", [Service, RecursiveService])
+@pytest.mark.parametrize("recursive", [False, True])
 def test_a_command_behind_watch_is_such_a_job_until_it_ends(
-    kind: type[Service], ended: Callable[..., Path], at_once: None
+    recursive: bool, ended: Callable[..., Path], at_once: None
 ) -> None:
     work_dir = ended(*range(1, 8))
     a_pass(work_dir, max_keep=5, interval=1)
@@ -281,7 +280,7 @@ def test_a_command_behind_watch_is_such_a_job_until_it_ends(
     script = "import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.01)\ntime.sleep(0.3)"
     places = [str(work_dir / "last_ckpt"), str(work_dir.parent / "over")]
     command = [sys.executable, "-c", f"{script}\nopen(sys.argv[2], 'w')", *places]
-    assert kind([str(work_dir)], TWO, command=command).run() == 0
+    assert Service([str(work_dir)], TWO, recursive, command=command).run() == 0
     assert left(work_dir) == epochs(6, 7)
     over_s = (work_dir.parent / "over").stat().st_mtime
     with opened_dir(str(work_dir / ".ckptd")) as own_fd:

@@ -268,18 +268,21 @@ def test_what_is_told_last_of_a_name_is_what_happened_last(
     assert [told[1:] for told in listener.heard(3)] == [("d", True, True), ("f", False, False), ("d", True, False)]
 
 
-def test_once_it_is_closed_it_has_no_descriptor_and_no_thread_and_begins_anew_if_asked(
+def test_begun_anew_it_has_no_descriptor_and_no_thread_until_something_is_watched(
     inotify: Inotify, listener: Listener, tmp_path: Path
 ) -> None:
     before = os.listdir("/proc/self/fd"), threading.active_count()
     assert not inotify.is_open
     assert listener.watch.add(str(tmp_path))
-    inotify.close()
+    inotify.begin_anew()
     assert (os.listdir("/proc/self/fd"), threading.active_count()) == before
     assert (inotify.is_open, inotify.is_alive(), str(tmp_path) in listener.watch) == (False, True, False)
     assert listener.watch.add(str(tmp_path))
     (tmp_path / "d").mkdir()
     assert len(listener.heard(1)) == 1
+    inotify.close()
+    assert not listener.watch.add(str(tmp_path))
+    assert (os.listdir("/proc/self/fd"), threading.active_count()) == before
 
 
 def test_a_thread_that_died_is_noticed(inotify: Inotify, listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:

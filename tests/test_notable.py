@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from ckptd.core.layouts import LAYOUTS
 from ckptd.core.policy import Policy
 from ckptd.daemon import inotify
+from ckptd.daemon.inotify import Inotify
 from ckptd.daemon.keeper import Keeper
 from ckptd.daemon.notable import Filter, Notable, declared_at
-from ckptd.daemon.recursive import RecursiveService
-from ckptd.daemon.service import Service, Signalled, Word
+from ckptd.daemon.service import Service
 from ckptd.daemon.watch import Watcher
 from ckptd.passes.surveyor import Surveyor
 from ckptd.workdir.workdir import WorkDir
@@ -54,17 +54,17 @@ def served(request: pytest.FixtureRequest, work_dir: Path, monkeypatch: pytest.M
         passes["over"] += 1
 
     monkeypatch.setattr(Keeper, "look", counted)
-    inbox: queue.SimpleQueue[Word] = queue.SimpleQueue()
-    kind, path = (Service, work_dir) if request.param == "named" else (RecursiveService, work_dir.parent)
+    below = request.param == "found"
     save(work_dir, 0)
-    service = kind([str(path)], ONE, scan_interval_s=86400.0, inbox=inbox)
+    place = work_dir.parent if below else work_dir
+    service = Service([str(place)], ONE, recursive=below, scan_interval_s=86400.0)
     thread = threading.Thread(target=service.run)
     thread.start()
     try:
         eventually(keeps(work_dir, 0))
         yield passes
     finally:
-        inbox.put(Signalled(15))
+        service.signalled(15)
         thread.join()
 
 
@@ -284,9 +284,9 @@ def test_whatever_a_survey_finds_can_be_found(policy: Policy, names: list[str]) 
 
 def test_until_something_is_known_every_name_is_a_hint(work_dir: Path) -> None:
     hints: queue.SimpleQueue[str] = queue.SimpleQueue()
-    watcher = Watcher(hints.put, "last_ckpt")
-    watcher.watch(str(work_dir))
-    with contextlib.closing(watcher):
+    inotify = Inotify()
+    Watcher(hints.put, inotify, Filter("last_ckpt")).watch(str(work_dir))
+    with contextlib.closing(inotify):
         (work_dir / "anything").touch()
         assert hints.get(timeout=20) == str(work_dir)
 

@@ -11,16 +11,13 @@ from typing import Any
 import pytest
 
 from ckptd.core.policy import Policy
-from ckptd.daemon.keeper import Keeper
-from ckptd.daemon.watch import Watcher
 from ckptd.passes.back_off import back_off_s
 from ckptd.passes.background import Background
-from ckptd.passes.reading import Reader
 from ckptd.passes.reconcile import Reconciler
 from ckptd.text.voice import Voice
 from ckptd.workdir.workdir import WorkDir
 
-from .conftest import Builder, epochs, holding_open, truncated
+from .conftest import Builder, epochs, holding_open, keeper_of, truncated
 
 Log = pytest.LogCaptureFixture
 
@@ -150,17 +147,13 @@ def test_what_somebody_holds_open_is_said_once_however_often_its_work_dir_rests(
 
 def test_more_and_more_beyond_k_is_said_each_time_it_has_doubled(with_checkpoints: Builder, caplog: Log) -> None:
     work_dir = with_checkpoints("iter_100.pth", "iter_200.pth")
-    background, watcher = Background(), Watcher(lambda _: None, "last_ckpt")
-    keeper = Keeper(
-        str(work_dir), Policy(max_keep=1, interval=100), watcher=watcher, background=background,
-        reader=Reader(background, wait=True), label=str(work_dir),
-    )  # fmt: skip
+    background = Background()
+    keeper = keeper_of(work_dir, Policy(max_keep=1, interval=100), background, root=work_dir.parent)
     keeper.look()
     for step in range(201, 209):
         with_checkpoints(f"iter_{step}.pth")
         keeper.look()
     keeper.close()
-    watcher.close()
     background.close()
     lines = [text for text in caplog.messages if "beyond --max-keep 1" in text]
     assert [text.removeprefix(f"{work_dir}: iter_{{}}.pth: ")[0] for text in lines] == ["2", "4", "8"]

@@ -18,11 +18,11 @@ import pytest
 from watchdog.observers.inotify_c import InotifyFD
 
 from ckptd.core.policy import Policy
-from ckptd.daemon.keeper import Keeper
-from ckptd.daemon.service import Service, Signalled, Word
+from ckptd.daemon.inotify import Inotify
+from ckptd.daemon.notable import Filter
+from ckptd.daemon.service import Service
 from ckptd.daemon.watch import Watcher
 from ckptd.passes.background import Background
-from ckptd.passes.reading import Reader
 from ckptd.passes.reconcile import Reconciler
 
 from .conftest import (
@@ -32,6 +32,7 @@ from .conftest import (
     environment,
     epochs,
     eventually,
+    keeper_of,
     left,
     picture,
     pointed,
@@ -346,10 +347,9 @@ def test_without_watches_left_it_scans_and_says_so_once(
         place.mkdir()
         save(place, 1)
     open_before = len(os.listdir("/proc/self/fd"))
-    inbox: queue.SimpleQueue[Word] = queue.SimpleQueue()
     policy = Policy(max_keep=1, interval=1, trash_ttl_s=0)
     codes: list[int] = []
-    service = Service([str(place) for place in places], policy, scan_interval_s=0.05, inbox=inbox)
+    service = Service([str(place) for place in places], policy, scan_interval_s=0.05)
     thread = threading.Thread(target=lambda: codes.append(service.run()))
     thread.start()
     try:
@@ -358,7 +358,7 @@ def test_without_watches_left_it_scans_and_says_so_once(
                 save(place, step)
                 eventually(keeps(place, step))
     finally:
-        inbox.put(Signalled(signal.SIGTERM))
+        service.signalled(signal.SIGTERM)
         thread.join()
     assert codes == [0]
     assert caplog.text.count("scanning instead") == 1
@@ -367,8 +367,8 @@ def test_without_watches_left_it_scans_and_says_so_once(
 
 def test_an_event_of_our_own_files_is_no_hint_and_one_of_a_checkpoint_is(work_dir: Path) -> None:
     hints: queue.SimpleQueue[str] = queue.SimpleQueue()
-    watcher = Watcher(hints.put, "last_ckpt")
-    watcher.watch(str(work_dir))
+    inotify = Inotify()
+    Watcher(hints.put, inotify, Filter("last_ckpt")).watch(str(work_dir))
     try:
         (work_dir / ".ckptd").mkdir()
         (work_dir / ".last_ckpt.ckptd-tmp").write_text("x")
@@ -381,7 +381,7 @@ def test_an_event_of_our_own_files_is_no_hint_and_one_of_a_checkpoint_is(work_di
                 hints.get(timeout=0.2)
                 heard += 1
     finally:
-        watcher.close()
+        inotify.close()
     assert heard in (1, 2)  # it was closed after writing; and created, if it was not empty when that was heard
 
 
@@ -389,9 +389,8 @@ def test_a_bug_about_one_work_dir_is_not_the_end_of_the_watch(
     with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     work_dir = with_checkpoints("epoch_1.pth")
-    background, watcher = Background(), Watcher(lambda _: None, "last_ckpt")
-    reader = Reader(background, wait=True)
-    keeper = Keeper(str(work_dir), Policy(), watcher=watcher, background=background, reader=reader)
+    background = Background()
+    keeper = keeper_of(work_dir, Policy(), background)
 
     def fail(self: Reconciler) -> None:
         raise MemoryError
@@ -405,5 +404,4 @@ def test_a_bug_about_one_work_dir_is_not_the_end_of_the_watch(
     keeper.look()
     assert keeper.failure is None
     keeper.close()
-    watcher.close()
     background.close()

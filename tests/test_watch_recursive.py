@@ -16,7 +16,12 @@ from pathlib import Path
 import pytest
 
 from ckptd.core.policy import Policy
+from ckptd.daemon.inotify import Inotify
 from ckptd.daemon.lookout import Lookout
+from ckptd.daemon.notable import Filter
+from ckptd.daemon.process import Process
+from ckptd.passes.background import Background
+from ckptd.passes.reading import Reader
 
 from .conftest import (
     Somebody,
@@ -174,16 +179,22 @@ def test_directories_that_come_and_go_in_a_storm_leave_the_others_alone(tmp_path
 class Looking:
     """A lookout below `root`, with what it told."""
 
-    def __init__(self, root: Path, **more: object) -> None:
+    def __init__(self, root: Path) -> None:
         self.looks: list[str] = []
         self.gone: list[str] = []
         self.walked = threading.Event()
+        background = Background()
+        reader = Reader(background, wait=False)
+        self.process = Process(Policy(), background, reader, Inotify(), Filter("last_ckpt"))
         self.lookout = Lookout(
-            str(root), Policy(), look=self.looks.append, gone=self.gone.append,
-            walked=lambda *_: self.walked.set(), **more,
-        )  # fmt: skip
+            str(root), self.process, look=self.looks.append, gone=self.gone.append, walked=self.walked.set
+        )
         self.lookout.start()
         assert self.walked.wait(20)
+
+    def close(self) -> None:
+        self.lookout.close()
+        self.process.inotify.close()
 
     def settle(self) -> None:
         """Wait until all that was told to the lookout so far was looked at."""
@@ -198,7 +209,7 @@ def looking(tmp_path: Path) -> Iterator[Looking]:
     (tmp_path / "samples").mkdir()
     looking = Looking(tmp_path)
     yield looking
-    looking.lookout.close()
+    looking.close()
 
 
 def test_files_that_are_no_checkpoints_cost_no_listing(looking: Looking, tmp_path: Path) -> None:
@@ -228,7 +239,7 @@ def test_what_we_remove_ourselves_gives_no_hint_and_what_somebody_else_removes_d
     save(other, 1)  # heard of after all of the former
     eventually(lambda: str(other) in looking.looks)
     del looking.looks[:]
-    looking.lookout.expect_gone(str(run), {"epoch_1.pth"})
+    looking.process.filter.expect_gone(str(run), {"epoch_1.pth"})
     (run / "epoch_1.pth").rename(tmp_path / "samples" / "away")
     (run / "epoch_2.pth").unlink()
     (other / "epoch_1.pth").unlink()
@@ -295,7 +306,7 @@ def test_where_watches_run_out_the_rest_is_scanned_and_that_is_said_once(
         looking.lookout.look_again()
         eventually(lambda: set(looking.looks) == {str(tmp_path / name) for name in "abcd"})
     finally:
-        looking.lookout.close()
+        looking.close()
     assert caplog.text.count("fs.inotify.max_user_watches") == 1
 
 

@@ -5,29 +5,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import functools
 import grp
 import json
 import os
 import pwd
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from ckptd.core.policy import Policy
-from ckptd.daemon.found import FoundKeeper
-from ckptd.daemon.keeper import Keeper
 from ckptd.errors import CkptdError, OwnedError, RefusedError, UsageError
 from ckptd.passes.background import Background
-from ckptd.passes.reading import Reader
 from ckptd.workdir import workdir
 from ckptd.workdir.workdir import WorkDir, _owner_of, become_owner, check_library_use
 
-from .conftest import Builder, Ckptd, Somebody, environment, epochs, left, picture
+from .conftest import Builder, Ckptd, Somebody, environment, epochs, keeper_of, left, picture
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
@@ -215,11 +211,8 @@ def test_a_look_that_fails_keeps_no_descriptor(
             stack.enter_context(another_owner(work_dir))
         background = Background()
         stack.callback(background.close)
-        kind = functools.partial(FoundKeeper, root=str(work_dir.parent), device=0, leave_alone=print)
-        keeper = (kind if below_a_root else Keeper)(
-            str(work_dir), Policy(max_keep=1), watcher=Deaf(), background=background,
-            reader=Reader(background, wait=False),
-        )  # fmt: skip
+        root = work_dir.parent if below_a_root else None
+        keeper = keeper_of(work_dir, Policy(max_keep=1), background, root=root)
         before = len(os.listdir("/proc/self/fd"))
         counts = []
         with monkeypatch.context() as patch:
@@ -232,19 +225,6 @@ def test_a_look_that_fails_keeps_no_descriptor(
         assert len(set(counts)) == 1
         keeper.close()
         assert len(os.listdir("/proc/self/fd")) == before
-
-
-class Deaf:
-    """A watcher of whom no hint ever comes."""
-
-    def watch(self, path: str, inside: Iterable[str] = ()) -> bool:
-        return False
-
-    def forget(self, path: str) -> None:
-        pass
-
-    def expect_gone(self, path: str, names: set[str]) -> None:
-        pass
 
 
 # --- users ------------------------------------------------------------------------------------------------------

@@ -102,12 +102,10 @@ def watch(
     code. A work dir that does not exist yet is waited for. SIGHUP looks again at once; SIGTERM ends.
     """
     log_to_stderr()
-    from ..daemon.recursive import RecursiveService
     from ..daemon.service import Service
 
-    made = Policy(**policy)
-    kind = RecursiveService if recursive else Service
-    service = kind(work_dirs, made, dry_run, scan_interval_s, click.get_current_context().meta.get(completion.JOB, ()))
+    command = click.get_current_context().meta.get(completion.JOB, ())
+    service = Service(work_dirs, Policy(**policy), recursive, dry_run, scan_interval_s, command)
     raise click.exceptions.Exit(service.run())
 
 

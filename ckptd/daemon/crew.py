@@ -1,4 +1,4 @@
-"""The keepers of all work dirs below some roots, and the threads that make their passes.
+"""The keepers of all work dirs, and the threads that make their passes.
 
 First come, first served; of one work dir one pass at a time, and of one disk only a few, so that one that hangs holds
 up no other.
@@ -11,170 +11,173 @@ import heapq
 import logging
 import math
 import resource
-import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from ..core.policy import Policy
+from ..errors import ReplacedError
 from ..passes.background import Background
-from ..passes.reading import Reader
-from ..workdir.workdir import others_text
-from .found import FoundKeeper
-from .lookout import Lookout
+from .keeper import Keeper
+from .process import Process
+from .source import Source
 
-_AT_ONCE = 4  # passes on one disk
+AT_ONCE = 4  # passes on one disk
 _MOST_AWAKE = 64  # work dirs of which all is kept in memory: those in which something happened last
 _SPARE_DESCRIPTORS = 512
 
 log = logging.getLogger("ckptd")
 
 
+@dataclass(eq=False, slots=True)
+class _Tended:
+    """A work dir that is looked after. under_way: how many passes were asked for and are not over."""
+
+    keeper: Keeper
+    under_way: int = 0
+
+
 class Crew:
-    """Looks after what `lookouts` find. tell: called by threads with "looked" and a path, after each pass."""
+    """Looks after work dirs. pool: makes the passes. tell: takes calls for the loop's thread. looked: told there of a
+    pass that is over.
+
+    All of it is the loop's thread's alone, but for what passes do: they take their work dir from those that wait, and
+    put what comes after them into `tell`.
+    """
 
     def __init__(
         self,
-        lookouts: dict[str, Lookout],
-        policy: Policy,
+        process: Process,
+        pool: Background,
         *,
-        tell: Callable[[str, str], None],
-        stopping: Callable[[], bool],
-        on_met: Callable[[], None],
-        beside_job: Callable[[], bool],
-        dry_run: bool,
+        tell: Callable[[Callable[[], None]], None],
+        looked: Callable[[str], None],
     ) -> None:
-        self._lookouts, self._policy, self._tell = lookouts, policy, tell
-        self._stopping, self._on_met, self._beside_job, self._dry_run = stopping, on_met, beside_job, dry_run
-        self._background, self._pool = Background(), Background(_AT_ONCE, idle=False)
-        self._reader = Reader(self._background, wait=False, on_answer=lambda path: tell("changed", path))
-        self._keepers: dict[str, FoundKeeper] = {}
-        self._queued: set[str] = set()  # a pass is to come
-        self._under_way: dict[str, int] = {}  # how many were asked for and have not told yet
+        self._process, self._pool, self._tell, self._looked = process, pool, tell, looked
+        self._tended: dict[str, _Tended] = {}
+        self._waiting: set[_Tended] = set()  # a pass is to come; a pass takes out its own, by a single operation
+        self._passes = 0  # asked for and not over
         self._due: list[tuple[float, str]] = []
         self._awake: OrderedDict[str, None] = OrderedDict()
-        self._others: set[str] = set()
-        self._most_locks = _most_descriptors() - _SPARE_DESCRIPTORS
-        self._said_locks = False
+        self._said_locks = False  # any pass's
         self._job_left: bool | None = None
 
+    @functools.cached_property
+    def _most_locks(self) -> int:
+        """Asked when the first one rests: a job that is started beside us should not have our limit."""
+        return _most_descriptors() - _SPARE_DESCRIPTORS
+
     def __len__(self) -> int:
-        return len(self._keepers)
+        return len(self._tended)
+
+    def __getitem__(self, path: str) -> Keeper:
+        return self._tended[path].keeper
 
     @property
     def failing(self) -> int:
         """How many work dirs cannot be looked after."""
-        return sum(keeper.failure is not None for keeper in self._keepers.values())
+        return sum(tended.keeper.failure is not None for tended in self._tended.values())
 
     @property
     def is_idle(self) -> bool:
         """Whether no pass is under way, nor waits for contents to be read."""
-        reports = (self._keepers[path].report for path in self._awake if path in self._keepers)
-        return not self._under_way and not any(report is not None and report.waits for report in reports)
+        reports = (self._tended[path].keeper.report for path in self._awake if path in self._tended)
+        return not self._passes and not any(report is not None and report.waits for report in reports)
+
+    @property
+    def is_all_under_way(self) -> bool:
+        """Whether there is no work dir without a pass that is to end."""
+        return all(tended.under_way for tended in self._tended.values())
 
     def next_s(self) -> float:
         """Seconds until a pass is due."""
-        return self._due[0][0] - time.monotonic() if self._due else math.inf
+        return self._due[0][0] - self._process.monotonic() if self._due else math.inf
 
-    def look(self, path: str) -> None:
-        """Make a pass over a work dir, soon."""
-        if path not in self._keepers:
-            root = self._root_of(path)
-            self._keepers[path] = FoundKeeper(
-                path, self._policy, root=root, device=self._lookouts[root].device_of(path),
-                leave_alone=self._leave_alone, watcher=self._lookouts[root], background=self._background,
-                reader=self._reader, stopping=self._stopping, dry_run=self._dry_run, on_met=self._on_met,
-                beside_job=self._beside_job,
-            )  # fmt: skip
-        self._keepers[path].job_left = self._job_left
-        if path not in self._queued:
-            self._queued.add(path)
-            self._under_way[path] = self._under_way.get(path, 0) + 1
-            keeper = self._keepers[path]
-            self._pool.submit(path, functools.partial(self._pass, path, keeper), device=keeper.device)
+    def look(self, path: str, source: Source | None = None) -> int:
+        """Make a pass over a work dir, soon; returns how many are to end until one has seen what is there now.
 
-    def looked(self, path: str) -> None:
-        """A pass is over: know when the next is due, and let those rest in which nothing has happened for longest."""
-        left = self._under_way.get(path, 1) - 1
-        if left:
-            self._under_way[path] = left
-        else:
-            self._under_way.pop(path, None)
-        keeper = self._keepers.get(path)
-        if keeper is None:
+        Without a source: only if it is looked after already.
+        """
+        tended = self._tended.get(path)
+        if tended is None:
+            if source is None:
+                return 0
+            tended = self._tended[path] = _Tended(Keeper(path, self._process, source))
+        tended.keeper.job_left = self._job_left
+        if tended not in self._waiting:
+            self._waiting.add(tended)
+            tended.under_way += 1
+            self._passes += 1
+            self._pool.submit(path, functools.partial(self._pass, tended), device=tended.keeper.device)
+        return tended.under_way
+
+    def look_at_due(self) -> None:
+        """Make the passes that are due."""
+        while self._due and self._due[0][0] <= self._process.monotonic():
+            due_s, path = heapq.heappop(self._due)
+            if path in self._tended and self._tended[path].keeper.due_s == due_s:
+                self.look(path)
+
+    def finish(self, *, job_left: bool) -> None:
+        """The job has ended: make the passes that something waits for, and all others too as those after it."""
+        self._job_left = job_left
+        for path, tended in self._tended.items():
+            if tended.keeper.due_s < math.inf or tended.under_way:
+                self.look(path)
+
+    def let_go(self, path: str) -> None:
+        """A work dir is gone: so is its keeper. One that comes again has its own."""
+        tended = self._tended.pop(path, None)
+        self._awake.pop(path, None)
+        if tended is not None:
+            log.info("%s is gone; let go of it", path)
+            self._pool.submit(path, tended.keeper.close, device=tended.keeper.device)
+
+    def close(self, patience_s: float) -> None:
+        """End the passes under way; what is left of the rest is taken up by the next start."""
+        if self._pool.close(patience_s):
+            for tended in self._tended.values():
+                tended.keeper.close()
+
+    def _pass(self, tended: _Tended) -> None:
+        self._waiting.discard(tended)  # from here on a hint asks for another
+        failure: ReplacedError | None = None
+        try:
+            if not self._process.stopping():
+                tended.keeper.look()
+                if len(self._waiting) > _MOST_AWAKE:
+                    self._rest(tended.keeper)  # so many wait that its next turn is far
+        except ReplacedError as error:
+            failure = error
+        finally:
+            self._tell(functools.partial(self._is_over, tended, failure))
+
+    def _is_over(self, tended: _Tended, failure: ReplacedError | None) -> None:
+        """Know when the next pass is due, and let those rest in which nothing has happened for longest."""
+        if failure is not None:
+            raise failure
+        tended.under_way -= 1
+        self._passes -= 1
+        keeper, path = tended.keeper, tended.keeper.path
+        if self._tended.get(path) is not tended:
             return
         if keeper.due_s < math.inf:
             heapq.heappush(self._due, (keeper.due_s, path))
         self._awake[path] = None
         self._awake.move_to_end(path)
         while len(self._awake) > _MOST_AWAKE:
-            self._put_to_rest(self._awake.popitem(last=False)[0])
+            longest, _ = self._awake.popitem(last=False)
+            if longest in self._tended and not self._tended[longest].under_way:
+                self._rest(self._tended[longest].keeper)
+        self._looked(path)
 
-    def look_at_due(self) -> None:
-        """Make the passes that are due."""
-        while self._due and self._due[0][0] <= time.monotonic():
-            due_s, path = heapq.heappop(self._due)
-            keeper = self._keepers.get(path)
-            if keeper is not None and keeper.due_s == due_s:
-                self.look(path)
-
-    def finish(self, *, job_left: bool) -> None:
-        """The job has ended: make the passes that something waits for, and all others too as those after it."""
-        self._job_left = job_left
-        for path, keeper in self._keepers.items():
-            if keeper.due_s < math.inf or path in self._under_way:
-                self.look(path)
-
-    def let_go(self, path: str) -> None:
-        """A work dir is gone: so is its keeper."""
-        keeper = self._keepers.pop(path, None)
-        self._awake.pop(path, None)
-        self._queued.discard(path)  # that pass would be the old keeper's: one that comes again needs its own
-        if keeper is not None:
-            log.info("%s is gone; let go of it", path)
-            self._pool.submit(path, keeper.close, device=keeper.device)
-
-    def close(self, patience_s: float) -> None:
-        """End the passes under way; what is left of the rest is taken up by the next start."""
-        if self._pool.close(patience_s):
-            for keeper in self._keepers.values():
-                keeper.close()
-        self._background.close(patience_s)
-
-    def _root_of(self, path: str) -> str:
-        return max((root for root in self._lookouts if _is_below(path, root)), key=len)
-
-    def _pass(self, path: str, keeper: FoundKeeper) -> None:
-        self._queued.discard(path)  # from here on a hint asks for another
-        try:
-            if not self._stopping():
-                keeper.look()
-                if len(self._queued) > _MOST_AWAKE:
-                    self._rest(keeper)  # so many wait that its next turn is far
-        finally:
-            self._tell("looked", path)
-
-    def _put_to_rest(self, path: str) -> None:
-        keeper = self._keepers.get(path)
-        if keeper is not None and path not in self._under_way:
-            self._rest(keeper)
-
-    def _rest(self, keeper: FoundKeeper) -> None:
+    def _rest(self, keeper: Keeper) -> None:
         """Put a keeper to rest of which no pass is under way, but perhaps the one that calls."""
-        keep_lock = len(self._keepers) < self._most_locks
+        keep_lock = len(self._tended) < self._most_locks
         if not keep_lock and not self._said_locks:
             self._said_locks = True
             log.warning("more work dirs than files may be open: those at rest are not locked against another ckptd "
                         "(see LimitNOFILE= in systemd.exec, or ulimit -Hn)")  # fmt: skip
         keeper.rest(keep_lock=keep_lock)
-
-    def _leave_alone(self, path: str, owner: str) -> None:
-        if owner not in self._others:
-            self._others.add(owner)
-            log.warning("%s", others_text(path, owner, self._root_of(path)))
-
-
-def _is_below(path: str, root: str) -> bool:
-    return path == root or path.startswith(root.rstrip("/") + "/")
 
 
 def _most_descriptors() -> int:

@@ -56,6 +56,7 @@ _length_of_name = struct.Struct("I").unpack_from
 _Watched = tuple[WatchDescriptor, CallbackId]
 
 log = logging.getLogger("ckptd")
+logging.getLogger("watchdog").addHandler(logging.NullHandler())  # what it says of lost events is dealt with here
 
 
 class Inotify:
@@ -67,15 +68,18 @@ class Inotify:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._reader: InotifyFD | None = None  # changed under the lock
+        self._closed = False
         self._ids = itertools.count()
         self._said_full = False
 
     def add(self, path: str, mask: int, whom: DirectoryWatch) -> _Watched | None:
-        """Watch a directory, and tell `whom`; None where it is no directory, or may not be read.
+        """Watch a directory, and tell `whom`; None where it is no directory, or may not be read, or this is closed.
 
         Raises OSError where the system gives no more watches or instances.
         """
         reader, id_ = self._opened(), CallbackId(next(self._ids))
+        if reader is None:
+            return None
         try:
             wd = reader.add_callback(os.fsencode(path), Mask(mask), whom, id_)
         except (FileNotFoundError, NotADirectoryError):
@@ -110,17 +114,22 @@ class Inotify:
             limit = "fs.inotify.max_user_instances" if instances else "fs.inotify.max_user_watches"
             log.warning("could not watch %s: %s; scanning instead (see %s)", path, error, limit)
 
-    def close(self) -> None:
-        """Stop, and forget all watches. Whoever watches something after that begins anew."""
+    def begin_anew(self) -> None:
+        """Stop, and forget all watches; whoever watches something after that has another instance."""
         with self._lock:
             reader, self._reader = self._reader, None
         if reader is not None:
             reader.stop()  # tells each DirectoryWatch that its watches are gone
             reader.join()
 
-    def _opened(self) -> InotifyFD:
+    def close(self) -> None:
+        """Stop for good."""
+        self._closed = True
+        self.begin_anew()
+
+    def _opened(self) -> InotifyFD | None:
         with self._lock:
-            if self._reader is None:
+            if self._reader is None and not self._closed:
                 reader = _Reader()
                 reader.start()
                 self._reader = reader

@@ -6,19 +6,21 @@ its time of change, which finds what no hint told.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
-import queue
 import threading
 from collections.abc import Callable, Iterable
 
-from ..core.policy import Policy
+from ..core.survey import Survey
 from ..disk.descriptors import OWN_DIR, opened_dir
 from ..disk.filesystem import SCAN_LOCAL_S, SCAN_NETWORK_S, is_local
 from ..errors import why
-from .inotify import DirectoryWatch, Inotify
-from .notable import Filter
+from ..passes.background import Background
+from ..workdir.workdir import WorkDir, check_library_use, other_owner, others_text
+from .inotify import DirectoryWatch
+from .process import Process
 from .tree import Tree, name_test
 from .watch import Watcher
 
@@ -28,84 +30,80 @@ log = logging.getLogger("ckptd")
 
 
 class Lookout:
-    """Looks out below `root`, which need not exist yet.
+    """The source of the work dirs below `root`, which need not exist yet, no symlink between the two followed.
 
     look: told of a work dir that is new or may have changed. gone: told of one that is no more. walked: told once the
-    tree was gone through for the first time. All are called by threads, and must not take long. To the keepers of what
-    it finds it is their watcher.
+    tree was gone through for the first time. All are called by threads, and must not take long. hand: does one thing
+    after the other, in a thread of its own.
     """
 
     def __init__(
         self,
         root: str,
-        policy: Policy,
+        process: Process,
         *,
         look: Callable[[str], None],
         gone: Callable[[str], None],
-        walked: Callable[[str, int, int], None],
-        scan_interval_s: float | None = None,
+        walked: Callable[[], None],
+        hand: Background | None = None,
     ) -> None:
         self.root = root
-        self.scan_interval_s = scan_interval_s or SCAN_LOCAL_S
-        self._asked_interval_s, self._local = scan_interval_s, True
+        self.scan_interval_s = process.scan_interval_s or SCAN_LOCAL_S  # written by the hand
+        self._asked_interval_s = process.scan_interval_s
         self._look, self._gone, self._walked = look, gone, walked
-        self._is_checkpoint = name_test(policy)
-        self._filter = Filter(policy.pointer)
-        self._inotify = Inotify()
-        self._watch = DirectoryWatch(self._inotify, self._changed, self._lost)
-        self._parent = Watcher(lambda _: self._put("look", root), policy.pointer, self._inotify)
-        self._tree = Tree(
-            root, self._is_checkpoint, on_look=self._on_look, on_gone=self._on_gone, on_trouble=self._on_trouble
-        )
-        self._known: set[str] = set()
-        self._filling: dict[str, set[str]] = {}
-        self._said: set[str] = set()
-        self._events_lost = False
-        self._at = 0
-        self._calls: list[Callable[[], None]] = []
-        self._tasks: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
-        self._pending: set[tuple[str, str]] = set()
+        self._is_checkpoint = name_test(process.policy)
+        self._filter = process.filter
+        self._watch = DirectoryWatch(process.inotify, self._changed, self._lost)
+        self._parent = Watcher(lambda _: self._ask(self._look_at, root), process.inotify, process.filter)
+        self._hand = hand or Background(1, most=1, idle=False)
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ckptd-lookout", daemon=True)
+        # The hand's alone; others ask it for single entries.
+        self._tree = Tree(
+            root, self._is_checkpoint, on_look=self._on_look, on_gone=self._on_gone, on_trouble=self._on_trouble,
+            clock=process.clock,
+        )  # fmt: skip
+        self._local = True
+        self._said: set[str] = set()
+        self._at = 0
+        # Changed by the hand, read by the thread of inotify, by single operations.
+        self._known: set[str] = set()
+        # An entry of a work dir is changed by the pass over it, and read by both of those.
+        self._filling: dict[str, set[str]] = {}
+        # Anybody's, by single operations: what was asked of the hand, and whether it must distrust what it knows.
+        self._pending: set[tuple[Callable[[str], None], str]] = set()
+        self._events_lost = False
+        self._left_alone: dict[str, object] = {}  # owners of whom that was said, by any pass
 
     @property
     def listed(self) -> int:
         """How many directories were listed so far."""
         return self._tree.listed
 
-    def device_of(self, path: str) -> int:
-        """The number of the disk that a work dir is on, as far as is known: nothing is asked."""
-        return self._tree.device_of(path)
+    # --- for the loop -------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin to look."""
-        self._put("look", self.root)
-        self._thread.start()
+        self._ask(self._look_at, self.root)
 
     def look_again(self) -> None:
         """Ask every directory for its time of change, soon."""
-        everything = self._events_lost or not self._inotify.is_alive()
-        self._events_lost = False
-        self._put("all" if everything else "again")
+        everything, self._events_lost = self._events_lost, False
+        self._ask(self._look_everywhere if everything else self._look_around)
 
     def look_everywhere(self) -> None:
         """Look at everything as if for the first time, soon."""
-        self._put("all")
+        self._ask(self._look_everywhere)
 
     def then(self, call: Callable[[], None]) -> None:
         """Call `call` once all that was asked for so far is done."""
-        self._calls.append(call)
-        self._tasks.put(("call", ""))
+        self._hand.submit(self.root, call, device=0)
 
     def close(self) -> None:
         """Stop; what is under way is given a moment."""
         self._stopping.set()
-        self._tasks.put(None)
-        self._inotify.close()
-        if self._thread.is_alive():
-            self._thread.join(1.0)
+        self._hand.close(1.0)
 
-    # --- for the keepers ----------------------------------------------------------------------------------------
+    # --- for the keepers, in the threads that make passes ---------------------------------------------------------
 
     def watch(self, path: str, inside: Iterable[str] = ()) -> bool:
         """Watch also the directories `inside` a work dir, which are being filled; whether one was not before."""
@@ -122,51 +120,78 @@ class Lookout:
         return bool(added)
 
     def forget(self, path: str) -> None:
-        """Watch nothing inside `path` any more, and take every name in it for one that counts."""
+        """Watch nothing inside `path` any more."""
         self.watch(path)
-        self._filter.forget(path)
 
-    def heed(self, path: str, counts: Callable[[str], bool]) -> None:
-        """From now on give hints of `path` only for names that count; until then for all of them."""
-        self._filter.heed(path, counts)
+    def open(self, path: str, *, waited: bool) -> WorkDir | None:
+        """Meet the work dir, unless it is gone again, or another user's."""
+        if not os.path.lexists(path):
+            return None  # and let go of as soon as that is noticed
+        owner = other_owner(path)
+        if owner is not None:
+            first = object()
+            if self._left_alone.setdefault(owner, first) is first:
+                log.warning("%s", others_text(path, owner, self.root))
+            return None
+        work = WorkDir(path, below=self.root)
+        try:
+            check_library_use(work)
+        except BaseException:
+            work.close()
+            raise
+        return work
 
-    def expect_gone(self, path: str, names: set[str]) -> None:
-        """Give no hint for the disappearance of the checkpoints `names` and their scores: it is our own doing."""
-        self._filter.expect_gone(path, names)
+    def interval_s(self, work: WorkDir) -> float:
+        """Infinite: the tree is looked at now and then, and tells of what has changed."""
+        return math.inf
 
-    # --- in the thread ------------------------------------------------------------------------------------------
+    def misses(self, path: str) -> bool:
+        """Not one that is gone: that is told otherwise."""
+        return os.path.lexists(path)
 
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            task = self._tasks.get()
-            if task is None:
-                return
-            self._pending.discard(task)
-            try:
-                self._do(*task)
-            except Exception:  # what comes next is not to blame
-                log.exception("could not look below %s: this is a bug in ckptd", self.root)
+    def announces(self, survey: Survey) -> bool:
+        """Only if it holds a checkpoint."""
+        return bool(survey.plan.decisions)
 
-    def _do(self, what: str, path: str) -> None:
-        if what == "call":
-            self._calls.pop(0)()
-        elif what == "gone":
-            self._tree.forget(path)
-            if path == self.root:
-                self._look_at(path)
-        elif what == "look":
+    def label(self, path: str) -> str:
+        """Its path."""
+        return path
+
+    def device_of(self, path: str) -> int:
+        """The number of the disk that it was found on."""
+        return self._tree.device_of(path)
+
+    # --- by the hand --------------------------------------------------------------------------------------------
+
+    def _ask(self, do: Callable[[str], None], path: str = "") -> None:
+        """Have the hand do it, unless it is about to."""
+        task = do, path
+        if task not in self._pending:
+            self._pending.add(task)
+            self._hand.submit(self.root, functools.partial(self._do, task), device=0)
+
+    def _do(self, task: tuple[Callable[[str], None], str]) -> None:
+        self._pending.discard(task)
+        if not self._stopping.is_set():
+            do, path = task
+            do(path)
+
+    def _forget(self, path: str) -> None:
+        self._tree.forget(path)
+        if path == self.root:
             self._look_at(path)
-        else:
-            if what == "all":
-                self._tree.distrust()
-            if not self._inotify.is_alive():
-                log.warning("the watcher died; started another")
-                self._inotify.close()
+
+    def _look_everywhere(self, _: str) -> None:
+        self._tree.distrust()
+        self._look_around(_)
+
+    def _look_around(self, _: str) -> None:
+        if self.root in self._tree:
             for work_dir in self._tree.look_again():
                 self._tell(work_dir)
             self._look_at_unwatched()
-            if self.root not in self._tree:
-                self._look_at(self.root)
+        if self.root not in self._tree:
+            self._look_at(self.root)
 
     def _look_at(self, path: str) -> None:
         first = path == self.root and path not in self._tree
@@ -180,13 +205,14 @@ class Lookout:
             return
         if path not in self._tree:
             self._once("waiting", logging.INFO, f"waiting for {path}, which does not exist yet")
-            self._walked(path, 0, 0)
+            self._walked()
             return
         self._parent.forget(path)
         with opened_dir(path) as fd:
             self._local = is_local(fd)
         self.scan_interval_s = self._asked_interval_s or (SCAN_LOCAL_S if self._local else SCAN_NETWORK_S)
-        self._walked(path, len(self._known), len(self._tree))
+        log.info("found %d work dirs in %d directories below %s", len(self._known), len(self._tree), path)
+        self._walked()
 
     def _look_at_unwatched(self) -> None:
         """Tell of a few of the work dirs of which no hint comes, so that each has its turn within an hour."""
@@ -225,36 +251,32 @@ class Lookout:
     def _changed(self, place: str, name: str, is_dir: bool, gone: bool) -> None:
         """Decide whom an event concerns: a work dir, or the directory in which there may be one now."""
         if not name:
-            self._put("gone" if gone else "look", place)
+            self._ask(self._forget if gone else self._look_at, place)
             return
         if self._filter.is_ours(name):
             if place in self._known:
                 if self._filter.is_hint(place, name, gone=gone):
                     self._look(place)
             elif name == OWN_DIR and not gone:
-                self._put("look", place)
+                self._ask(self._look_at, place)
             return
         if is_dir:
-            self._put("gone" if gone else "look", os.path.join(place, name))
+            self._ask(self._forget if gone else self._look_at, os.path.join(place, name))
         if place in self._known:
             if self._filter.is_hint(place, name, gone=gone):
                 self._look(place)
         elif not gone and self._is_checkpoint(name, is_dir):
-            self._put("look", place)
+            self._ask(self._look_at, place)
         parent, own_name = os.path.split(place)
         filling = place in self._filling.get(parent, ())
         if filling or (parent in self._known and self._is_checkpoint(own_name, True)):
             self._look(parent)
             if place in self._tree:
-                self._put("look", place)  # it may by now be known as a checkpoint, and needs no more looking into
+                self._ask(
+                    self._look_at, place
+                )  # it may by now be known as a checkpoint, and needs no more looking into
 
     def _lost(self) -> None:
         """Look at what has changed at once, and at everything when it is time: a storm may go on and on."""
         self._events_lost = True
-        self._put("again")
-
-    def _put(self, what: str, path: str = "") -> None:
-        task = what, path
-        if task not in self._pending:
-            self._pending.add(task)
-            self._tasks.put(task)
+        self._ask(self._look_around)

@@ -1,7 +1,4 @@
-"""The loop of `ckptd watch`: a pass on start, on every hint, and on a timer; signals, readiness, the job beside it.
-
-Only the main thread makes passes. Everything else, threads and signal handlers, puts a word into its inbox.
-"""
+"""`ckptd watch` as a process: whose it is, its threads, its signals, the job beside it, and its end."""
 
 from __future__ import annotations
 
@@ -11,243 +8,173 @@ import os
 import queue
 import signal
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from ..core.policy import Policy
-from ..errors import CkptdError, RefusedError
-from ..passes.background import Background
+from ..disk.descriptors import opened_dir
+from ..errors import CkptdError, RefusedError, why
+from ..passes.background import AtOnce, Background
 from ..passes.reading import Reader
 from ..systemd import notify
 from ..text.render import policy_text
 from ..workdir.workdir import become_owner
+from .crew import AT_ONCE
+from .inotify import Inotify
 from .job import Job, let_orphans_go
-from .keeper import Keeper
+from .lookout import Lookout
+from .loop import ENDING, Inbox, Loop
+from .named import Named
+from .notable import Filter
+from .process import Process
 from .signals import share_terminal, told_to
-from .watch import Watcher
+from .tree import is_hidden
 
-ENDING = (signal.SIGTERM, signal.SIGINT)
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 _FORWARDED = (*ENDING, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
-
-_LAST_READ_S = 5.0
-LEAVING_S = 1.0  # for those whom the job has started, to end after it
-PATIENCE_S = 10.0  # for the background, once we are to end
+_PATIENCE_S = 10.0  # for what is under way, once we are to end
 
 log = logging.getLogger("ckptd")
-
-
-@dataclass(frozen=True)
-class Look:
-    """A word in the inbox: this work dir may have changed."""
-
-    path: str
-
-
-@dataclass(frozen=True)
-class Signalled:
-    """A word in the inbox: a signal came."""
-
-    number: int
-
-
-@dataclass(frozen=True)
-class JobEnded:
-    """A word in the inbox: the command beside us ended, with this exit code."""
-
-    code: int
-
-
-@dataclass(frozen=True)
-class Told:
-    """A word in the inbox, of those who look out below a root and those who make the passes there: `what` of `path`."""
-
-    what: str
-    path: str
-
-
-Word = Look | Signalled | JobEnded | Told
 
 
 @dataclass
 class Service:
     """Watches work dirs until a signal, or the end of the command beside it. `run` returns the exit code.
 
-    inbox: where words arrive; a test hands in its own. scan_interval_s: None for the file system's own.
+    recursive: the paths are roots, and every directory below that holds a checkpoint is a work dir. scan_interval_s:
+    None for the file system's own.
     """
 
     paths: Sequence[str]
     policy: Policy
+    recursive: bool = False
     dry_run: bool = False
     scan_interval_s: float | None = None
     command: Sequence[str] = ()
-    inbox: queue.SimpleQueue[Word] = field(default_factory=queue.SimpleQueue)
-    _policy_said: bool = False
-    _job_runs: bool = False
-    _ending: threading.Event = field(default_factory=threading.Event)
+    _inbox: Inbox = field(default_factory=queue.SimpleQueue)
+    _loop: Loop = field(init=False)
+    _ending: threading.Event = field(default_factory=threading.Event)  # for passes that are under way
+    _saying: threading.Lock = field(default_factory=threading.Lock)
+    _policy_said: bool = False  # under that lock
+    _job_runs: bool = False  # written by the loop's thread
 
     def run(self) -> int:
         """Raises CkptdError where no work dir at all can be looked after, or only a restart can go on."""
         paths = list(dict.fromkeys(os.path.abspath(path) for path in self.paths))
-        existing = [path for path in paths if os.path.exists(path)]
-        if self.command:
-            check_command(existing)
-        become_owner(existing)
+        if self.recursive:
+            paths = _apart(paths)
+        self._become_owner(paths)
         background = Background()
-        reader = Reader(background, wait=False, on_answer=lambda path: self.inbox.put(Look(path)))
-        watcher = Watcher(lambda path: self.inbox.put(Look(path)), self.policy.pointer)
-        keepers = {
-            path: Keeper(
-                path, self.policy, watcher=watcher, background=background, reader=reader, dry_run=self.dry_run,
-                scan_interval_s=self.scan_interval_s, label=path if len(paths) > 1 else "", stopping=self._stopping,
-                on_met=self._say_policy, beside_job=lambda: self._job_runs,
-            )
-            for path in paths
-        }  # fmt: skip
+        process = Process(
+            self.policy, background, Reader(background, wait=False, on_answer=lambda path: self._loop.hint(path)),
+            Inotify(), Filter(self.policy.pointer), dry_run=self.dry_run, scan_interval_s=self.scan_interval_s,
+            stopping=self._is_stopping, beside_job=lambda: self._job_runs, met=self._say_policy,
+        )  # fmt: skip
+        # A pass over the only work dir keeps nobody waiting.
+        pool = Background(AT_ONCE, idle=False) if self.recursive or len(paths) > 1 else AtOnce()
+        self._loop = Loop(process, self._inbox, pool)
         with self._signals():
             job = self._start_job()
+            lookouts = [self._lookout(path, process) for path in paths] if self.recursive else []
+            named = None if self.recursive else Named(paths, process, self._loop.hint)
             try:
-                return self._loop(keepers, watcher, job)
+                self._loop.begin(named, lookouts, job)
+                return self._loop.run()
             finally:
+                self._ending.set()
                 notify.stopping()
-                watcher.close()
-                for keeper in keepers.values():
-                    keeper.close()
-                background.close(PATIENCE_S)  # what is left is taken up by the next start
+                for lookout in lookouts:
+                    lookout.close()
+                process.inotify.close()
+                self._loop.crew.close(_PATIENCE_S)
+                background.close(_PATIENCE_S)  # what is left is taken up by the next start
 
-    def _loop(self, keepers: dict[str, Keeper], watcher: Watcher, job: Job | None) -> int:
-        ping_s = notify.watchdog_interval_s()
-        self._first_looks(keepers, has_job=job is not None)
-        while True:
-            notify.ping()
-            next_s = min(keeper.due_s for keeper in keepers.values()) - time.monotonic()
-            words = list(self._words(next_s if ping_s is None else min(next_s, ping_s)))
-            code = self._obey(words, keepers, job)
-            if code is not None:
-                return code
-            if not watcher.is_alive():
-                log.warning("the watcher died; started another")
-                watcher.close()
-                for keeper in keepers.values():
-                    keeper.due_s = 0.0
-            self._due_looks(keepers)
+    def signalled(self, number: int) -> None:
+        """A signal came; called by any thread."""
+        if number in ENDING and not self.command:
+            self._ending.set()
+        self._inbox.put(lambda: self._loop.obey(number))
 
-    def _obey(self, words: Sequence[Word], keepers: dict[str, Keeper], job: Job | None) -> int | None:
-        """Do what the words say, an end first and nothing twice; returns the exit code if it is the end."""
-        numbers = [word.number for word in words if isinstance(word, Signalled)]
-        if job is not None:
-            for number in numbers:
-                job.send_signal(number)
-        for word in words:
-            if isinstance(word, JobEnded) and job is not None:
-                self._job_runs = False
-                left = not job.has_left_nobody(LEAVING_S)
-                for keeper in keepers.values():
-                    keeper.job_left = left
-                self._last_looks(keepers)
-                return word.code
-            if isinstance(word, Look):
-                keepers[word.path].due_s = 0.0
-        if job is None:
-            ending = next((number for number in numbers if number in ENDING), None)
-            if ending is not None:
-                log.info("stopped by %s", signal.Signals(ending).name)
-                return 0
-            if numbers:
-                self._reload(keepers)
-        return None
+    def _become_owner(self, paths: Sequence[str]) -> None:
+        """Only root asks whose they are, and only below roots what can be read: else a disk may hang, and the others
+        not.
+        """
+        ask = self.recursive or os.geteuid() == 0
+        existing = [path for path in paths if os.path.exists(path)] if ask else []
+        if self.command:
+            _check_command(existing)
+        become_owner(existing)
+        for root in existing if self.recursive else ():
+            _check_root(root)
 
-    def _first_looks(self, keepers: dict[str, Keeper], *, has_job: bool) -> None:
-        """A service that can do nothing at all must not look up: it ends with the first thing to mend."""
-        self._due_looks(keepers)
-        failures = [keeper.failure for keeper in keepers.values() if isinstance(keeper.failure, CkptdError)]
-        if len(failures) == len(keepers) and not has_job:
-            raise failures[0]
-        notify.ready(_status(keepers))
-
-    def _due_looks(self, keepers: dict[str, Keeper]) -> None:
-        looked = False
-        for keeper in keepers.values():
-            if keeper.due_s <= time.monotonic():
-                keeper.look()
-                looked = True
-                notify.ping()  # many work dirs take long, each of them is a sign of life
-        if looked:
-            notify.status(_status(keepers))
-
-    def _last_looks(self, keepers: dict[str, Keeper]) -> None:
-        """A last pass over each work dir, and another once what it waits for was read; a signal ends that."""
-        waiting = list(keepers.values())
-        while waiting:
-            for keeper in waiting:
-                with contextlib.suppress(CkptdError):  # said already; the job's code is what counts
-                    keeper.look()
-            waiting = [keeper for keeper in waiting if keeper.report is not None and keeper.report.waits]
-            if waiting and any(isinstance(word, Signalled) for word in self._words(_LAST_READ_S)):
-                return
-
-    def _reload(self, keepers: dict[str, Keeper]) -> None:
-        notify.reloading()
-        for keeper in keepers.values():
-            keeper.look()
-        log.info("looked again, as SIGHUP asked")
-        notify.ready(_status(keepers))
-
-    def _words(self, timeout_s: float) -> Iterator[Word]:
-        """The words that are there, or the first that comes within the timeout."""
-        with contextlib.suppress(queue.Empty):
-            yield self.inbox.get(timeout=max(0.0, timeout_s))
-            while True:
-                yield self.inbox.get_nowait()
+    def _lookout(self, root: str, process: Process) -> Lookout:
+        lookout = Lookout(
+            root, process, look=lambda path: self._loop.hint(path, lookout), gone=self._loop.gone,
+            walked=lambda: self._loop.has_looked(root),
+        )  # fmt: skip
+        return lookout
 
     def _signals(self) -> contextlib.AbstractContextManager[None]:
-        """Turn signals into words; with a job beside us they are for the job, unless the terminal gave it its own."""
+        """Hear of signals; with a job beside us they are for the job, unless the terminal gave it its own."""
         if not self.command:
-            return told_to(self._told, (*ENDING, signal.SIGHUP))
+            return told_to(self.signalled, (*ENDING, signal.SIGHUP))
         muted = _FROM_TERMINAL if share_terminal() else ()
-        return told_to(self._told, [number for number in _FORWARDED if number not in muted], muted=muted)
-
-    def _told(self, number: int) -> None:
-        if number in ENDING and not self.command:
-            self._ending.set()  # for a pass that is under way
-        self.inbox.put(Signalled(number))
+        return told_to(self.signalled, [number for number in _FORWARDED if number not in muted], muted=muted)
 
     def _say_policy(self) -> None:
         """Once, after the first line, which is for what there is."""
-        if not self._policy_said:
-            self._policy_said = True
-            log.info("%s", policy_text(self.policy))
+        with self._saying:
+            if not self._policy_said:
+                self._policy_said = True
+                log.info("%s", policy_text(self.policy))
 
-    def _stopping(self) -> bool:
-        notify.ping()
+    def _is_stopping(self) -> bool:
+        self._loop.sign_of_life()
         return self._ending.is_set()
 
     def _start_job(self) -> Job | None:
-        if self.command:
-            self._job_runs = True
-            return Job(self.command, lambda code: self.inbox.put(JobEnded(code)))
-        let_orphans_go()
-        return None
+        if not self.command:
+            let_orphans_go()
+            return None
+        self._job_runs = True
+        return Job(self.command, lambda code: self._inbox.put(partial(self._job_ended, code)))
+
+    def _job_ended(self, code: int) -> None:
+        self._job_runs = False
+        self._loop.finish(code)
 
 
-def check_command(existing: Sequence[str]) -> None:
+def _check_command(existing: Sequence[str]) -> None:
     """A command that root starts must not lose its rights, nor keep more than we have: so both run as the owner."""
     if os.geteuid() == 0 and any(os.stat(path).st_uid != 0 for path in existing):
         raise RefusedError("a command beside a work dir of another user: run `ckptd watch ... -- COMMAND` as its owner")
 
 
-def _status(keepers: dict[str, Keeper]) -> str:
-    """The line for `systemctl status`."""
-    if len(keepers) == 1:
-        (keeper,) = keepers.values()
-        if keeper.failure is not None:
-            return f"cannot look after {keeper.path}: {keeper.failure}"
-        if keeper.report is None:
-            return f"waiting for {keeper.path}"
-        newest = keeper.report.survey.plan.newest
-        return (
-            f"watching {keeper.path}, newest {newest.name}" if newest else f"watching {keeper.path}, no checkpoint yet"
-        )
-    failing = sum(keeper.failure is not None for keeper in keepers.values())
-    return f"watching {len(keepers)} work dirs" + (f", {failing} failing" if failing else "")
+def _check_root(root: str) -> None:
+    try:
+        with opened_dir(root) as fd:
+            os.listdir(fd)
+    except OSError as error:
+        raise CkptdError(f"{root}: cannot be looked into: {why(error)}") from error
+
+
+def _apart(roots: Sequence[str]) -> list[str]:
+    """The roots, each once, without those that are below another: what they hold would be looked after twice.
+
+    One in a hidden directory below another stays: there the other does not look.
+    """
+    real = {root: os.path.realpath(root) for root in dict.fromkeys(roots)}
+    chosen: list[str] = []
+    for root, place in real.items():
+        others = [other for other in real if other != root]
+        if any(_looks_at(place, real[o]) or (place == real[o] and o in chosen) for o in others):
+            continue
+        chosen.append(root)
+    return chosen
+
+
+def _looks_at(place: str, root: str) -> bool:
+    """Whether whoever looks below `root` comes to `place`, which is another directory."""
+    root = root.rstrip("/") + "/"
+    return place.startswith(root) and not any(map(is_hidden, place[len(root) :].split("/")))

@@ -1,4 +1,4 @@
-"""Hints of work dirs that were named, whether they are there or not. The disk is the truth: a lost hint only delays."""
+"""Watches directories by name, whether they are there or not: a work dir that was named, or a root."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ class Watcher:
     Any thread may call it.
     """
 
-    def __init__(self, hint: Callable[[str], None], pointer: str, inotify: Inotify | None = None) -> None:
-        self._hint = hint
-        self._filter = Filter(pointer)
-        self._inotify = inotify or Inotify()
-        self._watch = DirectoryWatch(self._inotify, self._changed, self._lost)
+    def __init__(self, hint: Callable[[str], None], inotify: Inotify, filter_: Filter) -> None:
+        self._hint, self._filter = hint, filter_
+        self._watch = DirectoryWatch(inotify, self._changed, self._lost)
         self._lock = threading.Lock()
         # Both are changed under the lock, by single operations: the thread of inotify reads them without.
         self._places: dict[str, set[str]] = {}  # what is watched for a path
@@ -43,23 +41,6 @@ class Watcher:
     def forget(self, path: str) -> None:
         """Stop watching `path`."""
         self._want(path, set())
-        self._filter.forget(path)
-
-    def heed(self, path: str, counts: Callable[[str], bool]) -> None:
-        """From now on give hints of `path` only for names that count; until then for all of them."""
-        self._filter.heed(path, counts)
-
-    def expect_gone(self, path: str, names: set[str]) -> None:
-        """Give no hint for the disappearance of the checkpoints `names` and their scores: it is our own doing."""
-        self._filter.expect_gone(path, names)
-
-    def is_alive(self) -> bool:
-        """Whether hints still come, if any were promised."""
-        return self._inotify.is_alive()
-
-    def close(self) -> None:
-        """Stop; what is under way ends first."""
-        self._inotify.close()
 
     def _want(self, path: str, places: set[str]) -> set[str]:
         """Note for what `path` is watched from now on, and watch the rest no more; returns what is new."""

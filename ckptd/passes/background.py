@@ -133,6 +133,14 @@ class Background:
         self._unfinished = {key: (self._unfinished[key][0], 1) for key in self._busy}
 
 
+class AtOnce(Background):
+    """Does each job in the thread that submits it, and is done with it when `submit` returns."""
+
+    def submit(self, key: str, job: Job, *, device: int) -> None:
+        """Run `job` now."""
+        job()
+
+
 def _be_idle() -> None:
     """Ask for the idle I/O class for this thread. Best effort: not every kernel and scheduler knows it."""
     if _IOPRIO_SET is not None:
