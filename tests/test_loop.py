@@ -154,6 +154,35 @@ def test_lost_hints_and_a_dead_watcher_are_made_up_for_at_once(
     assert watched.settle() == 1
 
 
+def test_a_work_dir_that_comes_in_a_directory_that_was_replaced_is_met(
+    two: list[Path], started: Callable[..., Watched]
+) -> None:
+    """Both are watched by one watch of the first, which goes with the directory that was there before."""
+    outer, inner = two[0], two[0] / "c"
+    watched = started(named=[outer, inner])
+    watched.settle()
+    outer.rename(outer.parent / "away")
+    outer.mkdir()
+    two[1].rename(inner)
+    watched.settle()
+    assert keeps(inner, 1)()
+
+
+def test_a_root_that_came_unnoticed_is_watched_like_any_other(
+    tmp_path: Path, two: list[Path], started: Callable[..., Watched]
+) -> None:
+    root = tmp_path / "root"
+    watched = started(roots=[root])
+    watched.settle()
+    root.mkdir()
+    two[0].rename(root / "a")
+    watched.kernel.lose(silently=True)
+    watched.wait(60.0)
+    watched.settle()
+    assert keeps(root / "a", 1)()
+    assert watched.kernel.watched == 2  # the root and the work dir, its parent no more
+
+
 def test_the_disk_of_a_named_work_dir_is_known_without_asking_it(
     tmp_path: Path, started: Callable[..., Watched]
 ) -> None:

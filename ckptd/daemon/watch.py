@@ -35,7 +35,8 @@ class Watcher:
         places = {path, os.path.dirname(path)} if there else {str(next(p for p in Path(path).parents if p.is_dir()))}
         places.update(os.path.join(path, name) for name in inside)
         new = self._want(path, places)
-        added = {place for place in places if self._watch.add(place, follow=True)}
+        # The fate of a parent matters to all that is waited for in it.
+        added = {place for place in places if self._watch.add(place, follow=True, fate=place != path)}
         return any(place in self._watch for place in new | added)
 
     def forget(self, path: str) -> None:
