@@ -31,6 +31,7 @@ _LOCAL_HEADER = 30  # bytes before a member's name
 _UTF8 = 0x800
 _HARMLESS_FLAGS = _UTF8 | 0x8 | 0x6  # sizes behind the data, how hard a deflater tried; not: encrypted, patched
 _END, _END64, _LOCATOR64 = struct.Struct("<4sHHHHLLH"), struct.Struct("<4sQHHLLQQQQ"), struct.Struct("<4sLQL")
+_LENGTHS = struct.Struct("<HHH")  # of the name, the extra field and the comment of a member
 _LONGEST_COMMENT = 65535
 
 
@@ -155,7 +156,8 @@ def _entries_in(directory: bytes) -> int | None:
     """How many entries a central directory holds, None if they do not fill it to the byte."""
     at, count = 0, 0
     while at + 46 <= len(directory) and directory.startswith(b"PK\x01\x02", at):
-        at += 46 + sum(struct.unpack_from("<HHH", directory, at + 28))  # its name, extra field and comment
+        name, extra, comment = _LENGTHS.unpack_from(directory, at + 28)
+        at += 46 + name + extra + comment
         count += 1
     return count if at == len(directory) else None
 
