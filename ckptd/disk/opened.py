@@ -38,7 +38,7 @@ class OpenedDirectory:
         return self._listed().get(name, False)
 
     def about(self, path: str) -> Inode:
-        """What bears a name in it, or a path below it, now."""
+        """What bears a name in it, or is at the end of a path below it, now; on the way there links are followed."""
         try:
             info = os.stat(path, dir_fd=self._fd, follow_symlinks=False)
         except ValueError as error:  # a NUL, or half of a character

@@ -12,7 +12,7 @@ from typing import BinaryIO, Protocol
 
 
 class DirectoryView(Protocol):
-    """A directory, as it was when it was first asked for its names. No symlink is followed."""
+    """A directory, as it was when it was first asked for its names. A symlink in it is neither opened nor followed."""
 
     @property
     def names(self) -> Set[str]:
@@ -22,7 +22,7 @@ class DirectoryView(Protocol):
         """Whether one of its names is that of a directory."""
 
     def about(self, path: str) -> Inode:
-        """What bears a name in it, or a path below it, now."""
+        """What bears a name in it, or is at the end of a path below it, now."""
 
     def opened_file(self, name: str) -> AbstractContextManager[FileView]:
         """A file in it, for as long as the `with` lasts. Raises RefusedError for what is neither that nor a symlink."""
