@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from ckptd.core.checkpoint import Checkpoint, State
-from ckptd.core.late import quiet_from_ns
-from ckptd.core.memory import BROUGHT_BACK, Memory, Seen, SeriesMemory
+from ckptd.core.late import after_pass, is_behind, is_larger, is_smaller, quiet_from_ns
+from ckptd.core.memory import BROUGHT_BACK, InForce, Memory, Seen, SeriesMemory
 from ckptd.core.naming import Template
 from ckptd.core.plan import KEEP, SKIP, Plan, plan
 from ckptd.core.policy import Policy
@@ -357,6 +357,56 @@ def test_a_k_that_is_raised_again_before_it_acted_takes_nothing() -> None:
 def test_a_series_is_quiet_after_five_intervals(written: list[int], expected: int | None) -> None:
     saves = [Seen("s", str(ns), ns, 1, ns, ns, at) for at, ns in enumerate(written, 1)]
     assert quiet_from_ns(saves) == expected
+
+
+# --- what is in force
+
+THREE = InForce(3, "stepped", 1)
+
+
+@pytest.mark.parametrize(("asked", "before", "smaller", "larger"), [
+    pytest.param(THREE, THREE, False, False, id="the same"),
+    pytest.param(THREE._replace(max_keep=2), THREE, True, False, id="one less"),
+    pytest.param(THREE._replace(max_keep=4), THREE, False, True, id="one more"),
+    pytest.param(InForce(2, "newest", 1), THREE, False, False, id="one less by another rule"),
+    pytest.param(InForce(2, "stepped", 2), THREE, False, False, id="one less on another grid"),
+    pytest.param(InForce(4, "newest", 2), THREE, False, True, id="more, whatever else"),
+    pytest.param(THREE, None, False, False, id="the first one"),
+    pytest.param(None, THREE, False, False, id="none any more"),
+    pytest.param(None, None, False, False, id="never any"),
+])  # fmt: skip
+def test_a_k_is_smaller_where_nothing_else_has_changed_and_larger_whatever_has(
+    asked: InForce | None, before: InForce | None, smaller: bool, larger: bool
+) -> None:
+    assert (is_smaller(asked, before), is_larger(asked, before)) == (smaller, larger)
+    if asked is not None:
+        assert is_behind(SeriesMemory(in_force=before, walked=5), asked, 5) is smaller
+        assert is_behind(SeriesMemory(in_force=before, walked=5), asked, 6), "a save that has not walked"
+        assert is_behind(SeriesMemory(in_force=before), asked, 1)
+
+
+TWO, FOUR = THREE._replace(max_keep=2), THREE._replace(max_keep=4)
+
+
+@pytest.mark.parametrize(("asked", "walked", "settled", "in_force", "order"), [
+    pytest.param(None, False, False, THREE, 5, id="no K changes nothing"),
+    pytest.param(TWO, True, False, TWO, 9, id="saves have walked"),
+    pytest.param(TWO, False, True, TWO, 9, id="a person has said so, and no walk is to be made"),
+    pytest.param(TWO, False, False, THREE, 5, id="a smaller one that is only declared acts at a save"),
+    pytest.param(FOUR, False, False, FOUR, 5, id="a larger one is in force at once, and no save has walked by it"),
+])  # fmt: skip
+def test_what_is_in_force_after_a_pass(
+    asked: InForce | None, walked: bool, settled: bool, in_force: InForce, order: int
+) -> None:
+    was = SeriesMemory(interval=1, recent=(1, 2), in_force=THREE, walked=5)
+    after = after_pass(was, asked, 7, 9, walked=walked, settled=settled)
+    assert after == replace(was, in_force=in_force, walked=order)
+
+
+def test_of_a_state_that_knows_of_no_walks_all_that_was_known_has_walked() -> None:
+    was = SeriesMemory()
+    assert after_pass(was, None, 7, 9, walked=False, settled=False) == replace(was, walked=7)
+    assert after_pass(was, TWO, 7, 9, walked=False, settled=False) == replace(was, in_force=TWO, walked=9)
 
 
 # --- what could not go

@@ -117,3 +117,14 @@ def test_the_longest_names_that_a_file_system_takes_are_read_and_no_longer_ones(
     epochs = Template("epoch_{}.pth")
     assert epochs.step_of("epoch_" + "9" * 245 + ".pth") == int("9" * 245)
     assert epochs.step_of("epoch_" + "9" * 246 + ".pth") is None
+
+
+@pytest.mark.parametrize(("text", "head"), [
+    ("epoch_{}.pth", "epoch_"), ("iter_{:08d}.pth", "iter_"), ("{}.pt", ""), ("run 2 of {}.pt", None),
+    ("x{:x}.pt", None), ("{:>6}.pt", None), ("x{:+d}.pt", None), ("{{}}{}.pth", "{}"),
+])  # fmt: skip
+def test_what_stands_before_the_first_digit_of_every_name_is_known(text: str, head: str | None) -> None:
+    assert Template(text).fixed_head == head
+    for step in (0, 7, 12345) if head is not None else ():
+        name = Template(text).name_of(step)
+        assert name[len(head) :][:1].isdigit()

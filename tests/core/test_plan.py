@@ -8,6 +8,7 @@ import json
 import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -290,3 +291,37 @@ def test_a_given_interval_beats_a_declared_one_and_that_an_inferred_one() -> Non
             epochs(1, 2, 3, 4), policy, memory=Memory(), now_ns=NOW, protected={}, declared=declared
         ).series
         assert expected == (series.grid.interval_from, series.grid.interval, series.grid.max_keep)
+
+
+@pytest.mark.parametrize(("keep", "says"), [(1, "the newest"), (3, "one of the 3 newest")])
+def test_the_newest_say_of_how_many_they_are(keep: int, says: str) -> None:
+    decided = decide(epochs(1, 2, 3, 4), Policy(max_keep=keep, interval=1))
+    assert {d.checkpoint.step: d.reasons for d in decided.decisions}[4] == (says,)
+    assert sum(d.reasons == (says,) for d in decided.decisions) == keep
+
+
+@pytest.mark.parametrize(("broken", "fault"), [
+    pytest.param({"state": State.INCOMPLETE, "evidence": "no end record"}, "no end record", id="incomplete"),
+    pytest.param({"state": State.INCOMPLETE}, "incomplete", id="without evidence"),
+    pytest.param({"durable": False, "evidence": "all there"}, "not on stable storage", id="not durable"),
+])  # fmt: skip
+@pytest.mark.parametrize(("keep", "enough"), [(1, "a newer complete one exists"), (2, "2 newer complete ones exist")])
+def test_a_broken_one_says_what_is_wrong_with_it_and_what_it_goes_after(
+    broken: dict[str, Any], fault: str, keep: int, enough: str
+) -> None:
+    first = replace(epochs(1)[0], **broken)
+    for newer in (keep - 1, keep):
+        decided = decide([first, *epochs(*range(2, 2 + newer), start=1)], Policy(max_keep=keep, rule="newest"))
+        (about,) = (d for d in decided.decisions if d.checkpoint.step == 1)
+        expected = (PRUNE, f"{fault}; {enough}") if newer == keep else (KEEP, f"{fault}; will be pruned once {enough}")
+        assert (about.decision, *about.reasons) == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "says"), [(State.IN_FLIGHT, "being written"), (State.DOUBTFUL, "not all of one save")]
+)
+def test_what_is_not_settled_says_so_with_its_evidence_or_without(state: State, says: str) -> None:
+    for evidence in ("", "open for writing"):
+        found = [replace(epochs(1)[0], state=state, evidence=evidence), *epochs(2, 3, start=1)]
+        (about,) = (d for d in decide(found, Policy(max_keep=1, rule="newest")).decisions if d.checkpoint.step == 1)
+        assert (about.decision, about.reasons) == (KEEP, (evidence or says,))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import a_pass, kept, left, picture, pointed
+from ..conftest import a_pass, kept, left, picture, pointed, torch_zip
 from .writers import Run, the
 
 
@@ -50,3 +50,16 @@ def test_copies_that_have_all_lost_their_markers_stay(name: str, mark: str, work
     before = picture(work_dir)
     assert a_pass(work_dir, layouts=(name,), max_keep=1, settle_s=0).pruned == ()
     assert picture(work_dir) == before
+
+
+def test_a_version_of_the_newest_that_somebody_puts_there_with_an_older_time_is_no_save(work_dir: Path) -> None:
+    names = ["epoch=0-step=10.ckpt", "epoch=1-step=20.ckpt"]
+    for at, name in enumerate(names, 1):
+        (work_dir / name).write_bytes(torch_zip())
+        os.utime(work_dir / name, ns=(at * 10**18, at * 10**18))
+    a_pass(work_dir, max_keep=1, settle_s=0)
+    version = work_dir / "epoch=1-step=20-v1.ckpt"
+    version.write_bytes(torch_zip())
+    os.utime(version, ns=(15 * 10**17, 15 * 10**17))
+    assert set(kept(work_dir, max_keep=1)) == {names[1], version.name}
+    assert pointed(work_dir) == names[1]
