@@ -18,11 +18,17 @@ ROOT_PACKAGES := strace xfsprogs sshfs openssh-sftp-server systemd dbus e2fsprog
 # What tests/field needs of Debian: a Slurm of one node.
 FIELD_PACKAGES := munge slurmctld slurmd slurm-client
 
-.PHONY: all test lint format soak real bench root field smoke smoke-39 demo picture install uninstall clean help check-python check-root
+.PHONY: all test coverage lint format soak real bench root field smoke smoke-39 demo picture install uninstall clean help check-python check-root
 all: lint test
 
 test: .venv/.test  ## the tests that need neither root nor other frameworks; in memory, or below TMPDIR
 	$(BIN)/python -m pytest $(ARGS)
+
+coverage: .venv/.test  ## how much of ckptd those reach, counted in the processes that they start too; there is a floor
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 lint: .venv/.lint  ## ruff, mypy, and nothing newer than Python 3.9 in what jobs import
 	$(BIN)/ruff check .
@@ -109,7 +115,7 @@ uninstall:  ## take away what install put there
 	rm -f '$(DESTDIR)$(PREFIX)/lib/systemd/system/ckptd@.service' '$(DESTDIR)$(PREFIX)/lib/systemd/user/ckptd@.service'
 
 clean:  ## remove what was made here, .venv and its downloads too
-	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage htmlcov
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage .coverage.* htmlcov
 	find ckptd tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list

@@ -17,7 +17,7 @@ import pytest
 
 from ckptd.core.layouts import LAYOUTS
 
-from .conftest import PATIENCE_S, Builder, Somebody, environment, epochs
+from .conftest import PATIENCE_S, UNTRACED, Builder, Somebody, environment, epochs
 
 Ckptd = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -25,7 +25,7 @@ Ckptd = Callable[..., subprocess.CompletedProcess[str]]
 def asked(line: str, ckptd: Ckptd, *, shell: str = "bash") -> list[str]:
     """The answers to a <TAB> at the end of `line`, each `type,value`."""
     words = str(len(line.split(" ")) - 1)
-    done = ckptd(env={"_CKPTD_COMPLETE": f"{shell}_complete", "COMP_WORDS": line, "COMP_CWORD": words})
+    done = ckptd(env={"_CKPTD_COMPLETE": f"{shell}_complete", "COMP_WORDS": line, "COMP_CWORD": words, **UNTRACED})
     assert (done.returncode, done.stderr) == (0, "")
     return [line for line in done.stdout.splitlines() if line]
 

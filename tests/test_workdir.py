@@ -23,7 +23,7 @@ from ckptd.passes.background import Background
 from ckptd.workdir import workdir
 from ckptd.workdir.workdir import WorkDir, _owner_of, become_owner, check_library_use
 
-from .conftest import Builder, Ckptd, Somebody, environment, epochs, keeper_of, left, picture
+from .conftest import UNTRACED, Builder, Ckptd, Somebody, environment, epochs, keeper_of, left, picture
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
@@ -353,7 +353,9 @@ def test_root_becomes_the_owner_even_where_the_owner_cannot_read_roots_python(wi
         os.chown(path, 12345, 12345)
     for command in ("plan", "prune", "latest", "history", "restore", "plan"):
         asked = [sys.executable, "-m", "ckptd", command, str(work_dir)]
-        done = subprocess.run(asked, capture_output=True, text=True, env=environment(CKPTD_MAX_KEEP="1"), timeout=60)
+        done = subprocess.run(
+            asked, capture_output=True, text=True, env=environment(CKPTD_MAX_KEEP="1", **UNTRACED), timeout=60
+        )
         assert (done.returncode, "Traceback" in done.stderr) == (0, False), (command, done.stderr)
     assert {path.stat().st_uid for path in (work_dir / ".ckptd").iterdir()} == {12345}
     assert left(work_dir) == epochs(3)

@@ -14,7 +14,7 @@ import pytest
 import ckptd
 from ckptd import Policy
 
-from ..conftest import Builder, a_pass, dcp_metadata, left, safetensors, torch_zip
+from ..conftest import PACE, Builder, a_pass, dcp_metadata, left, safetensors, torch_zip
 from .test_layouts import states
 
 NO_NAMES = [
@@ -70,7 +70,7 @@ def test_a_number_without_end_in_a_name_costs_neither_time_nor_memory(
     put(with_checkpoints, name, {file: torch_zip() for file in files})
     began_s = time.process_time()
     assert states(ckptd.plan(with_checkpoints.work_dir, Policy(layouts=(layout,)))) == {name: "incomplete"}
-    assert time.process_time() - began_s < 2
+    assert time.process_time() - began_s < 2 * PACE
 
 
 @pytest.mark.parametrize("marker", [".metadata", "trainer_state.json", "model.safetensors.index.json", "rank0.pth",
@@ -137,7 +137,7 @@ def test_thousands_of_series_are_looked_at_in_linear_time(with_checkpoints: Buil
     a_pass(work_dir)
     began_s = time.process_time()
     assert len(ckptd.plan(work_dir, Policy(max_keep=1)).plan.series) == 1500
-    assert time.process_time() - began_s < 0.8
+    assert time.process_time() - began_s < 0.8 * PACE
 
 
 def test_a_declared_template_that_a_layout_reads_as_keys_is_obeyed(
