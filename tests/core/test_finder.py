@@ -152,7 +152,8 @@ POLICIES = [
 NAMES = [
     "epoch_3.pth", "checkpoint-5", "net_7.pth", "0007.pt", "epoch=1-step=2.ckpt", "best-epoch=1.ckpt", "global_step5",
     "7", "my_run_12", "lora-000010.safetensors", "iter_0000500", "ep1-ba10-rank0.pt", "ckpt-1.index", "model_000100.pt",
-    "checkpoint1-rank-0.pt", "opt000100.pt", "epoch5.pt", "train.log", "epoch_.pth", "x", "1x", "step-5.tmp",
+    "checkpoint1-rank-0.pt", "opt000100.pt", "epoch5.pt", "train.log", "epoch_.pth", "x", "1x", "last-v1.ckpt",
+    "ckpt-1.data-00000-of-00001", "step-5.tmp",
 ]  # fmt: skip
 
 
@@ -176,3 +177,25 @@ def test_where_a_policy_names_what_it_is_about_nothing_else_is_even_listed() -> 
 def test_a_word_before_the_keys_is_a_series_only_where_somebody_asks_for_the_layout() -> None:
     assert found("sample-epoch=3.ckpt") is None
     assert found("sample-epoch=3.ckpt", Policy(layouts=("lightning",))) == ("sample-epoch={}.ckpt", 3)
+
+
+def test_a_template_that_begins_with_a_digit_or_has_none_before_its_step_is_found_too() -> None:
+    policy = Policy(templates=("2d_{}.pth", "x{:x}.pt"))
+    assert found("2d_7.pth", policy) == ("2d_{}.pth", 7)
+    assert found("xff.pt", policy) == ("x{:x}.pt", 255)
+    assert found("3d_7.pth", policy) is None
+
+
+def test_what_is_remembered_is_found_by_its_own_name_or_as_the_layout_that_it_is_of() -> None:
+    finder = Policy().finder(remembered=[Template("net_{}.pth"), Template("global_step{}")])
+    own, deepspeed = finder.match("net_3.pth"), finder.match("global_step5")
+    assert own is not None
+    assert deepspeed is not None
+    assert (own[0].kinds, own[1], own[0].alone) == (None, 3, "")
+    (layout,) = layouts_called(["deepspeed"])
+    assert (deepspeed[0].kinds, deepspeed[1], deepspeed[0].alone) == (layout.kinds, 5, "")
+
+
+@pytest.mark.parametrize("layout", [layout.name for layout in LAYOUTS])
+def test_only_the_names_of_orbax_are_to_be_learnt(layout: str) -> None:
+    assert Policy(layouts=(layout,)).finder().learns is (layout == "orbax")

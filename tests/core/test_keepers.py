@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ckptd.core.checkpoint import Checkpoint, State
-from ckptd.core.keepers import KeepBest
+from ckptd.core.keepers import KeepBest, KeepWithin
 from ckptd.core.memory import Memory
 from ckptd.core.plan import KEEP, PRUNE, SKIP, Plan, plan
 from ckptd.core.policy import Policy
@@ -286,3 +286,11 @@ def test_a_budget_takes_what_nothing_can_be_resumed_from_before_anything_whole()
 @pytest.mark.parametrize("text", ["mAP:max", "eval_loss:min", "eval:acc:max:3"])
 def test_a_keeper_is_named_as_it_was_asked_for(text: str) -> None:
     assert str(KeepBest.from_text(text)) == f"--keep-best {text}"
+
+
+def test_a_direction_is_min_or_max_and_a_time_is_above_0_and_has_an_end() -> None:
+    with pytest.raises(UsageError, match="say which is best"):
+        KeepBest("mAP", "best")
+    for seconds in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(UsageError):
+            KeepWithin(seconds)

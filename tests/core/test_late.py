@@ -351,6 +351,7 @@ def test_a_k_that_is_raised_again_before_it_acted_takes_nothing() -> None:
         pytest.param([10], None, id="one save has no interval"),
         pytest.param([10, 20], 70, id="five intervals after the last"),
         pytest.param([0, 10, 20, 500, 510], 560, id="a pause counts for nothing"),
+        pytest.param([0, 1, 2, 10, 20, 30], 70, id="the gap in the middle counts"),
         pytest.param([0, 10, 20, 30, 31], 81, id="nor does a last save that was early"),
     ],
 )

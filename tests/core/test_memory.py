@@ -83,6 +83,7 @@ def test_it_was_in_doubt_before_where_no_part_has_moved_since(older: int, younge
     pytest.param([1, 2, 3, 5, 7], None, id="two of four is no majority"),
     pytest.param([1, 2, 3, 4, 6, 8], 1, id="three of five is one"),
     pytest.param([3, 6, 9, 4, 4, 7], 3, id="a step back, or the same again, is no gap"),
+    pytest.param([4, 4, 4, 4, 4], None, id="nothing but the same again"),
     pytest.param([1, 2, 3, 4, 10, 20, 30, 40, 50, 60, 70, 80], 10, id="the latest eight alone"),
 ])  # fmt: skip
 def test_the_interval_is_the_gap_of_most_of_the_latest_saves(steps: list[int], interval: int | None) -> None:

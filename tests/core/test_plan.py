@@ -325,3 +325,21 @@ def test_what_is_not_settled_says_so_with_its_evidence_or_without(state: State, 
         found = [replace(epochs(1)[0], state=state, evidence=evidence), *epochs(2, 3, start=1)]
         (about,) = (d for d in decide(found, Policy(max_keep=1, rule="newest")).decisions if d.checkpoint.step == 1)
         assert (about.decision, about.reasons) == (KEEP, (evidence or says,))
+
+
+def test_what_has_become_whole_is_a_save_of_now_though_nothing_else_of_it_has_changed() -> None:
+    """As a directory does whose last shard comes after its marker."""
+    found = epochs(1, 2, 3)
+    half = [*found[:2], replace(found[2], state=State.INCOMPLETE)]
+    before = decide(half, Policy())
+    now = decide(found, Policy(), before.memory)
+    assert (before.newest, now.newest) == (found[1], found[2])
+    orders = [each.memory.seen["epoch_3.pth"].order for each in (before, now, decide(half, Policy(), now.memory))]
+    assert orders[0] < orders[1] == orders[2], "what is spoiled later is the same save"
+
+
+def test_what_is_saved_again_is_a_save_of_now() -> None:
+    before = decide(epochs(1, 2, 3), Policy()).memory
+    now = decide([*epochs(1, start=5), *epochs(2, 3, start=1)], Policy(), before)
+    assert now.newest is not None
+    assert (now.newest.step, now.memory.next_order) == (1, before.next_order + 1)
