@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from ckptd.core.checkpoint import Checkpoint
-from ckptd.core.memory import Memory
 from ckptd.core.naming import Template
-from ckptd.core.plan import SKIP, Plan, plan
-from ckptd.core.policy import Policy, Stepped
+from ckptd.core.plan import SKIP
+from ckptd.core.policy import Stepped
+from tests.core.directory import Directory
 from tests.golden_cases import CASES, EVENTS, Outside, happenings, policy_of
 
 
@@ -36,34 +35,6 @@ def test_the_rule_alone_leaves_what_the_hook_left(case: dict) -> None:
         assert each.files == files
 
 
-class Directory:
-    """A directory without a disk: names with times of writing, in order, and what passes remember of it."""
-
-    def __init__(self, names: list[str]) -> None:
-        self.memory = Memory()
-        self.written: dict[str, int] = {}
-        self._clock = 0
-        for name in names:
-            self.write(name)
-
-    def write(self, name: str) -> None:
-        self._clock += 1
-        self.written[name] = self._clock
-
-    def reconcile(self, policy: Policy) -> Plan:
-        (template,) = policy.patterns
-        found = [
-            Checkpoint(template.text, name, step, 1, mtime_ns)
-            for name, mtime_ns in self.written.items()
-            if (step := template.step_of(name)) is not None
-        ]
-        decided = plan(found, policy, memory=self.memory, now_ns=10**9, protected={}, declared={})
-        self.memory = decided.memory
-        for decision in decided.prune:
-            del self.written[decision.checkpoint.name]
-        return decided
-
-
 @pytest.mark.parametrize("missed", [0.0, 0.3, 0.7, 0.95])
 def test_any_passes_may_be_missed_and_the_end_is_the_hooks(missed: float) -> None:
     """Confluence: files = the hook's files + what is owed and one of the K newest, at every pass that is made.
@@ -74,22 +45,16 @@ def test_any_passes_may_be_missed_and_the_end_is_the_hooks(missed: float) -> Non
     for case in CASES:
         for seed in range(3 if missed else 1):
             rng = random.Random(f"{case['id']} {seed}")
-            directory = Directory(case["pre"])
+            directory = Directory(case["pre"], ended=False)
             if case["pre"] or rng.random() < 0.5:
                 directory.reconcile(replace(policy_of(case["segments"][0]), max_keep=None))
             for each in happenings(case):
                 if isinstance(each, Outside):
-                    directory.reconcile(each.policy)
-                    for name in each.remove:
-                        directory.written.pop(name, None)
-                    for name in each.create:
-                        directory.write(name)
-                    directory.reconcile(each.policy)
+                    directory.change(each)
                     continue
                 directory.write(each.name)
                 if each.last or rng.random() >= missed:
-                    decided = directory.reconcile(each.policy)
-                    owed = {d.checkpoint.name for d in decided.decisions if d.decision == SKIP}
+                    owed = directory.owed(each.policy)
                     assert each.files | owed == set(directory.written), (case["id"], seed, each.step)
                     compared += 1
     assert compared > 500
@@ -99,7 +64,7 @@ def test_what_is_owed_is_rare_and_only_where_the_hook_would_keep_too_few() -> No
     """A veto needs its reason: at every event the extra files are among the K newest."""
     extra = 0
     for case in CASES:
-        directory = Directory(case["pre"])
+        directory = Directory(case["pre"], ended=False)
         for each in happenings(case):
             if isinstance(each, Outside):
                 directory.written = {n: t for n, t in directory.written.items() if n not in each.remove}

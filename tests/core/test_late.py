@@ -3,81 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
 
-from ckptd.core.checkpoint import Checkpoint, State
 from ckptd.core.late import after_pass, is_behind, is_larger, is_smaller, quiet_from_ns
-from ckptd.core.memory import BROUGHT_BACK, InForce, Memory, Seen, SeriesMemory
-from ckptd.core.naming import Template
-from ckptd.core.plan import KEEP, SKIP, Plan, plan
+from ckptd.core.memory import BROUGHT_BACK, InForce, Seen, SeriesMemory
+from ckptd.core.plan import KEEP, SKIP
 from ckptd.core.policy import Policy
-from ckptd.core.reason import Kind, Reason
 from ckptd.core.schedule import Schedule
+from tests.core.directory import EPOCHS, Directory
 from tests.golden_cases import CASES, Outside, happenings, policy_of
-
-EPOCHS = Template("epoch_{}.pth")
-
-
-class Directory:
-    """A directory without a disk, and what passes remember of it. ended: whether passes take its runs for ended."""
-
-    def __init__(self, names: Sequence[str] = (), *, ended: bool = True) -> None:
-        self.memory = Memory()
-        self.written: dict[str, int] = {}
-        self.broken: set[str] = set()
-        self.pinned: set[str] = set()
-        self.declared: dict[str, Schedule] = {}
-        self.ended = ended
-        self._clock = 0
-        for name in names:
-            self.write(name)
-
-    def save(self, *steps: int) -> None:
-        for step in steps:
-            self.write(EPOCHS.name_of(step))
-
-    def write(self, name: str) -> None:
-        self._clock += 1
-        self.written[name] = self._clock
-
-    def plan(self, policy: Policy) -> Plan:
-        templates = policy.patterns if policy.templates else [EPOCHS]
-        found = [
-            Checkpoint(
-                template.text, name, step, 1, mtime_ns, State.INCOMPLETE if name in self.broken else State.COMPLETE
-            )
-            for template in templates
-            for name, mtime_ns in self.written.items()
-            if (step := template.step_of(name)) is not None
-        ]
-        return plan(
-            found, policy, memory=self.memory, now_ns=10**9,
-            protected={name: [Reason(Kind.PINNED, "pinned")] for name in self.pinned},
-            declared=self.declared, patterns=templates, ended=lambda series: self.ended,
-        )  # fmt: skip
-
-    def reconcile(self, policy: Policy) -> Plan:
-        decided = self.plan(policy)
-        gone = {decision.checkpoint.name for decision in decided.prune}
-        self.memory = decided.memory.without(gone)
-        for name in gone:
-            del self.written[name]
-        return decided
-
-    def prune(self, max_keep: int | None, interval: int | None = 1, rule: str = "auto") -> list[int]:
-        """One pass; the steps that are left."""
-        self.reconcile(Policy(max_keep=max_keep, interval=interval, rule=rule))
-        return self.steps()
-
-    def decision_on(self, step: int, max_keep: int) -> str:
-        decisions = self.plan(Policy(max_keep=max_keep, interval=1)).decisions
-        return next(d.decision for d in decisions if d.checkpoint.step == step)
-
-    def steps(self) -> list[int]:
-        return sorted(step for name in self.written if (step := EPOCHS.step_of(name)) is not None)
 
 
 def ran(*steps: int, max_keep: int | None, interval: int | None = 1) -> Directory:
@@ -462,15 +398,10 @@ def test_restarts_under_the_new_k_before_the_first_save_leave_what_the_hook_left
                 directory.reconcile(policy_of(segment))
             for each in happenings({"segments": [segment]}):
                 if isinstance(each, Outside):
-                    directory.reconcile(each.policy)
-                    for name in each.remove:
-                        directory.written.pop(name, None)
-                    for name in each.create:
-                        directory.write(name)
-                    directory.reconcile(each.policy)
+                    directory.change(each)
                     continue
                 directory.write(each.name)
-                owed = {d.checkpoint.name for d in directory.reconcile(each.policy).decisions if d.decision == SKIP}
+                owed = directory.owed(each.policy)
                 assert each.files | owed == set(directory.written), (case["id"], each.step)
                 compared += 1
     assert compared == 2449
@@ -488,11 +419,7 @@ def test_between_two_changes_of_policy_any_passes_may_be_missed(missed: float) -
             for each in happenings({"segments": [segment]}):
                 for directory in (each_seen, some_seen):
                     if isinstance(each, Outside):
-                        directory.reconcile(each.policy)
-                        directory.written = {n: at for n, at in directory.written.items() if n not in each.remove}
-                        for name in each.create:
-                            directory.write(name)
-                        directory.reconcile(each.policy)
+                        directory.change(each)
                     else:
                         directory.write(each.name)
                         if directory is each_seen or each.last or rng.random() >= missed:
