@@ -107,6 +107,25 @@ def test_what_went_to_make_room_for_ckptds_directory_counts_as_pruned(
     assert left(work_dir) == epochs(3)
 
 
+def test_what_is_pinned_meanwhile_does_not_go_to_make_room(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2, 3))
+    made = os.mkdir
+
+    def full(path: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        if (work_dir / "epoch_2.pth").exists():
+            (work_dir / "epoch_1.pth.keep").touch()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        made(path, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "mkdir", full)
+    report = a_pass(work_dir, max_keep=1, interval=1, trash_ttl_s=0)
+    assert [d.checkpoint.name for d in report.pruned] == epochs(2)
+    assert "left epoch_1.pth alone: pinned" in caplog.text
+    assert {*epochs(1, 3)} <= set(left(work_dir))
+
+
 _ON_A_FULL_DISK = r"""
 set -e
 mount -t tmpfs -o size=64k tmpfs "$1"

@@ -149,6 +149,24 @@ def test_a_failed_fsync_is_never_relied_on_again_not_even_after_a_restart(
     assert (left(work_dir), pointed(work_dir)) == (epochs(3), "epoch_3.pth")
 
 
+def test_what_a_failed_fsync_of_the_work_dir_was_for_is_not_relied_on(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes are on the disk by then, but perhaps not its name."""
+    work_dir = with_checkpoints(*epochs(1, 2, 3), content=safetensors())
+    with monkeypatch.context() as patch:
+        refused = refuse_fsync(patch, work_dir.name)
+        with passes(work_dir, max_keep=1, interval=1, trash_ttl_s=0) as process:
+            process.reconcile()
+            process.reconcile()
+    assert refused == [work_dir.name]
+    a_pass(work_dir, max_keep=1, interval=1, trash_ttl_s=0)
+    assert (left(work_dir), pointed(work_dir)) == (epochs(2, 3), "epoch_2.pth")
+    with_checkpoints("epoch_4.pth")
+    a_pass(work_dir, max_keep=1, interval=1, trash_ttl_s=0)
+    assert pointed(work_dir) == "epoch_4.pth"
+
+
 def test_a_failed_fsync_of_what_the_pointer_names_is_remembered_when_the_pointer_could_not_move(
     with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
