@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .core.checkpoint import State
+from .core.entry import Entry
 from .core.finder import Finder
 from .core.layouts import LAYOUTS
+from .core.memory import Seen
 from .core.policy import Policy
 from .core.survey import Survey
 from .disk.descriptors import opened_dir, opened_own_dir
@@ -96,10 +98,10 @@ def latest_or_why(work_dir: StrPath, policy: Policy) -> tuple[Path | None, str]:
             from .passes.absence import why_empty
 
             return None, why_empty(work, survey, policy)
-        for name, reason in survey.unreadable.items():
-            if _is_newer(name, newest.name, survey):
-                raise DoubtError(f"{work.path}/{name}: cannot be read: {reason}. It is newer than {newest.name}, which "
-                                 "is complete")  # fmt: skip
+        for each in survey.unreadable:
+            if _is_newer(each.entry, newest.name, survey.plan.memory.seen, dir_fd=work.fd):
+                raise DoubtError(f"{work.path}/{each.entry.name}: cannot be read: {each.reason}. It is newer than "
+                                 f"{newest.name}, which is complete")  # fmt: skip
         return newest, ""
 
 
@@ -121,12 +123,11 @@ def _newest(work: WorkDir, survey: Survey) -> Path | None:
     return Path(work.path, name) if verdict.state.whole and verdict.known else None
 
 
-def _is_newer(name: str, than: str, survey: Survey) -> bool:
-    """Whether `name` was written after `than`, as far as is known."""
-    seen, entries = survey.plan.memory.seen, survey.entries
-    if name in seen and than in seen:
-        return seen[name].rank > seen[than].rank
-    return than not in entries or entries[name].mtime_ns >= entries[than].mtime_ns
+def _is_newer(entry: Entry, than: str, seen: Mapping[str, Seen], *, dir_fd: int) -> bool:
+    """Whether it was written after `than`, as far as is known."""
+    if entry.name in seen and than in seen:
+        return seen[entry.name].rank > seen[than].rank
+    return entry.mtime_ns >= entry_of(than, dir_fd=dir_fd).mtime_ns
 
 
 def verify(

@@ -25,12 +25,12 @@ class Entry:
     name: str
     step: int
     size_bytes: int
-    allocated_bytes: int
     mtime_ns: int
-    ctime_ns: int
-    device: int
-    inode: int
-    is_dir: bool
+    allocated_bytes: int = 0
+    ctime_ns: int = 0
+    device: int = 0
+    inode: int = 0
+    is_dir: bool = False
     marker_bytes: int | None = None
     forbidden: bool = False
     touched_ns: int = 0
@@ -39,10 +39,32 @@ class Entry:
     older: int = 0
     younger: int = 0
 
+    @property
+    def identity(self) -> tuple[str, int, int]:
+        """What tells a rewritten checkpoint from the one that was there before.
+
+        Of a directory the size of its marker: evaluators drop files beside it.
+        """
+        return self.name, self.size_bytes if self.marker_bytes is None else self.marker_bytes, self.mtime_ns
+
+    @property
+    def bytes_on_disk(self) -> tuple[str, int, int, int, int]:
+        """The identity with the inode and its changes: a copy put in its place, or what was written over it with the
+        old time, is the same save, but nobody has flushed or read it."""
+        return (*self.identity, self.inode, self.changes)
+
     def is_same_as(self, other: Entry) -> bool:
         """Whether it is the same inode, and nothing in it has been written since."""
         same = ("device", "inode", "size_bytes", "mtime_ns", "touched_ns")
         return all(getattr(self, what) == getattr(other, what) for what in same)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An entry that the system does not let anybody here read, with its reason."""
+
+    entry: Entry
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from .checkpoint import Checkpoint
+from .entry import Entry
 
 _GAPS = 8  # how many of the latest gaps between saves speak for the interval
 _FEWEST_GAPS = 3
@@ -28,7 +29,7 @@ class Seen:
     owed: a rule has pruned it; it goes as soon as nothing else keeps it.
     content: what is wrong with its content, "" if nothing is, None if it was not read yet. inode, changes: of the
     bytes that `durable` and `content` are about; changes is 0 where an earlier version remembered none. older, younger:
-    as a checkpoint's, then.
+    as an entry's, then.
     """
 
     series: str
@@ -49,12 +50,12 @@ class Seen:
 
     @property
     def identity(self) -> tuple[str, int, int]:
-        """As a checkpoint's."""
+        """As an entry's."""
         return self.name, self.size_bytes, self.mtime_ns
 
     @property
     def bytes_on_disk(self) -> tuple[str, int, int, int, int]:
-        """As a checkpoint's."""
+        """As an entry's."""
         return (*self.identity, self.inode, self.changes)
 
     @property
@@ -62,7 +63,7 @@ class Seen:
         """The greater, the newer: by order of writing, which is all but for those brought back."""
         return self.order, self.written_ns, self.step
 
-    def about(self, found: Checkpoint) -> Seen:
+    def about(self, found: Entry) -> Seen:
         """What is known of the same save as it is `found` now: nothing of its bytes, if these may be others.
 
         But that an fsync has failed stays known: what the kernel has dropped does not come back with a change of mode.
@@ -74,25 +75,28 @@ class Seen:
             changes=found.changes, older=found.older, younger=found.younger,
         )  # fmt: skip
 
-    def has_failed(self, found: Checkpoint) -> bool:
+    def has_failed(self, found: Entry) -> bool:
         """Whether an fsync of `found` has failed that was not made good since."""
-        return self.durable is False and (self.identity, self.inode) == (found.identity, found.inode)
+        return self.durable is False and self.is_same_file(found)
 
-    def was_written_over(self, found: Checkpoint) -> bool:
+    def is_same_file(self, found: Entry) -> bool:
+        """Whether `found` is this save, and no copy of it, though its bytes may have been changed in place."""
+        return (self.identity, self.inode) == (found.identity, found.inode)
+
+    def was_written_over(self, found: Entry) -> bool:
         """Whether a part of `found`, a directory, is younger than its marker that was not when all was whole."""
-        same = (self.identity, self.inode) == (found.identity, found.inode)
         # One that has come since, a slow rank's, makes the younger more, but the older no fewer.
-        return self.whole and same and found.younger > self.younger and found.older < self.older
+        return self.whole and self.is_same_file(found) and found.younger > self.younger and found.older < self.older
 
-    def was_in_doubt(self, found: Checkpoint) -> bool:
+    def was_in_doubt(self, found: Entry) -> bool:
         """Whether `found`, a directory with a part younger than its marker, was not whole before, and no part of it was
         written since: a change of mode, or another link, changes their times as a copy does, but makes none of it."""
-        same = (self.identity, self.inode) == (found.identity, found.inode)
-        return not self.whole and same and (self.older, self.younger) == (found.older, found.younger)
+        same_parts = (self.older, self.younger) == (found.older, found.younger)
+        return not self.whole and self.is_same_file(found) and same_parts
 
     def is_still(self, found: Checkpoint) -> bool:
         """Whether `found` is this checkpoint, and not one written over it since."""
-        same = (self.series, self.identity) == (found.series, found.identity)
+        same = (self.series, self.identity) == (found.series, found.entry.identity)
         # A directory can become whole without a change of its marker: then it has only now been saved.
         return same and (self.whole or not found.state.whole)
 

@@ -73,7 +73,7 @@ def held_back(
 
     def is_durable(c: Checkpoint) -> bool:
         seen = met.seen.get(c.name) if met is not None else None
-        if seen is None or seen.bytes_on_disk != c.bytes_on_disk:
+        if seen is None or seen.bytes_on_disk != c.entry.bytes_on_disk:
             return True
         return seen.durable is True and c.name not in unread
 
@@ -86,7 +86,8 @@ def held_back(
 
 def pointer_stays(plan: Plan, pointed: str | None, *, is_there: bool) -> bool:
     """Whether the pointer stays on something newer than the plan's newest: on what is being written over, or on a
-    checkpoint of a series that this policy does not look at. is_there: whether the disk has what it names."""
+    checkpoint of a series that this policy does not look at. is_there: whether the disk has what it names, where that
+    is none of the plan's."""
     seen = plan.memory.seen
     if pointed is None or plan.newest is None or pointed not in seen:
         return False

@@ -109,7 +109,7 @@ def plan(
     seen = replayed.memory.seen
     by_series: dict[str, list[Checkpoint]] = {text: [] for text in replayed.grids}
     for checkpoint in found:
-        by_series[checkpoint.series].append(checkpoint)
+        by_series[checkpoint.entry.series].append(checkpoint)
     series = tuple(
         _plan_series(by_series[text], grid, policy, seen, protected) for text, grid in replayed.grids.items()
     )
@@ -117,7 +117,7 @@ def plan(
     if policy.max_bytes is not None:
         series, budget = _within_budget(series, policy.max_bytes, seen)
     good = [c for c in found if c.relied_on]
-    newest = max(good, key=lambda c: seen[c.name].rank, default=None)
+    newest = max(good, key=lambda c: seen[c.entry.name].rank, default=None)
     return Plan(series, replayed.memory, newest, budget)
 
 
@@ -128,8 +128,8 @@ def _plan_series(
     seen: Mapping[str, Seen],
     protected: Mapping[str, Sequence[Reason]],
 ) -> SeriesPlan:
-    found = sorted(found, key=lambda c: (c.step, c.name))
-    whole = sorted((c for c in found if c.state.whole), key=lambda c: seen[c.name].rank)
+    found = sorted(found, key=lambda c: (c.entry.step, c.entry.name))
+    whole = sorted((c for c in found if c.state.whole), key=lambda c: seen[c.entry.name].rank)
     fit = [c for c in whole if c.durable]  # as far as is known: some may still be to be read
     good = [c for c in fit if c.relied_on]
     # A budget may take what no max_keep asks for, but never the newest.
@@ -146,27 +146,27 @@ def _plan_series(
     beyond: list[Checkpoint] = []
     spare: list[Checkpoint] = []
     for checkpoint in found:
-        reasons = []
-        if checkpoint.name in newest_names:
+        name, reasons = checkpoint.entry.name, []
+        known = seen.get(name)
+        if name in newest_names:
             reasons.append(newest)
         if not checkpoint.state.settled:
             reasons.append(_why_not_settled(checkpoint))
-        reasons.extend(protected.get(checkpoint.name, ()))
-        reasons.extend(kept.get(checkpoint.name, ()))
-        gone = judge.why_it_goes(checkpoint)
+        reasons.extend(protected.get(name, ()))
+        reasons.extend(kept.get(name, ()))
+        gone = judge.why_it_goes(checkpoint, known)
         if gone is None:
             decision = KEEP
             if not reasons:
-                reasons = [judge.why_it_stays(checkpoint)]
+                reasons = [judge.why_it_stays(checkpoint, known)]
                 if checkpoint.state.whole and grid.rule is not None and not grid.waits:
                     beyond.append(checkpoint)
-                if judge.is_spare(checkpoint):
+                if judge.is_spare(checkpoint, known):
                     spare.append(checkpoint)
         elif reasons:
             decision = SKIP if any(reason.kind.protects for reason in reasons) else KEEP
         else:
             decision, reasons = PRUNE, [gone]
-        known = seen.get(checkpoint.name)
         decisions.append(Decision(checkpoint, decision, tuple(reasons), known.order if known else BROUGHT_BACK))
     best = [c for keeper in policy.keepers if isinstance(keeper, KeepBest) for c in keeper.best(whole)]
     return SeriesPlan(grid, tuple(decisions), relied_on, tuple(best), tuple(beyond), tuple(spare))
@@ -222,7 +222,7 @@ class _Judge:
         has_budget: bool,
     ) -> None:
         self.has_budget = has_budget
-        self.grid, self.seen, self.steps = grid, seen, {c.step for c in found}
+        self.grid, self.steps = grid, {c.entry.step for c in found}
         self.newest = fit[-1] if fit else None
         # Where that is still to be read, what the run has reached for certain is the last that was.
         self.reached = min((c.step for c in (*fit[-1:], *good[-1:])), default=None)
@@ -233,8 +233,8 @@ class _Judge:
         self.walked = Reason(Kind.RULE, f"{keep} or more intervals behind")
         self.outrun = Reason(Kind.RULE, f"{keep} newer ones are kept" if keep > 1 else "a newer one is kept")
 
-    def why_it_goes(self, checkpoint: Checkpoint) -> Reason | None:
-        rule, known = self.grid.rule, self.seen.get(checkpoint.name)
+    def why_it_goes(self, checkpoint: Checkpoint, known: Seen | None) -> Reason | None:
+        rule = self.grid.rule
         if rule is None or known is None:
             return None
         if known.owed:
@@ -249,18 +249,17 @@ class _Judge:
             return self.outrun
         return None
 
-    def is_spare(self, checkpoint: Checkpoint) -> bool:
+    def is_spare(self, checkpoint: Checkpoint, known: Seen | None) -> bool:
         """Whether a budget may take it: never what is in doubt, brought back, or ahead of a resumed run. A broken one
         goes before any whole one has to."""
-        known = self.seen.get(checkpoint.name)
         broken = checkpoint.state is State.INCOMPLETE
         if known is None or self.grid.waits or not (checkpoint.relied_on or broken):
             return False
         older = BROUGHT_BACK < known.order < self.newest_good
         return older if broken else older and not self._above_newest(checkpoint)
 
-    def why_it_stays(self, checkpoint: Checkpoint) -> Reason:
-        rule, known = self.grid.rule, self.seen.get(checkpoint.name)
+    def why_it_stays(self, checkpoint: Checkpoint, known: Seen | None) -> Reason:
+        rule = self.grid.rule
         if rule is None:
             return _FITS if self.has_budget else _NO_RULE
         if checkpoint.spoiled:

@@ -96,10 +96,10 @@ def replay(
     saves: dict[str, list[Seen]] = {}
     order = _Order(seen.values(), memory.next_order)
     arrivals: list[Seen] = []
-    first_met = {c.series for c in found} - set(memory.series)
+    first_met = {c.entry.series for c in found} - set(memory.series)
     new: dict[str, list[Checkpoint]] = {series: [] for series in first_met}
     for checkpoint in unseen:
-        new.get(checkpoint.series, []).append(checkpoint)
+        new.get(checkpoint.entry.series, []).append(checkpoint)
     doubtful = {series for series, those in new.items() if _in_doubt(those)}
     for checkpoint in sorted(unseen, key=lambda c: _when(c, now_ns, last=trusted if c.series in doubtful else None)):
         arrival = order.place(checkpoint, now_ns, is_save=checkpoint.series in doubtful)
@@ -208,14 +208,15 @@ def _sort_out(found: list[Checkpoint], memory: Memory) -> tuple[dict[str, Seen],
     unseen: list[Checkpoint] = []
     there: dict[str, set[int]] = {}
     for checkpoint in found:
-        known = memory.seen.get(checkpoint.name)
-        if known is not None and known.series != checkpoint.series:
+        entry = checkpoint.entry
+        known = memory.seen.get(entry.name)
+        if known is not None and known.series != entry.series:
             known = None
         if known is not None and not known.owed:
-            there.setdefault(checkpoint.series, set()).add(checkpoint.step)
+            there.setdefault(entry.series, set()).add(entry.step)
         if known is not None and (known.is_still(checkpoint) or checkpoint.state is State.IN_FLIGHT):
             # Of what is being written, or in doubt, nothing is known anew: what it was tells what has changed since.
-            seen[known.name] = known.about(checkpoint) if checkpoint.state.settled else known
+            seen[known.name] = known.about(entry) if checkpoint.state.settled else known
         elif checkpoint.state is not State.IN_FLIGHT:
             unseen.append(checkpoint)
     return seen, unseen, there
@@ -223,14 +224,15 @@ def _sort_out(found: list[Checkpoint], memory: Memory) -> tuple[dict[str, Seen],
 
 def _in_doubt(unseen: Iterable[Checkpoint]) -> bool:
     """Whether the times of writing and the steps tell two stories: a resumed run, or a copied directory."""
-    steps = [c.step for c in sorted((c for c in unseen if c.state.whole), key=lambda c: (c.mtime_ns, c.step))]
+    written = sorted((c.entry.mtime_ns, c.entry.step) for c in unseen if c.state.whole)
+    steps = [step for _, step in written]
     return steps != sorted(steps)
 
 
 def _when(checkpoint: Checkpoint, now_ns: int, last: str | None) -> tuple[bool, int, int, int, str]:
     # A time in the future counts as now; among several, the times still tell the order: saves go on while one looks.
-    mtime_ns = checkpoint.mtime_ns
-    return checkpoint.name == last, min(mtime_ns, now_ns), mtime_ns, checkpoint.step, checkpoint.name
+    entry = checkpoint.entry
+    return entry.name == last, min(entry.mtime_ns, now_ns), entry.mtime_ns, entry.step, entry.name
 
 
 class _Order:
@@ -246,23 +248,23 @@ class _Order:
                     self._newest[known.series] = known
 
     def place(self, checkpoint: Checkpoint, now_ns: int, *, is_save: bool) -> Seen:
-        written_ns = min(checkpoint.mtime_ns, now_ns)
-        newest = self._newest.get(checkpoint.series)
-        whole = checkpoint.state.whole
+        entry, whole = checkpoint.entry, checkpoint.state.whole
+        written_ns = min(entry.mtime_ns, now_ns)
+        newest = self._newest.get(entry.series)
         order = self.next
-        new = is_save or not whole or newest is None or checkpoint.step > newest.step
-        if not new and newest and (written_ns, checkpoint.mtime_ns) <= (newest.written_ns, newest.mtime_ns):
+        new = is_save or not whole or newest is None or entry.step > newest.step
+        if not new and newest and (written_ns, entry.mtime_ns) <= (newest.written_ns, newest.mtime_ns):
             order = BROUGHT_BACK  # neither written later nor further on than the newest: somebody put it there
         else:
             self.next += 1
-        name, size_bytes, mtime_ns = checkpoint.identity
+        name, size_bytes, mtime_ns = entry.identity
         arrival = Seen(
-            checkpoint.series, name, checkpoint.step, size_bytes, mtime_ns, written_ns, order, whole,
-            durable=None if checkpoint.durable else False, inode=checkpoint.inode, changes=checkpoint.changes,
-            older=checkpoint.older, younger=checkpoint.younger,
+            entry.series, name, entry.step, size_bytes, mtime_ns, written_ns, order, whole,
+            durable=None if checkpoint.durable else False, inode=entry.inode, changes=entry.changes,
+            older=entry.older, younger=entry.younger,
         )  # fmt: skip
         if whole and order != BROUGHT_BACK:
-            self._newest[checkpoint.series] = arrival
+            self._newest[entry.series] = arrival
         return arrival
 
     def newest(self, series: str) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ..errors import UsageError
 from .checkpoint import Checkpoint
+from .entry import Entry
 from .memory import Memory
 from .naming import Template
 from .plan import Plan, SeriesPlan, plan
@@ -76,7 +77,7 @@ def simulate(run: Run, policy: Policy) -> Simulation:
     memory, decided = Memory(), None
     peak = peak_step = saves = decisions = 0
     for saves, step in enumerate(run.steps, 1):
-        found.append(Checkpoint(run.template.text, run.template.name_of(step), step, 1, saves))
+        found.append(Checkpoint(Entry(run.template.text, run.template.name_of(step), step, 1, saves)))
         if len(found) > peak:
             peak, peak_step = len(found), step
         decisions += len(found)

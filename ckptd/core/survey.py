@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from .entry import Entry, LeftAlone
+from .entry import LeftAlone, Unreadable
 from .memory import Memory, Seen
 from .permit import held_back
 from .plan import Decision, Plan
@@ -55,18 +55,17 @@ class Findings:
 class Survey:
     """One work dir, judged.
 
-    entries: what a scan found, by name. unreadable: names with the system's reason. remembered: whether an earlier
-    pass left a state. pointed: the line in the pointer file, if any. settles_s: after how many seconds something
-    that is in flight now can have become quiet, if nothing else happens, or a run have ended that a changed max_keep
-    waits for. filling: directories in flight, of which only events inside them tell. checkable: names whose format
-    holds a checksum; unread: those of them whose content is to be read before anything relies on it. named: what the
-    series are called that runs have declared, or that are remembered. links: symlinks that name something here.
+    remembered: what earlier passes have left, None if nothing. pointed: the line in the pointer file, if any.
+    settles_s: after how many seconds something that is in flight now can have become quiet, if nothing else happens,
+    or a run have ended that a changed max_keep waits for. filling: directories in flight, of which only events inside
+    them tell. checkable: names whose format holds a checksum; unread: those of them whose content is to be read before
+    anything relies on it. named: what the series are called that runs have declared, or that are remembered. links:
+    symlinks that name something here.
     """
 
     plan: Plan
-    entries: dict[str, Entry]
     left_alone: tuple[LeftAlone, ...]
-    unreadable: dict[str, str]
+    unreadable: tuple[Unreadable, ...]
     remembered: Memory | None
     pointed: str | None
     declared: dict[str, Schedule]
@@ -93,9 +92,8 @@ class Survey:
     def held_back(self) -> Mapping[str, Reason]:
         """Of what would go, by name: why no pass could do it yet. Known without trying, so from passes before."""
         pointed = self.pointed_name
-        return held_back(
-            self.plan, met=self.remembered, unread=self.unread, pointed=pointed, is_there=pointed in self.entries
-        )
+        is_there = any(each.name == pointed for each in self.left_alone)
+        return held_back(self.plan, met=self.remembered, unread=self.unread, pointed=pointed, is_there=is_there)
 
     @property
     def pointed_name(self) -> str | None:

@@ -46,7 +46,7 @@ def check_content(entry: Entry, *, dir_fd: int, progress: Progress | None = None
     else:
         with around.opened_file(entry.name) as file:
             fault = fault_of_file(file, progress)
-    if _written(entry_of(entry.name, dir_fd=dir_fd)) != _written(entry):
+    if entry_of(entry.name, dir_fd=dir_fd).bytes_on_disk != entry.bytes_on_disk:
         raise ChangedError(entry.name)
     return fault
 
@@ -68,12 +68,6 @@ def fault_of_directory(directory: DirectoryView, progress: Progress) -> str:
 def fault_of_file(file: FileView, progress: Progress) -> str:
     """What is wrong with the content of a file, or "" if nothing is."""
     return _zip_fault(file, progress) if file.read(len(_ZIP), 0) == _ZIP else ""
-
-
-def _written(entry: Entry) -> tuple[int, int, int, int]:
-    """What a write changes; of a directory by its marker and parts, for evaluators drop files beside them."""
-    marker_bytes = entry.size_bytes if entry.marker_bytes is None else entry.marker_bytes
-    return entry.inode, marker_bytes, entry.mtime_ns, entry.changes
 
 
 def _files_in(directory: DirectoryView, below: str = "", depth: int = 0) -> Iterator[tuple[DirectoryView, str, str]]:

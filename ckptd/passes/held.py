@@ -35,7 +35,7 @@ class Held:
             return
         waits = []
         for series in survey.plan.series:
-            quiet_s = {d: _quiet_s(survey.entries[d.checkpoint.name], now_ns) for d in series.decisions if _is_open(d)}
+            quiet_s = {d: _quiet_s(d.checkpoint.entry, now_ns) for d in series.decisions if _is_open(d)}
             for decision in quiet_s:
                 later = sum(_order(each) > _order(decision) for each in series.decisions)
                 left_s = (_QUIET_S if later >= _LATER_SAVES else _LONG_S) - quiet_s[decision]

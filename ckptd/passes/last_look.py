@@ -60,7 +60,7 @@ def reasons_to_stay(
     for series in survey.plan.series:
         going = [d.checkpoint.name for d in prunes if d.checkpoint.series == series.grid.template.text]
         for kept in (*series.relied_on, *series.best) if going else ():
-            if not is_still(survey.entries[kept.name], kept.name, dir_fd=work_fd):
+            if not is_still(kept.entry, kept.name, dir_fd=work_fd):
                 text = f"{kept.name}, which stays in its place, has changed or is gone"
                 stays |= dict.fromkeys(going, Reason(Kind.WAITS, text))
     return stays

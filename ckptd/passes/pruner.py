@@ -161,7 +161,7 @@ class Pruner:
                     raise trash.ChangedError(stays[c.name])
                 scores = trash.scores_of(c.name, dir_fd=self._work.fd)
                 item = trash.put(
-                    survey.entries[c.name], work_fd=self._work.fd, trash_fd=trash_fd, now_ms=now_ms,
+                    c.entry, work_fd=self._work.fd, trash_fd=trash_fd, now_ms=now_ms,
                     first=len(binned), who=holders.of,
                 )  # fmt: skip
             except FileNotFoundError:

@@ -70,8 +70,8 @@ class Report:
         states = [d.checkpoint.state for d in self.survey.plan.decisions]
         newest = self.survey.plan.newest
         # By their bytes: the survey may be one that was made after some of them had gone already.
-        gone = {d.checkpoint.bytes_on_disk for d in self.pruned}
-        kept = sum(d.checkpoint.bytes_on_disk not in gone for d in self.survey.plan.decisions)
+        gone = {d.checkpoint.entry.bytes_on_disk for d in self.pruned}
+        kept = sum(d.checkpoint.entry.bytes_on_disk not in gone for d in self.survey.plan.decisions)
         return (
             f"reconciled kept={kept} pruned={len(self.pruned)} "
             f"incomplete={states.count(State.INCOMPLETE)} in_flight={states.count(State.IN_FLIGHT)} "
@@ -223,7 +223,7 @@ class Reconciler:
                 self._voice.once("left", f"left {name} alone: {stays[name]}", of=name)
                 continue
             try:
-                trash.unlink(survey.entries[name], work_fd=self.work.fd, who=Holders().of)
+                trash.unlink(decision.checkpoint.entry, work_fd=self.work.fd, who=Holders().of)
             except (OSError, trash.ChangedError) as error:
                 self._voice.once("pruning", f"could not prune {name}: {error}", of=name)
                 continue
@@ -236,7 +236,7 @@ class Reconciler:
     def _point(self, survey: Survey, synced: frozenset[str]) -> tuple[str | None, Permit, bool]:
         """Move the pointer; return the name it was moved to, what may be deleted now, and whether there was room."""
         plan, pointed, newest = survey.plan, survey.pointed_name, survey.plan.newest
-        is_there = pointed is not None and (pointed in survey.entries or exists(pointed, dir_fd=self.work.fd))
+        is_there = pointed is not None and exists(pointed, dir_fd=self.work.fd)
         stays = pointer_stays(plan, pointed, is_there=is_there)
         as_it_is = partial(permit, plan, durable=synced, pointed=pointed, stays=stays)
         if stays or newest is None or newest.name not in synced:
@@ -274,7 +274,8 @@ class Reconciler:
 
     def _say_unreadable(self, survey: Survey) -> None:
         """Name what cannot be read: it is neither judged nor deleted."""
-        path, unreadable = self.work.path, survey.unreadable
+        unreadable = {each.entry.name: each.reason for each in survey.unreadable}
+        path = self.work.path
         self._voice.all_of(
             "unreadable", {name: f"could not read {path}/{name}: {unreadable[name]}" for name in unreadable}
         )

@@ -95,8 +95,8 @@ class Reliance:
         """What is wrong with its content, "" if nothing is; None if that is not known yet."""
         findings, name = self._surveyor.findings, checkpoint.name
         if name not in survey.unread:
-            return findings.content.get(checkpoint.bytes_on_disk, "")
-        work, entry = self._surveyor.work, survey.entries[name]
+            return findings.content.get(checkpoint.entry.bytes_on_disk, "")
+        work, entry = self._surveyor.work, checkpoint.entry
         if entry.size_bytes >= _WORTH_A_LINE_BYTES:
             text = f"reading {name} ({human_bytes(entry.size_bytes)}) before anything relies on it"
             self._voice.once("reading", text, of=name, level=logging.INFO)
@@ -108,7 +108,7 @@ class Reliance:
         if answer is not None:
             self._voice.forget("reading", of=name)
             self._voice.forget("content", of=name)
-            findings.content[checkpoint.bytes_on_disk] = answer
+            findings.content[checkpoint.entry.bytes_on_disk] = answer
         if answer:
             self._voice.error("%s/%s: %s; it is not relied on, and the next save is to be", work.path, name, answer)
         return answer
@@ -122,7 +122,7 @@ class Reliance:
             if self._is_durable(checkpoint.name, survey):
                 continue
             try:
-                self._sync_one(checkpoint, survey)
+                self._sync_one(checkpoint)
             except SyncError as error:
                 failed = True
                 self._lost(checkpoint, error)
@@ -138,12 +138,12 @@ class Reliance:
                 for checkpoint in fresh:
                     self._lost(checkpoint, error)
                 return True
-            findings.synced |= {checkpoint.bytes_on_disk for checkpoint in fresh}
+            findings.synced |= {checkpoint.entry.bytes_on_disk for checkpoint in fresh}
         return failed
 
-    def _sync_one(self, checkpoint: Checkpoint, survey: Survey) -> None:
+    def _sync_one(self, checkpoint: Checkpoint) -> None:
         work_fd = self._surveyor.work.fd
-        if survey.entries[checkpoint.name].is_dir:
+        if checkpoint.entry.is_dir:
             sync_tree(checkpoint.name, dir_fd=work_fd)
         else:
             sync_file(checkpoint.name, dir_fd=work_fd)
@@ -155,8 +155,8 @@ class Reliance:
     def _lost(self, checkpoint: Checkpoint, error: SyncError) -> None:
         """A failed fsync: the kernel may have dropped what it could not write, and a second fsync would not tell."""
         self._troubled = True
-        self._surveyor.findings.unsynced.add(checkpoint.bytes_on_disk)
-        self._read_back_due_s[checkpoint.bytes_on_disk] = time.monotonic() + _READ_BACK_EVERY_S
+        self._surveyor.findings.unsynced.add(checkpoint.entry.bytes_on_disk)
+        self._read_back_due_s[checkpoint.entry.bytes_on_disk] = time.monotonic() + _READ_BACK_EVERY_S
         self._voice.error(
             "fsync of %s/%s failed (%s): not relied on until its content was read back from the disk; check the disk",
             self._surveyor.work.path,
@@ -171,24 +171,24 @@ class Reliance:
         for checkpoint in (d.checkpoint for d in survey.plan.decisions):
             if checkpoint.durable or not checkpoint.state.whole or checkpoint.name not in survey.checkable:
                 continue
-            if survey.entries[checkpoint.name].is_dir:
+            if checkpoint.entry.is_dir:
                 continue  # not all of its files have a checksum: what the disk holds of the others cannot be told
             self._troubled = True
-            if time.monotonic() < self._read_back_due_s.get(checkpoint.bytes_on_disk, 0.0):
+            if time.monotonic() < self._read_back_due_s.get(checkpoint.entry.bytes_on_disk, 0.0):
                 continue
-            answer = self._reader.ask(work.path, work.fd, survey.entries[checkpoint.name], from_disk=True)
+            answer = self._reader.ask(work.path, work.fd, checkpoint.entry, from_disk=True)
             if answer is None:
                 continue
-            self._read_back_due_s[checkpoint.bytes_on_disk] = time.monotonic() + _READ_BACK_EVERY_S
+            self._read_back_due_s[checkpoint.entry.bytes_on_disk] = time.monotonic() + _READ_BACK_EVERY_S
             if isinstance(answer, OSError):
                 continue
-            findings.content[checkpoint.bytes_on_disk] = answer
+            findings.content[checkpoint.entry.bytes_on_disk] = answer
             try:
                 if not answer:
-                    self._sync_one(checkpoint, survey)
+                    self._sync_one(checkpoint)
                     sync_dir(work.fd)
-                    findings.unsynced.discard(checkpoint.bytes_on_disk)
-                    findings.synced.add(checkpoint.bytes_on_disk)
+                    findings.unsynced.discard(checkpoint.entry.bytes_on_disk)
+                    findings.synced.add(checkpoint.entry.bytes_on_disk)
                     self._voice.info("read %s back from the disk, whole", checkpoint.name)
                 mended = True
             except (OSError, RefusedError) as error:

@@ -65,7 +65,7 @@ class Returner:
                 reason = stays.get(name, "")
                 with contextlib.suppress(OSError, RefusedError):  # then it is asked again before it is freed
                     reason = reason or holders.of(item, dir_fd=trash_fd)
-                    if not (reason or is_still(survey.entries[name], item, dir_fd=trash_fd)):
+                    if not (reason or is_still(decision.checkpoint.entry, item, dir_fd=trash_fd)):
                         reason = "written to while it was renamed"
                 if reason:
                     lines.append(self._give_back(item, name, reason, trash_fd))
@@ -140,10 +140,10 @@ def _seen_again(line: Line, entry: Entry) -> list[Seen]:
     if line.series is None or line.step is None:
         return []
     order = BROUGHT_BACK if line.order is None else line.order  # lines of older versions have none
-    size_bytes = entry.size_bytes if entry.marker_bytes is None else entry.marker_bytes
+    _, size_bytes, mtime_ns = entry.identity
     return [
         Seen(
-            line.series, line.name, line.step, size_bytes, entry.mtime_ns, entry.mtime_ns, order,
+            line.series, line.name, line.step, size_bytes, mtime_ns, mtime_ns, order,
             owed=True, inode=entry.inode,
         )
     ]  # fmt: skip

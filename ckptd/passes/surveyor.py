@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..core import kinds
 from ..core.checkpoint import Checkpoint, State
-from ..core.entry import Entry, LeftAlone
+from ..core.entry import Entry, LeftAlone, Unreadable
 from ..core.finder import Finder, Known
 from ..core.keyed import names_from
 from ..core.layouts import DEFAULT_TEMPLATES, FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS, LAYOUTS
@@ -49,7 +49,7 @@ _KNOWN_NAMES = {template.text for template in DEFAULT_TEMPLATES}
 class _Judged:
     checkpoints: list[Checkpoint] = field(default_factory=list)
     left_alone: list[LeftAlone] = field(default_factory=list)
-    unreadable: dict[str, str] = field(default_factory=dict)
+    unreadable: list[Unreadable] = field(default_factory=list)
     settles_s: float | None = None
     filling: set[str] = field(default_factory=set)
     checkable: set[str] = field(default_factory=set)
@@ -109,8 +109,8 @@ class Surveyor:
         patterns = list({names.text: names for names in (*before, *here)}.values())
         asked_for = named | set(self.policy.templates)
         judged = self._judge(found, remembered, asked_for, now_ns, strict=strict)
-        entries = {entry.name: entry for entry in found.entries}
-        self.findings.forget(lambda name: name not in entries)
+        there = {entry.name for entry in found.entries}
+        self.findings.forget(lambda name: name not in there)
         protected = self._protections(found, judged)
         trusted = None if remembered else self._trusted({c.name for c in judged.checkpoints if c.state.whole})
         ended: frozenset[str] | None = None if self.patience is None else frozenset()
@@ -127,7 +127,7 @@ class Surveyor:
                     judged.settles_s = min(again_s, judged.settles_s or again_s)
                 if ended:
                     continue
-            used = self._uses([entries[d.checkpoint.name] for d in decided.prune])
+            used = self._uses([d.checkpoint.name for d in decided.prune])
             if not used:
                 break
             for name, use in used.items():
@@ -135,9 +135,8 @@ class Surveyor:
         ignored = {series.grid.template.text for series in decided.series if series.grid.ignored}
         return Survey(
             decided,
-            entries,
             tuple(judged.left_alone),
-            judged.unreadable,
+            tuple(judged.unreadable),
             remembered,
             read_pointer(self.policy.pointer, dir_fd=work.pointer_fd),
             {text: said for text, said in declared.items() if text not in ignored},
@@ -217,7 +216,7 @@ class Surveyor:
                 except OSError as error:
                     if entry.name not in seen and error.errno not in FORBIDDEN:
                         raise  # the disk's trouble, not the file's: an order without this one would be a wrong one
-                    judged.unreadable[entry.name] = why(error)
+                    judged.unreadable.append(Unreadable(entry, why(error)))
                     # What was seen before keeps its place; what was not is not met before it can be read.
                     verdict = Verdict(State.IN_FLIGHT, f"cannot be read: {why(error)}", entry.name in seen)
             if entry.is_dir and verdict.state is State.IN_FLIGHT:
@@ -244,7 +243,7 @@ class Surveyor:
             if verdict.checksum and checkpoint.state is not State.DOUBTFUL:
                 judged.checkable.add(entry.name)
                 known = seen.get(entry.name)
-                if self._content(checkpoint, known) is None and self.policy.verify == "full":
+                if self._content(entry, known) is None and self.policy.verify == "full":
                     judged.unread.add(entry.name)
                     checkpoint = replace(checkpoint, pending=strict)
             judged.checkpoints.append(checkpoint)
@@ -253,36 +252,22 @@ class Surveyor:
         return judged
 
     def _checkpoint(self, entry: Entry, verdict: Verdict, known: Seen | None) -> Checkpoint:
-        checkpoint = Checkpoint(
-            entry.series, entry.name, entry.step, entry.size_bytes, entry.mtime_ns, verdict.state, verdict.evidence,
-            allocated_bytes=entry.allocated_bytes, inode=entry.inode, marker_bytes=entry.marker_bytes,
-            changes=entry.changes, older=entry.older, younger=entry.younger,
-        )  # fmt: skip
-        if (
-            verdict.late
-            and known is not None
-            and (known.was_written_over(checkpoint) or known.was_in_doubt(checkpoint))
-        ):
-            return replace(checkpoint, state=State.DOUBTFUL, evidence=verdict.late)
-        if checkpoint.state is State.DOUBTFUL:
-            return checkpoint
-        fault = self._content(checkpoint, known)
+        if verdict.late and known is not None and (known.was_written_over(entry) or known.was_in_doubt(entry)):
+            return Checkpoint(entry, State.DOUBTFUL, verdict.late)
+        if verdict.state is State.DOUBTFUL:
+            return Checkpoint(entry, verdict.state, verdict.evidence)
+        fault = self._content(entry, known)
         if fault:
-            return replace(checkpoint, state=State.INCOMPLETE, evidence=fault)
-        if fault is not None:
-            checkpoint = replace(checkpoint, evidence=f"{verdict.structure}, content read")
-        failed = known is not None and known.has_failed(checkpoint)
-        if checkpoint.bytes_on_disk in self.findings.synced:
-            return checkpoint
-        return (
-            replace(checkpoint, durable=False)
-            if failed or checkpoint.bytes_on_disk in self.findings.unsynced
-            else checkpoint
+            return Checkpoint(entry, State.INCOMPLETE, fault)
+        evidence = verdict.evidence if fault is None else f"{verdict.structure}, content read"
+        failed = entry.bytes_on_disk not in self.findings.synced and (
+            entry.bytes_on_disk in self.findings.unsynced or (known is not None and known.has_failed(entry))
         )
+        return Checkpoint(entry, verdict.state, evidence, durable=not failed)
 
-    def _content(self, checkpoint: Checkpoint, known: Seen | None) -> str | None:
-        remembered = known.content if known is not None and known.bytes_on_disk == checkpoint.bytes_on_disk else None
-        return self.findings.content.get(checkpoint.bytes_on_disk, remembered)
+    def _content(self, entry: Entry, known: Seen | None) -> str | None:
+        remembered = known.content if known is not None and known.bytes_on_disk == entry.bytes_on_disk else None
+        return self.findings.content.get(entry.bytes_on_disk, remembered)
 
     def _settling(self, *, ever: bool = False) -> Settling:
         """How long something must settle; `ever`: though the job has ended, as before."""
@@ -294,7 +279,7 @@ class Surveyor:
     def _was_whole(self, entry: Entry, seen: Mapping[str, Seen]) -> bool:
         """Whether an earlier pass has judged these bytes complete, and nothing in them is younger than that."""
         known = seen.get(entry.name)
-        if known is None or not known.whole or not _is_same(entry, known) or known.changes != entry.changes:
+        if known is None or not known.whole or not known.is_same_file(entry) or known.changes != entry.changes:
             return False
         return entry.touched_ns <= entry.mtime_ns or entry.touched_ns <= self._pointed_ns(entry.name)
 
@@ -355,16 +340,16 @@ class Surveyor:
                 return target
         return None
 
-    def _uses(self, entries: list[Entry]) -> dict[str, Reason]:
+    def _uses(self, names: list[str]) -> dict[str, Reason]:
         """Who is at the checkpoints that are about to go."""
         used: dict[str, Reason] = {}
         holders = Holders()
-        for entry in entries:
+        for name in names:
             # What cannot be looked at now cannot be renamed either, and says so then.
             with contextlib.suppress(OSError, RefusedError):
-                use = holders.of(entry.name, dir_fd=self.work.fd)
+                use = holders.of(name, dir_fd=self.work.fd)
                 if use:
-                    used[entry.name] = Reason(Kind.IN_USE, use)
+                    used[name] = Reason(Kind.IN_USE, use)
         return used
 
 
@@ -376,16 +361,10 @@ def _any(series: str) -> bool:
     return True
 
 
-def _is_same(entry: Entry, known: Seen) -> bool:
-    """Whether this is the save that an earlier pass saw, though its bytes may have been changed in place."""
-    size_bytes = entry.size_bytes if entry.marker_bytes is None else entry.marker_bytes
-    return (known.identity, known.inode) == ((entry.name, size_bytes, entry.mtime_ns), entry.inode)
-
-
 def _is_written_over(entry: Entry, seen: Mapping[str, Seen]) -> bool:
     """Whether a directory was another checkpoint before: what its structure lacks of this one, that one may have."""
     known = seen.get(entry.name)
-    return entry.is_dir and known is not None and not _is_same(entry, known)
+    return entry.is_dir and known is not None and not known.is_same_file(entry)
 
 
 def _other_kind(verdict: Verdict, known: Known) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,8 @@ class Progress:
 class _Candidate:
     """A checkpoint with what its ends say. doubt: what an earlier pass has found out about it, or ""."""
 
-    entry: Entry
-    verdict: Verdict
     checkpoint: Checkpoint
+    verdict: Verdict
     doubt: str
 
 
@@ -69,10 +68,10 @@ def newest_complete(work_dir: str, template: Template) -> str | None:
         for each in ordered:
             fault = each.doubt or _fault(each, fd)
             if not fault:
-                return each.entry.name
-            _log.warning("passed over %s/%s, which is not complete: %s", work_dir, each.entry.name, fault)
+                return each.checkpoint.name
+            _log.warning("passed over %s/%s, which is not complete: %s", work_dir, each.checkpoint.name, fault)
         # What only an earlier pass had a doubt about is better than to start anew.
-        return next((each.entry.name for each in ordered if each.doubt and not _fault(each, fd)), None)
+        return next((each.checkpoint.name for each in ordered if each.doubt and not _fault(each, fd)), None)
 
 
 def _remembered(work_dir: str, dir_fd: int) -> Memory:
@@ -90,15 +89,11 @@ def _remembered(work_dir: str, dir_fd: int) -> Memory:
 def _candidate(entry: Entry, verdict: Verdict, memory: Memory) -> _Candidate:
     # Bytes of no known format are left alone, as whatever cannot be judged now: neither is a save to go by.
     state = verdict.state if verdict.known else State.IN_FLIGHT
-    checkpoint = Checkpoint(
-        entry.series, entry.name, entry.step, entry.size_bytes, entry.mtime_ns, state, inode=entry.inode,
-        changes=entry.changes,
-    )  # fmt: skip
     known = memory.seen.get(entry.name)
-    if known is not None and known.content and known.bytes_on_disk == checkpoint.bytes_on_disk:
-        return _Candidate(entry, verdict, replace(checkpoint, state=State.INCOMPLETE), known.content)
-    doubt = "an fsync of it has failed" if known is not None and known.has_failed(checkpoint) else ""
-    return _Candidate(entry, verdict, checkpoint, doubt)
+    if known is not None and known.content and known.bytes_on_disk == entry.bytes_on_disk:
+        return _Candidate(Checkpoint(entry, State.INCOMPLETE), verdict, known.content)
+    doubt = "an fsync of it has failed" if known is not None and known.has_failed(entry) else ""
+    return _Candidate(Checkpoint(entry, state), verdict, doubt)
 
 
 def _newest_first(found: list[_Candidate], memory: Memory, template: Template, now_ns: int) -> list[_Candidate]:
@@ -107,8 +102,8 @@ def _newest_first(found: list[_Candidate], memory: Memory, template: Template, n
     after = replay(checkpoints, memory, Policy(), now_ns=now_ns, declared={}, patterns=(template,)).memory
 
     def rank(each: _Candidate) -> tuple[int, int, int]:
-        known = after.seen.get(each.entry.name)
-        return known.rank if known else (after.next_order, each.entry.mtime_ns, each.entry.step)
+        known = after.seen.get(each.checkpoint.name)
+        return known.rank if known else (after.next_order, each.checkpoint.mtime_ns, each.checkpoint.step)
 
     return sorted(found, key=rank, reverse=True)
 
@@ -125,7 +120,7 @@ def _judge(entry: Entry, dir_fd: int, now_ns: int) -> Verdict:
 
 def _fault(found: _Candidate, dir_fd: int) -> str:
     """What is wrong with a checkpoint, or ""."""
-    entry, verdict = found.entry, found.verdict
+    entry, verdict = found.checkpoint.entry, found.verdict
     if not (verdict.known and verdict.state.whole):
         return verdict.evidence
     try:

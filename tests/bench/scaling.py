@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ckptd.core.checkpoint import Checkpoint
+from ckptd.core.entry import Entry
 from ckptd.core.memory import Memory
 from ckptd.core.plan import plan
 from ckptd.core.policy import Policy
@@ -53,7 +54,7 @@ def of_plans(rounds: int, largest: int) -> list[Line]:
         taken: dict[int, Seconds] = {}
         for count in powers(largest):
             checkpoints = [
-                Checkpoint("iter_{}.pth", f"iter_{step}.pth", step, 1 << 20, 10**18 + step)
+                Checkpoint(Entry("iter_{}.pth", f"iter_{step}.pth", step, 1 << 20, 10**18 + step))
                 for step in range(1, count + 1)
             ]
             calls = {

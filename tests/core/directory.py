@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ckptd.core.checkpoint import Checkpoint, State
+from ckptd.core.entry import Entry
 from ckptd.core.memory import Memory
 from ckptd.core.naming import Template
 from ckptd.core.plan import SKIP, Plan, plan
@@ -42,7 +43,8 @@ class Directory:
         templates = policy.patterns if policy.templates else [EPOCHS]
         found = [
             Checkpoint(
-                template.text, name, step, 1, mtime_ns, State.INCOMPLETE if name in self.broken else State.COMPLETE
+                Entry(template.text, name, step, 1, mtime_ns),
+                State.INCOMPLETE if name in self.broken else State.COMPLETE,
             )
             for template in templates
             for name, mtime_ns in self.written.items()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ckptd.core.checkpoint import Checkpoint, State
+from ckptd.core.entry import Entry
 from ckptd.core.keepers import KeepBest, KeepWithin
 from ckptd.core.memory import Memory
 from ckptd.core.plan import KEEP, PRUNE, SKIP, Plan, plan
@@ -46,7 +47,7 @@ def epochs(*steps: int, scores: Mapping[int, float] = SCORES, start: int = 0) ->
     """Checkpoints of 10 bytes, written one second after the other, with their scores."""
     return [
         Checkpoint(
-            "epoch_{}.pth", f"epoch_{s}.pth", s, 10, (start + at) * 10**9, allocated_bytes=10,
+            Entry("epoch_{}.pth", f"epoch_{s}.pth", s, 10, (start + at) * 10**9, allocated_bytes=10),
             metrics=(("mAP", scores[s]),) if s in scores else (),
         )
         for at, s in enumerate(steps, 1)
@@ -201,7 +202,7 @@ def test_one_more_keeper_never_prunes_more(chosen: dict[str, Any]) -> None:
 def test_keepers_of_one_series_never_affect_another(chosen: dict[str, Any]) -> None:
     policy = Policy(**chosen)
     iters = [
-        replace(c, series="iter_{}.pth", name=f"iter_{c.step}.pth")
+        replace(c, entry=replace(c.entry, series="iter_{}.pth", name=f"iter_{c.step}.pth"))
         for c in epochs(3, 4, 5, 6, start=3, scores={5: 9.0})
     ]
     alone = [(d.checkpoint, d.decision, d.reasons) for d in decide(iters, policy).decisions]
@@ -214,7 +215,10 @@ def test_keepers_of_one_series_never_affect_another(chosen: dict[str, Any]) -> N
 
 
 def test_a_budget_takes_the_oldest_that_nothing_else_keeps_across_all_series() -> None:
-    iters = [replace(c, series="iter_{}.pth", name=f"iter_{c.step}.pth") for c in epochs(10, 20, start=2, scores={})]
+    iters = [
+        replace(c, entry=replace(c.entry, series="iter_{}.pth", name=f"iter_{c.step}.pth"))
+        for c in epochs(10, 20, start=2, scores={})
+    ]
     decided = decide([*epochs(1, 2), *iters], Policy(max_bytes=25))
     assert [d.checkpoint.name for d in decided.prune] == ["epoch_1.pth", "iter_10.pth"]
     assert decided.budget is not None

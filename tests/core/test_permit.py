@@ -12,6 +12,7 @@ import pytest
 
 from ckptd.core.budget import Budget, over_in_trash
 from ckptd.core.checkpoint import Checkpoint, State
+from ckptd.core.entry import Entry
 from ckptd.core.memory import Memory
 from ckptd.core.permit import LARGE_PRUNE_TTL_S, held_back, permit, pointer_stays, relied_on, trash_ttl_s
 from ckptd.core.plan import PRUNE, Decision, Plan, plan
@@ -37,7 +38,9 @@ WORLDS = pytest.mark.parametrize(
 
 
 def checkpoint(step: int, state: str = "whole", series: str = SERIES) -> Checkpoint:
-    found = Checkpoint(series, series.format(step), step, 1, step, allocated_bytes=1, metrics=(("acc", float(-step)),))
+    found = Checkpoint(
+        Entry(series, series.format(step), step, 1, step, allocated_bytes=1), metrics=(("acc", float(-step)),)
+    )
     if state == "in flight":
         return replace(found, state=State.IN_FLIGHT)
     if state == "in doubt":

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ckptd.core.checkpoint import Checkpoint, State
+from ckptd.core.entry import Entry
 from ckptd.core.memory import Memory
 from ckptd.core.plan import KEEP, PRUNE, SKIP, Plan, plan
 from ckptd.core.policy import Policy
@@ -33,7 +34,7 @@ def epochs(
     *steps: int, series: str = "epoch_{}.pth", state: State = State.COMPLETE, start: int = 0
 ) -> list[Checkpoint]:
     """Checkpoints written one after the other, in the order given."""
-    return [Checkpoint(series, series.format(s), s, 1, start + at, state) for at, s in enumerate(steps, 1)]
+    return [Checkpoint(Entry(series, series.format(s), s, 1, start + at), state) for at, s in enumerate(steps, 1)]
 
 
 NOTHING_SEEN = Memory()
@@ -208,10 +209,10 @@ def test_a_file_brought_back_is_kept_is_never_newest_and_walks_nothing() -> None
 
 
 def test_a_future_time_of_writing_counts_as_now_and_the_next_save_is_still_newer() -> None:
-    first = decide([*epochs(1, 2), Checkpoint("epoch_{}.pth", "epoch_9.pth", 9, 1, NOW * 2)], Policy())
-    found = [*epochs(1, 2), Checkpoint("epoch_{}.pth", "epoch_9.pth", 9, 1, NOW * 2)]
+    first = decide([*epochs(1, 2), Checkpoint(Entry("epoch_{}.pth", "epoch_9.pth", 9, 1, NOW * 2))], Policy())
+    found = [*epochs(1, 2), Checkpoint(Entry("epoch_{}.pth", "epoch_9.pth", 9, 1, NOW * 2))]
     later = plan(
-        [*found, Checkpoint("epoch_{}.pth", "epoch_3.pth", 3, 1, NOW + 5)], Policy(),
+        [*found, Checkpoint(Entry("epoch_{}.pth", "epoch_3.pth", 3, 1, NOW + 5))], Policy(),
         memory=first.memory, now_ns=NOW + 10, protected={}, declared={},
     )  # fmt: skip
     assert later.newest is not None
@@ -250,7 +251,7 @@ def test_an_incomplete_one_goes_once_k_complete_ones_were_written_after_it_whate
 
 
 def test_a_checkpoint_whose_fsync_failed_is_not_relied_on() -> None:
-    bad = Checkpoint("epoch_{}.pth", "epoch_4.pth", 4, 1, 9, durable=False)
+    bad = Checkpoint(Entry("epoch_{}.pth", "epoch_4.pth", 4, 1, 9), durable=False)
     decided = decide([*epochs(1, 2, 3), bad], Policy(max_keep=2, interval=1))
     assert decided.newest is not None
     assert (decided.newest.step, {c.step for c in decided.relied_on}) == (3, {2, 3})

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from ckptd.core.checkpoint import Checkpoint
+from ckptd.core.entry import Entry
 from ckptd.core.memory import Memory
 from ckptd.core.plan import SeriesPlan, plan
 from ckptd.core.policy import Policy
@@ -42,7 +43,7 @@ def planned(
 ) -> tuple[SeriesPlan, list[int]]:
     """The plan of a series written in this order, one nanosecond apart, and the steps that go."""
     text = "epoch_{}.pth"
-    found = [Checkpoint(text, text.format(step), step, 1, at) for at, step in enumerate(steps, 1)]
+    found = [Checkpoint(Entry(text, text.format(step), step, 1, at)) for at, step in enumerate(steps, 1)]
     declared = {text: Schedule(text, "epoch", interval, 1, declared_ns=declared_ns)}
     policy = policy or Policy()
     decided = plan(found, policy, memory=Memory(), now_ns=NOW, protected={}, declared=declared)
