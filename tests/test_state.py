@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ckptd.core.checkpoint import Durability
 from ckptd.core.memory import BROUGHT_BACK, InForce, Memory, Seen, SeriesMemory
 from ckptd.disk.descriptors import opened_dir
 from ckptd.errors import CkptdError, RefusedError
@@ -19,9 +20,11 @@ from .conftest import Builder, a_pass, epochs, left, pointed
 
 FULL = Memory(
     {
-        "epoch_1.pth": Seen("epoch_{}.pth", "epoch_1.pth", 1, 1000, 10**18, 10**18, 1, durable=True, owed=True),
+        "epoch_1.pth": Seen(
+            "epoch_{}.pth", "epoch_1.pth", 1, 1000, 10**18, 10**18, 1, durability=Durability.SYNCED, owed=True
+        ),
         "epoch_2.pth": Seen("epoch_{}.pth", "epoch_2.pth", 2, 1000, 10**18, 10**18, 2, whole=False),
-        "epoch_3.pth": Seen("epoch_{}.pth", "epoch_3.pth", 3, 0, -5, 0, BROUGHT_BACK, durable=False),
+        "epoch_3.pth": Seen("epoch_{}.pth", "epoch_3.pth", 3, 0, -5, 0, BROUGHT_BACK, durability=Durability.FAILED),
         "ü_4": Seen("ü_{}", "ü_4", 10**240, 2**63, 0, 0, 3, content="", inode=7, changes=10**20, older=3, younger=1),
     },
     {

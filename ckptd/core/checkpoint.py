@@ -27,6 +27,18 @@ class State(str, Enum):
         self.settled = text not in ("in flight", "in doubt")
 
 
+class Durability(Enum):
+    """Whether the bytes of a checkpoint are on stable storage, as far as anybody has tried; the values are those that
+    the state file has."""
+
+    UNKNOWN = None
+    SYNCED = True  # an fsync has succeeded
+    FAILED = False  # one has failed, and a later one tells nothing: not relied on until it was read back
+
+    def __init__(self, value: bool | None) -> None:
+        self.failed = value is False  # as `whole`, answered once
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """One saved training state, a file or a directory of shards: what a scan found, and what its bytes say.
@@ -37,7 +49,7 @@ class Checkpoint:
     entry: Entry
     state: State = State.COMPLETE
     evidence: str = ""
-    durable: bool = True  # False once an fsync of it has failed: not relied on until it was read back
+    durability: Durability = Durability.UNKNOWN
     pending: bool = False  # its content is still to be read: not relied on before
     metrics: tuple[tuple[str, float], ...] = ()
 
@@ -66,11 +78,16 @@ class Checkpoint:
         return self.entry.mtime_ns
 
     @property
+    def fit(self) -> bool:
+        """Whether a deletion may stand on it, as far as is known: its content may still be to be read."""
+        return self.state.whole and not self.durability.failed
+
+    @property
     def relied_on(self) -> bool:
         """Whether a deletion may stand on it."""
-        return self.state.whole and self.durable and not self.pending
+        return self.fit and not self.pending
 
     @property
     def spoiled(self) -> bool:
-        """Whether it will never be relied on as it is: broken and quiet, or not durable."""
-        return self.state is State.INCOMPLETE or (self.state.whole and not self.durable)
+        """Whether it will never be relied on as it is: broken and quiet, or its fsync has failed."""
+        return self.state is State.INCOMPLETE or (self.state.whole and self.durability.failed)

@@ -10,7 +10,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, Durability
 from .entry import Entry
 
 _GAPS = 8  # how many of the latest gaps between saves speak for the interval
@@ -25,11 +25,10 @@ class Seen:
 
     order: its place among all saves of the work dir, from 1; BROUGHT_BACK if somebody put it there.
     written_ns: its time of writing, a time in the future counted as the time of that pass.
-    whole: complete, by what it was then. durable: an fsync has succeeded (True), failed (False), or None.
-    owed: a rule has pruned it; it goes as soon as nothing else keeps it.
+    whole: complete, by what it was then. owed: a rule has pruned it; it goes as soon as nothing else keeps it.
     content: what is wrong with its content, "" if nothing is, None if it was not read yet. inode, changes: of the
-    bytes that `durable` and `content` are about; changes is 0 where an earlier version remembered none. older, younger:
-    as an entry's, then.
+    bytes that `durability` and `content` are about; changes is 0 where an earlier version remembered none. older,
+    younger: as an entry's, then.
     """
 
     series: str
@@ -40,7 +39,7 @@ class Seen:
     written_ns: int
     order: int
     whole: bool = True
-    durable: bool | None = None
+    durability: Durability = Durability.UNKNOWN
     owed: bool = False
     content: str | None = None
     inode: int = 0
@@ -71,13 +70,13 @@ class Seen:
         if (self.inode, self.changes) == (found.inode, found.changes):
             return self
         return replace(
-            self, durable=False if self.has_failed(found) else None, content=None, inode=found.inode,
-            changes=found.changes, older=found.older, younger=found.younger,
+            self, durability=Durability.FAILED if self.has_failed(found) else Durability.UNKNOWN, content=None,
+            inode=found.inode, changes=found.changes, older=found.older, younger=found.younger,
         )  # fmt: skip
 
     def has_failed(self, found: Entry) -> bool:
         """Whether an fsync of `found` has failed that was not made good since."""
-        return self.durable is False and self.is_same_file(found)
+        return self.durability.failed and self.is_same_file(found)
 
     def is_same_file(self, found: Entry) -> bool:
         """Whether `found` is this save, and no copy of it, though its bytes may have been changed in place."""

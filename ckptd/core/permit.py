@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from .checkpoint import Checkpoint, State
+from .checkpoint import Checkpoint, Durability, State
 from .memory import Memory
 from .plan import Decision, Plan, SeriesPlan
 from .reason import Kind, Reason
@@ -75,7 +75,7 @@ def held_back(
         seen = met.seen.get(c.name) if met is not None else None
         if seen is None or seen.bytes_on_disk != c.entry.bytes_on_disk:
             return True
-        return seen.durable is True and c.name not in unread
+        return seen.durability is Durability.SYNCED and c.name not in unread
 
     durable = {c.name for c in relied_on(plan, pointed) if is_durable(c)}
     stays = pointer_stays(plan, pointed, is_there=is_there)
@@ -122,7 +122,7 @@ def trash_ttl_s(plan: Plan, prunes: Sequence[Decision], *, asked_s: float | None
 
 def _missing(series: SeriesPlan, durable: AbstractSet[str], unread: AbstractSet[str]) -> Reason | None:
     """What keeps a series from being pruned now, None if nothing does."""
-    whole = [d.checkpoint for d in series.decisions if d.checkpoint.state.whole and d.checkpoint.durable]
+    whole = [d.checkpoint for d in series.decisions if d.checkpoint.fit]
     # As many as there could be: what is still being read counts for nothing, and lowers no count.
     if len(series.relied_on) < min(series.grid.max_keep or 1, len(whole)):
         return _still_to_be_read(next(c.name for c in reversed(whole) if c.pending))

@@ -130,7 +130,7 @@ def _plan_series(
 ) -> SeriesPlan:
     found = sorted(found, key=lambda c: (c.entry.step, c.entry.name))
     whole = sorted((c for c in found if c.state.whole), key=lambda c: seen[c.entry.name].rank)
-    fit = [c for c in whole if c.durable]  # as far as is known: some may still be to be read
+    fit = [c for c in whole if c.fit]
     good = [c for c in fit if c.relied_on]
     # A budget may take what no max_keep asks for, but never the newest.
     at_least = grid.max_keep or (0 if policy.max_bytes is None else 1)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from .checkpoint import Checkpoint, State
+from .checkpoint import Checkpoint, Durability, State
 from .late import after_pass, is_behind, is_larger, late_walks, quiet_from_ns
 from .memory import BROUGHT_BACK, InForce, Memory, Seen, SeriesMemory
 from .naming import Names
@@ -258,9 +258,11 @@ class _Order:
         else:
             self.next += 1
         name, size_bytes, mtime_ns = entry.identity
+        # That an fsync has succeeded is written down after the pointer has moved, and not as the save is met.
+        failed = checkpoint.durability if checkpoint.durability.failed else Durability.UNKNOWN
         arrival = Seen(
             entry.series, name, entry.step, size_bytes, mtime_ns, written_ns, order, whole,
-            durable=None if checkpoint.durable else False, inode=entry.inode, changes=entry.changes,
+            durability=failed, inode=entry.inode, changes=entry.changes,
             older=entry.older, younger=entry.younger,
         )  # fmt: skip
         if whole and order != BROUGHT_BACK:

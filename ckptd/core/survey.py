@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from .checkpoint import Durability
 from .entry import LeftAlone, Unreadable
 from .memory import Memory, Seen
 from .permit import held_back
@@ -22,31 +23,29 @@ Identity = tuple[str, int, int, int, int]  # name, size in bytes, time of writin
 class Findings:
     """What this process has found out about checkpoints beyond their structure.
 
-    content: what is wrong with it, "" if nothing is. synced, unsynced: an fsync has succeeded, has failed.
+    content: what is wrong with it, "" if nothing is. durability: how its last fsync has ended.
     """
 
     content: dict[Identity, str] = field(default_factory=dict)
-    synced: set[Identity] = field(default_factory=set)
-    unsynced: set[Identity] = field(default_factory=set)
+    durability: dict[Identity, Durability] = field(default_factory=dict)
 
     def forget(self, gone: Callable[[str], bool]) -> None:
         """Know nothing any more of those names that are `gone`: what comes back under one may get the same inode."""
         self.content = {each: fault for each, fault in self.content.items() if not gone(each[0])}
-        self.synced = {each for each in self.synced if not gone(each[0])}
-        self.unsynced = {each for each in self.unsynced if not gone(each[0])}
+        self.durability = {each: known for each, known in self.durability.items() if not gone(each[0])}
+
+    def without_synced(self) -> Findings:
+        """The same but for what is on stable storage."""
+        return replace(self, durability={each: known for each, known in self.durability.items() if known.failed})
 
     def written_into(self, memory: Memory) -> Memory:
         """The memory with all of this in it."""
 
         def known(seen: Seen) -> Seen:
-            durable = seen.durable
-            if seen.bytes_on_disk in self.unsynced:
-                durable = False
-            elif seen.bytes_on_disk in self.synced:
-                durable = True
+            durability = self.durability.get(seen.bytes_on_disk, seen.durability)
             content = self.content.get(seen.bytes_on_disk, seen.content)
-            changed = (durable, content) != (seen.durable, seen.content)
-            return replace(seen, durable=durable, content=content) if changed else seen
+            changed = (durability, content) != (seen.durability, seen.content)
+            return replace(seen, durability=durability, content=content) if changed else seen
 
         return replace(memory, seen={name: known(seen) for name, seen in memory.seen.items()})
 

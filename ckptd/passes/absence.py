@@ -54,7 +54,8 @@ def _doubts(work: WorkDir, survey: Survey, policy: Policy) -> Iterator[str]:
     """What could be a checkpoint, or knows of one; what is nearest to one first."""
     there = sorted((d.checkpoint for d in survey.decisions), key=lambda c: (c.mtime_ns, c.step), reverse=True)
     for checkpoint in there:
-        why = "an fsync of it has failed" if checkpoint.state.whole and not checkpoint.durable else checkpoint.evidence
+        failed = checkpoint.state.whole and not checkpoint.fit
+        why = "an fsync of it has failed" if failed else checkpoint.evidence
         again = survey.settles_s if checkpoint.state is State.IN_FLIGHT else None
         yield (
             f"{checkpoint.name} is {checkpoint.state.value} ({why})"

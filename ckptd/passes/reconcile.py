@@ -165,8 +165,7 @@ class Reconciler:
         if self._on_disk is None:
             # Whoever starts after a crash would take a pointer without a state for somebody else's, and believe it
             # against the order of writing. What is durable comes after the pointer: until then it is synced again.
-            findings = replace(self.surveyor.findings, synced=set())
-            self._remember(findings.written_into(survey.plan.memory))
+            self._remember(self.surveyor.findings.without_synced().written_into(survey.plan.memory))
         moved, permitted, room = self._point(survey, synced)
         prunes = permitted.prunes if prune else ()
         self._say_unreadable(survey)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..core.checkpoint import Checkpoint
+from ..core.checkpoint import Checkpoint, Durability
 from ..core.permit import relied_on
 from ..core.survey import Identity, Survey
 from ..disk.descriptors import SyncError, sync_dir, sync_file
@@ -138,7 +138,7 @@ class Reliance:
                 for checkpoint in fresh:
                     self._lost(checkpoint, error)
                 return True
-            findings.synced |= {checkpoint.entry.bytes_on_disk for checkpoint in fresh}
+            findings.durability |= {checkpoint.entry.bytes_on_disk: Durability.SYNCED for checkpoint in fresh}
         return failed
 
     def _sync_one(self, checkpoint: Checkpoint) -> None:
@@ -155,7 +155,7 @@ class Reliance:
     def _lost(self, checkpoint: Checkpoint, error: SyncError) -> None:
         """A failed fsync: the kernel may have dropped what it could not write, and a second fsync would not tell."""
         self._troubled = True
-        self._surveyor.findings.unsynced.add(checkpoint.entry.bytes_on_disk)
+        self._surveyor.findings.durability[checkpoint.entry.bytes_on_disk] = Durability.FAILED
         self._read_back_due_s[checkpoint.entry.bytes_on_disk] = time.monotonic() + _READ_BACK_EVERY_S
         self._voice.error(
             "fsync of %s/%s failed (%s): not relied on until its content was read back from the disk; check the disk",
@@ -169,7 +169,7 @@ class Reliance:
         mended = False
         findings, work = self._surveyor.findings, self._surveyor.work
         for checkpoint in (d.checkpoint for d in survey.plan.decisions):
-            if checkpoint.durable or not checkpoint.state.whole or checkpoint.name not in survey.checkable:
+            if not (checkpoint.durability.failed and checkpoint.state.whole) or checkpoint.name not in survey.checkable:
                 continue
             if checkpoint.entry.is_dir:
                 continue  # not all of its files have a checksum: what the disk holds of the others cannot be told
@@ -187,8 +187,7 @@ class Reliance:
                 if not answer:
                     self._sync_one(checkpoint)
                     sync_dir(work.fd)
-                    findings.unsynced.discard(checkpoint.entry.bytes_on_disk)
-                    findings.synced.add(checkpoint.entry.bytes_on_disk)
+                    findings.durability[checkpoint.entry.bytes_on_disk] = Durability.SYNCED
                     self._voice.info("read %s back from the disk, whole", checkpoint.name)
                 mended = True
             except (OSError, RefusedError) as error:
@@ -197,10 +196,7 @@ class Reliance:
 
     def _is_durable(self, name: str, survey: Survey) -> bool:
         seen = survey.plan.memory.seen[name]
-        findings = self._surveyor.findings
-        return seen.bytes_on_disk not in findings.unsynced and (
-            bool(seen.durable) or seen.bytes_on_disk in findings.synced
-        )
+        return self._surveyor.findings.durability.get(seen.bytes_on_disk, seen.durability) is Durability.SYNCED
 
     def _say_lag(self, waits: set[str]) -> None:
         """Say, once for each time it happens, that saves come faster than they can be read."""

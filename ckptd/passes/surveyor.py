@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..core import kinds
-from ..core.checkpoint import Checkpoint, State
+from ..core.checkpoint import Checkpoint, Durability, State
 from ..core.entry import Entry, LeftAlone, Unreadable
 from ..core.finder import Finder, Known
 from ..core.keyed import names_from
@@ -260,10 +260,9 @@ class Surveyor:
         if fault:
             return Checkpoint(entry, State.INCOMPLETE, fault)
         evidence = verdict.evidence if fault is None else f"{verdict.structure}, content read"
-        failed = entry.bytes_on_disk not in self.findings.synced and (
-            entry.bytes_on_disk in self.findings.unsynced or (known is not None and known.has_failed(entry))
-        )
-        return Checkpoint(entry, verdict.state, evidence, durable=not failed)
+        remembered = known.about(entry).durability if known and known.is_same_file(entry) else Durability.UNKNOWN
+        durability = self.findings.durability.get(entry.bytes_on_disk, remembered)
+        return Checkpoint(entry, verdict.state, evidence, durability)
 
     def _content(self, entry: Entry, known: Seen | None) -> str | None:
         remembered = known.content if known is not None and known.bytes_on_disk == entry.bytes_on_disk else None

@@ -9,6 +9,7 @@ import json
 from dataclasses import fields, replace
 from typing import Any
 
+from ..core.checkpoint import Durability
 from ..core.keyed import names_from
 from ..core.memory import BROUGHT_BACK, InForce, Memory, Seen, SeriesMemory
 from ..disk.descriptors import read_small, replace_file
@@ -68,9 +69,12 @@ _SERIES_APART = ("in_force", "walked", "late")
 
 
 def _plain(known: Seen) -> dict[str, Any]:
-    return {
+    plain = {
         key: value for key, value in vars(known).items() if key not in ("name", *_APART) and value != _DEFAULTS[key]
     }
+    if "durability" in plain:
+        plain["durable"] = plain.pop("durability").value
+    return plain
 
 
 def _plain_series(known: SeriesMemory) -> dict[str, Any]:
@@ -103,7 +107,7 @@ def _seen(
     numbers |= {"changes": changes, "older": older, "younger": younger}
     checked = {key: _number(value) for key, value in numbers.items()}
     known = Seen(series=series, name=name, **checked)  # type: ignore[arg-type]  # numbers go where numbers are
-    return replace(known, owed=owed is True, whole=whole is True, durable=durable, content=content)
+    return replace(known, owed=owed is True, whole=whole is True, durability=Durability(durable), content=content)
 
 
 def _series(

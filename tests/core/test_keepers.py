@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ckptd.core.checkpoint import Checkpoint, State
+from ckptd.core.checkpoint import Checkpoint, Durability, State
 from ckptd.core.entry import Entry
 from ckptd.core.keepers import KeepBest, KeepWithin
 from ckptd.core.memory import Memory
@@ -129,7 +129,9 @@ def test_the_best_is_read_and_durable_before_others_go_because_of_it() -> None:
     assert {1, 2, 4} == steps_of(decided, KEEP), "the unread one takes nobody's place, and stays"
 
 
-@pytest.mark.parametrize("spoiled", [{"state": State.INCOMPLETE}, {"state": State.DOUBTFUL}, {"durable": False}])
+@pytest.mark.parametrize(
+    "spoiled", [{"state": State.INCOMPLETE}, {"state": State.DOUBTFUL}, {"durability": Durability.FAILED}]
+)
 @pytest.mark.parametrize("keeper", [{"keep_every": 4}, {"keep_best": ("mAP:max",)}, {"keep_within_s": 2.0}])
 def test_what_a_keeper_keeps_stays_whatever_became_of_it(keeper: dict[str, Any], spoiled: dict[str, Any]) -> None:
     found = epochs(4, 5, 6, scores={4: 0.9, 5: 0.5, 6: 0.6})

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from ckptd.core.budget import Budget, over_in_trash
-from ckptd.core.checkpoint import Checkpoint, State
+from ckptd.core.checkpoint import Checkpoint, Durability, State
 from ckptd.core.entry import Entry
 from ckptd.core.memory import Memory
 from ckptd.core.permit import LARGE_PRUNE_TTL_S, held_back, permit, pointer_stays, relied_on, trash_ttl_s
@@ -47,7 +47,8 @@ def checkpoint(step: int, state: str = "whole", series: str = SERIES) -> Checkpo
         return replace(found, state=State.DOUBTFUL, evidence="not all of one save")
     if state == "broken":
         return replace(found, state=State.INCOMPLETE)
-    return replace(found, pending=state == "unread", durable=state != "fsync failed")
+    durability = Durability.FAILED if state == "fsync failed" else Durability.UNKNOWN
+    return replace(found, pending=state == "unread", durability=durability)
 
 
 def decide(found: list[Checkpoint], policy: Policy, memory: Memory | None = None) -> Plan:
@@ -128,7 +129,7 @@ def test_one_more_that_is_durable_never_permits_less(policy: Policy) -> None:
 @WORLDS
 def test_after_what_is_permitted_k_complete_ones_remain_or_all_that_there_were(policy: Policy) -> None:
     for decided in plans(policy):
-        fit = {d.checkpoint.name for d in decided.decisions if d.checkpoint.state.whole and d.checkpoint.durable}
+        fit = {d.checkpoint.name for d in decided.decisions if d.checkpoint.fit}
         for durable, pointed in itertools.product(SUBSETS, POINTED):
             gone = names(permit(decided, durable=durable, pointed=pointed).prunes)
             left = {d.checkpoint.name for d in decided.decisions if d.checkpoint.relied_on} - gone
@@ -195,7 +196,7 @@ def test_what_passes_have_met_holds_back_until_it_is_durable_and_read(policy: Po
     for decided in plans(policy):
         stands_on = {c.name for series in decided.series for c in (*series.relied_on, *series.best)}
         for durable, unread in itertools.product(SUBSETS, (frozenset(), frozenset(NAMES[-1:]))):
-            seen = {name: replace(s, durable=name in durable) for name, s in decided.memory.seen.items()}
+            seen = {name: replace(s, durability=Durability(name in durable)) for name, s in decided.memory.seen.items()}
             met = replace(decided.memory, seen=seen)
             held = held_back(decided, met=met, unread=unread, pointed=None, is_there=False)
             assert held.keys() <= names(decided.prune)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ckptd.core.checkpoint import Checkpoint, State
+from ckptd.core.checkpoint import Checkpoint, Durability, State
 from ckptd.core.entry import Entry
 from ckptd.core.memory import Memory
 from ckptd.core.plan import KEEP, PRUNE, SKIP, Plan, plan
@@ -251,7 +251,7 @@ def test_an_incomplete_one_goes_once_k_complete_ones_were_written_after_it_whate
 
 
 def test_a_checkpoint_whose_fsync_failed_is_not_relied_on() -> None:
-    bad = Checkpoint(Entry("epoch_{}.pth", "epoch_4.pth", 4, 1, 9), durable=False)
+    bad = Checkpoint(Entry("epoch_{}.pth", "epoch_4.pth", 4, 1, 9), durability=Durability.FAILED)
     decided = decide([*epochs(1, 2, 3), bad], Policy(max_keep=2, interval=1))
     assert decided.newest is not None
     assert (decided.newest.step, {c.step for c in decided.relied_on}) == (3, {2, 3})
