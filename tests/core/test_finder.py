@@ -199,3 +199,14 @@ def test_what_is_remembered_is_found_by_its_own_name_or_as_the_layout_that_it_is
 @pytest.mark.parametrize("layout", [layout.name for layout in LAYOUTS])
 def test_only_the_names_of_orbax_are_to_be_learnt(layout: str) -> None:
     assert Policy(layouts=(layout,)).finder().learns is (layout == "orbax")
+
+
+@pytest.mark.parametrize(("text", "name", "directories"), [
+    ("net_{}.pth", "net_1.pth", False), ("net_{}", "net_1", True), ("net_{}.safetensors", "net_1.safetensors", False),
+])  # fmt: skip
+def test_a_template_stands_for_files_and_without_an_ending_for_directories_too(
+    text: str, name: str, directories: bool
+) -> None:
+    match = Policy(templates=(text,)).finder().match(name)
+    assert match is not None
+    assert (match[0].files, match[0].directories) == (True, directories)

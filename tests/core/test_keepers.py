@@ -289,7 +289,7 @@ def test_a_budget_takes_what_nothing_can_be_resumed_from_before_anything_whole()
         assert steps_of(decide(found, Policy(max_bytes=limit)), PRUNE) == gone
 
 
-@pytest.mark.parametrize("text", ["mAP:max", "eval_loss:min", "eval:acc:max:3"])
+@pytest.mark.parametrize("text", ["mAP:max", "eval_loss:min", "mAP:max:2", "eval:acc:max:3"])
 def test_a_keeper_is_named_as_it_was_asked_for(text: str) -> None:
     assert str(KeepBest.from_text(text)) == f"--keep-best {text}"
 

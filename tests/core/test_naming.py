@@ -13,7 +13,7 @@ from ckptd.errors import UsageError
 ODD_TEMPLATES = [
     "model-{:04d}.ckpt", "iter_{:08d}.pth", "{:x}.pt", "of_{:,}_steps.pt", "a{:_}.pt", "{:>6}.pt", "{:*<9d}.pt",
     "{:0>5}.pt", "x{:+d}.pt", "x{: d}.pt", "x{:#x}.pt", "x{:X}.pt", "x{:o}.pt", "x{:b}.pt", "x{:#b}.pt", "{{}}{}.pth",
-    "{0}.pth", "шаг_{}.pth", "step {} of many.pt",
+    "{0}.pth", "x{:1>}.pt", "шаг_{}.pth", "step {} of many.pt",
 ]  # fmt: skip
 TEMPLATES = [*(template.text for template in DEFAULT_TEMPLATES), *ODD_TEMPLATES]
 
