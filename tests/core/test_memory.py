@@ -7,11 +7,24 @@ from typing import Any
 
 import pytest
 
+from ckptd.core.checkpoint import Durability
 from ckptd.core.memory import BROUGHT_BACK, Memory, Seen, SeriesMemory
 
 EPOCHS = "epoch_{}.pth"
 KNOWN = Seen(
-    EPOCHS, "epoch_3.pth", 3, 10, 500, 500, 7, durable=True, content="", inode=1, changes=1, older=2, younger=1
+    EPOCHS,
+    "epoch_3.pth",
+    3,
+    10,
+    500,
+    500,
+    7,
+    durability=Durability.SYNCED,
+    content="",
+    inode=1,
+    changes=1,
+    older=2,
+    younger=1,
 )
 
 
@@ -25,7 +38,7 @@ def now(**more: Any) -> Any:
 
 def test_all_that_is_known_of_bytes_stays_while_these_are_the_same() -> None:
     assert KNOWN.about(now()) is KNOWN
-    failed = replace(KNOWN, durable=False)
+    failed = replace(KNOWN, durability=Durability.FAILED)
     assert failed.about(now()) is failed
 
 
@@ -33,9 +46,9 @@ def test_all_that_is_known_of_bytes_stays_while_these_are_the_same() -> None:
 def test_nothing_is_known_of_bytes_that_may_be_others(changed: dict[str, int]) -> None:
     found = now(**changed, older=5, younger=6)
     about = KNOWN.about(found)
-    assert (about.durable, about.content) == (None, None)
+    assert (about.durability, about.content) == (Durability.UNKNOWN, None)
     assert (about.inode, about.changes, about.older, about.younger) == (found.inode, found.changes, 5, 6)
-    assert replace(about, durable=True, content="", inode=1, changes=1, older=2, younger=1) == KNOWN
+    assert replace(about, durability=Durability.SYNCED, content="", inode=1, changes=1, older=2, younger=1) == KNOWN
 
 
 @pytest.mark.parametrize(("changed", "stays"), [
@@ -45,11 +58,11 @@ def test_nothing_is_known_of_bytes_that_may_be_others(changed: dict[str, int]) -
     pytest.param({"changes": 2, "size_bytes": 11}, False, id="what has another size"),
 ])  # fmt: skip
 def test_that_an_fsync_has_failed_is_known_of_the_same_file_alone(changed: dict[str, int], stays: bool) -> None:
-    failed = replace(KNOWN, durable=False)
+    failed = replace(KNOWN, durability=Durability.FAILED)
     assert failed.has_failed(now(**changed)) is stays
-    assert failed.about(now(**changed)).durable is (False if stays else None)
+    assert failed.about(now(**changed)).durability is (Durability.FAILED if stays else Durability.UNKNOWN)
     assert not KNOWN.has_failed(now(**changed))
-    assert not replace(KNOWN, durable=None).has_failed(now(**changed))
+    assert not replace(KNOWN, durability=Durability.UNKNOWN).has_failed(now(**changed))
 
 
 @pytest.mark.parametrize("older", [1, 2, 3])

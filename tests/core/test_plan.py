@@ -304,7 +304,7 @@ def test_the_newest_say_of_how_many_they_are(keep: int, says: str) -> None:
 @pytest.mark.parametrize(("broken", "fault"), [
     pytest.param({"state": State.INCOMPLETE, "evidence": "no end record"}, "no end record", id="incomplete"),
     pytest.param({"state": State.INCOMPLETE}, "incomplete", id="without evidence"),
-    pytest.param({"durable": False, "evidence": "all there"}, "not on stable storage", id="not durable"),
+    pytest.param({"durability": Durability.FAILED, "evidence": "all there"}, "not on stable storage", id="not durable"),
 ])  # fmt: skip
 @pytest.mark.parametrize(("keep", "enough"), [(1, "a newer complete one exists"), (2, "2 newer complete ones exist")])
 def test_a_broken_one_says_what_is_wrong_with_it_and_what_it_goes_after(

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from ckptd.core.checkpoint import Durability
 from ckptd.core.memory import Memory, Seen
 from ckptd.core.survey import Findings
 
@@ -16,26 +17,25 @@ SEEN = {
 ONE, OTHER = (seen.bytes_on_disk for seen in SEEN.values())
 
 
-@pytest.mark.parametrize("before", [None, True, False])
-@pytest.mark.parametrize(("findings", "durable"), [
-    pytest.param(Findings(), ..., id="nothing"),
-    pytest.param(Findings(synced={ONE}), True, id="an fsync has succeeded"),
-    pytest.param(Findings(unsynced={ONE}), False, id="an fsync has failed"),
-    pytest.param(Findings(synced={ONE}, unsynced={ONE}), False, id="one has failed, another has not"),
-    pytest.param(Findings(synced={(*ONE[:3], 99, 0)}), ..., id="that of a copy in its place"),
+@pytest.mark.parametrize("before", Durability)
+@pytest.mark.parametrize(("findings", "durability"), [
+    pytest.param(Findings(), None, id="nothing"),
+    pytest.param(Findings(durability={ONE: Durability.SYNCED}), Durability.SYNCED, id="an fsync has succeeded"),
+    pytest.param(Findings(durability={ONE: Durability.FAILED}), Durability.FAILED, id="an fsync has failed"),
+    pytest.param(Findings(durability={(*ONE[:3], 99, 0): Durability.SYNCED}), None, id="that of a copy in its place"),
 ])  # fmt: skip
 def test_what_came_of_an_fsync_is_written_down_of_those_bytes_alone(
-    findings: Findings, durable: object, before: bool | None
+    findings: Findings, durability: Durability | None, before: Durability
 ) -> None:
-    memory = Memory({name: replace(seen, durable=before) for name, seen in SEEN.items()})
+    memory = Memory({name: replace(seen, durability=before) for name, seen in SEEN.items()})
     written = findings.written_into(memory)
-    assert written.seen["epoch_1.pth"].durable is (before if durable is ... else durable)
+    assert written.seen["epoch_1.pth"].durability is (before if durability is None else durability)
     assert written.seen["epoch_2.pth"] == memory.seen["epoch_2.pth"]
 
 
 @pytest.mark.parametrize("before", [None, "", "damaged"])
 def test_what_is_wrong_with_a_content_is_written_down_of_those_bytes_alone(before: str | None) -> None:
-    memory = Memory({name: replace(seen, content=before, durable=True) for name, seen in SEEN.items()})
+    memory = Memory({name: replace(seen, content=before, durability=Durability.SYNCED) for name, seen in SEEN.items()})
     for fault in ("", "damaged at 5"):
         written = Findings(content={ONE: fault}).written_into(memory)
         assert written.seen["epoch_1.pth"] == replace(memory.seen["epoch_1.pth"], content=fault)
@@ -43,6 +43,12 @@ def test_what_is_wrong_with_a_content_is_written_down_of_those_bytes_alone(befor
 
 
 def test_what_is_gone_is_forgotten_whatever_was_found_out_of_it() -> None:
-    findings = Findings({ONE: "", OTHER: "damaged"}, {ONE, OTHER}, {ONE, OTHER})
+    findings = Findings({ONE: "", OTHER: "damaged"}, {ONE: Durability.SYNCED, OTHER: Durability.FAILED})
     findings.forget(lambda name: name == "epoch_1.pth")
-    assert (findings.content, findings.synced, findings.unsynced) == ({OTHER: "damaged"}, {OTHER}, {OTHER})
+    assert (findings.content, findings.durability) == ({OTHER: "damaged"}, {OTHER: Durability.FAILED})
+
+
+def test_what_is_on_stable_storage_can_be_left_out_and_what_has_failed_stays() -> None:
+    findings = Findings({ONE: ""}, {ONE: Durability.SYNCED, OTHER: Durability.FAILED})
+    assert findings.without_synced() == Findings({ONE: ""}, {OTHER: Durability.FAILED})
+    assert len(findings.durability) == 2
