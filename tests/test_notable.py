@@ -6,6 +6,7 @@ import contextlib
 import os
 import queue
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from ckptd.daemon import inotify
 from ckptd.daemon.inotify import Inotify
 from ckptd.daemon.keeper import Keeper
 from ckptd.daemon.notable import Filter, Notable, declared_at
+from ckptd.daemon.pace import Pace
 from ckptd.daemon.service import Service
 from ckptd.daemon.watch import Watcher
 from ckptd.passes.surveyor import Surveyor
@@ -159,6 +161,23 @@ def test_what_a_job_logs_costs_no_pass(served: Counter[str], work_dir: Path) -> 
     publish(work_dir, 2)  # of which the kernel tells after all of that
     eventually(holds(work_dir, "epoch_2.pth", "train.log"))
     assert served[str(work_dir)] - before == 1
+
+
+def test_hints_one_after_another_cost_passes_at_a_bounded_rate_and_the_last_one_costs_one_too(
+    served: Counter[str], work_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_off_s = 0.04
+    monkeypatch.setattr(Pace, "due_s", lambda _, now_s: now_s + put_off_s)  # as after a long storm
+    before, began_s = served[str(work_dir)], time.monotonic()
+    for _ in range(50):
+        for _ in range(50):
+            (work_dir / "epoch_0.pth.metrics.json").write_text("{}")
+        (work_dir / "aside").mkdir()
+        (work_dir / "aside").rmdir()  # which the kernel tells of in between
+    publish(work_dir, 1)
+    eventually(holds(work_dir, "epoch_1.pth"))
+    eventually(lambda: served["over"] == served[str(work_dir)])
+    assert served[str(work_dir)] - before <= 2 + (time.monotonic() - began_s) / put_off_s
 
 
 @pytest.mark.parametrize("how", ["scores", "pin"])

@@ -30,10 +30,14 @@ log = logging.getLogger("ckptd")
 
 @dataclass(eq=False, slots=True)
 class _Tended:
-    """A work dir that is looked after. under_way: how many passes were asked for and are not over."""
+    """A work dir that is looked after.
+
+    under_way: how many passes were asked for and are not over. hinted: whether there was a hint since one began.
+    """
 
     keeper: Keeper
     under_way: int = 0
+    hinted: bool = False
 
 
 class Crew:
@@ -91,6 +95,21 @@ class Crew:
     def next_s(self) -> float:
         """Seconds until a pass is due."""
         return self._due[0][0] - self._process.monotonic() if self._due else math.inf
+
+    def hint(self, path: str, source: Source | None) -> None:
+        """A work dir may have changed: have a pass made over it, when it is its turn. source: as for `look`."""
+        tended = self._tended.get(path)
+        if tended is None or self._job_left is not None:
+            self.look(path, source)
+        elif tended in self._waiting:
+            pass  # that pass will see it
+        elif tended.under_way:
+            tended.hinted = True
+        else:
+            before_s = tended.keeper.due_s
+            tended.keeper.hint()
+            if tended.keeper.due_s < before_s:
+                heapq.heappush(self._due, (tended.keeper.due_s, path))
 
     def look(self, path: str, source: Source | None = None) -> int:
         """Make a pass over a work dir, soon; returns how many are to end until one has seen what is there now.
@@ -162,6 +181,9 @@ class Crew:
             return
         if keeper.due_s < math.inf:
             heapq.heappush(self._due, (keeper.due_s, path))
+        if tended.hinted and not tended.under_way:
+            tended.hinted = False
+            self.hint(path, None)
         self._awake[path] = None
         self._awake.move_to_end(path)
         while len(self._awake) > _MOST_AWAKE:

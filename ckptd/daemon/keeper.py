@@ -24,8 +24,13 @@ from ..text.render import summary, will_happen
 from ..text.voice import Voice
 from ..workdir.workdir import WorkDir
 from .notable import Notable, Stamp, declared_at
+from .pace import Pace
 from .process import Process
 from .source import Source
+
+# Passes that hints ask for are made at once until they have taken half a second, then for a tenth of the time. None is
+# more than 50 ms late for it, with what inotify.py puts off.
+_SHARE, _BURST_S, _PUT_OFF_S = 0.1, 0.5, 0.04
 
 log = logging.getLogger("ckptd")
 
@@ -56,12 +61,18 @@ class Keeper:
         self._filling: frozenset[str] = frozenset()
         self._failures = 0
         self._interval_s = SCAN_LOCAL_S  # until it is met
+        self._pace = Pace(_SHARE, _BURST_S, _PUT_OFF_S)
+
+    def hint(self) -> None:
+        """The work dir may have changed since the last pass: have one made, in its turn. Not called during one."""
+        self.due_s = min(self.due_s, self._pace.due_s(self._process.monotonic()))
 
     def look(self) -> None:
         """Make a pass, and know when the next is due. One failure is not the end: it is said, and tried again.
 
         Raises ReplacedError where only a restart of this process can follow the work dir.
         """
+        began_s = self._process.monotonic()
         try:
             again_s = self._pass()
         except ReplacedError:
@@ -82,7 +93,9 @@ class Keeper:
             self._voice.forget("look")
             self.failure, self._failures = None, 0
         next_s = self._interval_s if again_s is None else min(again_s, self._interval_s)
-        self.due_s = self._process.monotonic() + next_s
+        now_s = self._process.monotonic()
+        self._pace.done(now_s, now_s - began_s)
+        self.due_s = now_s + next_s
 
     def rest(self, *, keep_lock: bool = True) -> None:
         """Let go of all that the next pass can read again, unless something is going on.

@@ -127,7 +127,7 @@ class Loop:
                 yield self._inbox.get_nowait()
 
     def _hinted(self, path: str, source: Source | None) -> None:
-        self.crew.look(path, source)
+        self.crew.hint(path, source)
 
     def _look_at_named(self) -> dict[str, int]:
         """Look at what was named; returns how many passes are to end for each."""
