@@ -134,9 +134,9 @@ def _plan_series(
     good = [c for c in fit if c.relied_on]
     # A budget may take what no max_keep asks for, but never the newest.
     at_least = grid.max_keep or (0 if policy.max_bytes is None else 1)
-    relied_on = tuple(good[-at_least:]) if at_least else ()
+    relied_on = tuple(_newest(good, at_least, grid))
     # Until it was read, one of the newest takes nobody's place, and nobody takes its own.
-    newest_names = {c.name for c in (*relied_on, *fit[-at_least:])} if at_least else set()
+    newest_names = {c.name for c in (*relied_on, *_newest(fit, at_least, grid))}
     judge = _Judge(grid, seen, found, fit, good, has_budget=policy.max_bytes is not None)
     newest = Reason(Kind.NEWEST, "the newest" if at_least == 1 else f"one of the {at_least} newest")
     # What is broken stays where somebody has asked for it: perhaps it can be mended.
@@ -170,6 +170,18 @@ def _plan_series(
         decisions.append(Decision(checkpoint, decision, tuple(reasons), known.order if known else BROUGHT_BACK))
     best = [c for keeper in policy.keepers if isinstance(keeper, KeepBest) for c in keeper.best(whole)]
     return SeriesPlan(grid, tuple(decisions), relied_on, tuple(best), tuple(beyond), tuple(spare))
+
+
+def _newest(ranked: Sequence[Checkpoint], count: int, grid: Grid) -> Sequence[Checkpoint]:
+    """The `count` newest of `ranked`, the oldest first.
+
+    Where several names can have one step, so many steps, and all that have one of them: none goes for another of its
+    own step.
+    """
+    if count == 0 or grid.template.has_grid:
+        return ranked[-count:] if count else ()
+    steps = set(list(dict.fromkeys(c.step for c in reversed(ranked)))[:count])
+    return [c for c in ranked if c.step in steps]
 
 
 def _why_not_settled(checkpoint: Checkpoint) -> Reason:
@@ -227,8 +239,9 @@ class _Judge:
         # Where that is still to be read, what the run has reached for certain is the last that was.
         self.reached = min((c.step for c in (*fit[-1:], *good[-1:])), default=None)
         keep = grid.max_keep or 0
-        self.kept = {c.name for c in fit[-keep:]} if keep else set()
-        self.enough_since = seen[good[-keep].name].order if 0 < keep <= len(good) else None
+        self.kept = {c.step for c in _newest(fit, keep, grid)}
+        enough = {c.step: seen[c.name].order for c in _newest(good, keep, grid)}  # the newest of each step
+        self.enough_since = min(enough.values()) if 0 < keep == len(enough) else None
         self.newest_good = seen[good[-1].name].order if good else BROUGHT_BACK
         self.walked = Reason(Kind.RULE, f"{keep} or more intervals behind")
         self.outrun = Reason(Kind.RULE, f"{keep} newer ones are kept" if keep > 1 else "a newer one is kept")
@@ -240,11 +253,11 @@ class _Judge:
         if known.owed:
             return self.walked
         if checkpoint.spoiled:
-            if self.enough_since is not None and known.order < self.enough_since:
+            if self.enough_since is not None and known.order < self.enough_since and not self._is_variant(checkpoint):
                 return Reason(Kind.BROKEN, f"{_fault(checkpoint)}; {_enough(rule.max_keep)}")
             return None
         if isinstance(rule, Newest) and checkpoint.state.whole and not self.grid.waits:
-            if checkpoint.name in self.kept or known.order == BROUGHT_BACK or self._above_newest(checkpoint):
+            if checkpoint.step in self.kept or known.order == BROUGHT_BACK or self._above_newest(checkpoint):
                 return None
             return self.outrun
         return None
@@ -271,6 +284,10 @@ class _Judge:
         if self._above_newest(checkpoint):
             return _AHEAD
         return Reason(Kind.UNREACHED, self._why_no_walk_reached(checkpoint.step))
+
+    def _is_variant(self, checkpoint: Checkpoint) -> bool:
+        """Whether another name of its step is among the newest: it goes with that."""
+        return checkpoint.step in self.kept and not self.grid.template.has_grid
 
     def _above_newest(self, checkpoint: Checkpoint) -> bool:
         return self.reached is not None and checkpoint.step > self.reached

@@ -39,7 +39,7 @@ class Grid:
     first_contact: bool
     saves: int  # how many no earlier pass saw
     ignored: Schedule | None = None  # what a run has declared, and the last saves contradict
-    no_grid: bool = False  # the stepped rule was asked for, and these names have no grid to step on
+    no_grid: bool = False  # the stepped rule or an interval was asked for, and these names have no grid to step on
     waits_for_end: bool = False  # a changed max_keep acts at the next save, or once the run may be taken to have ended
     waits_for_interval: bool = False  # ... at the next save, or once somebody gives or declares the interval
     quiet_from_ns: int | None = None  # of one that waits: from when there was no save for long enough
@@ -253,7 +253,7 @@ class _Order:
         newest = self._newest.get(entry.series)
         order = self.next
         new = is_save or not whole or newest is None or entry.step > newest.step
-        if not new and newest and (written_ns, entry.mtime_ns) <= (newest.written_ns, newest.mtime_ns):
+        if not new and newest and not _is_newer(checkpoint, written_ns, newest):
             order = BROUGHT_BACK  # neither written later nor further on than the newest: somebody put it there
         else:
             self.next += 1
@@ -272,6 +272,12 @@ class _Order:
     def newest(self, series: str) -> int:
         """The order of the newest save of a series."""
         return self._newest[series].order if series in self._newest else BROUGHT_BACK
+
+
+def _is_newer(checkpoint: Checkpoint, written_ns: int, newest: Seen) -> bool:
+    """Whether it was written after the newest; another name of the same step may be written at the same time."""
+    one, other = (written_ns, checkpoint.mtime_ns), (newest.written_ns, newest.mtime_ns)
+    return one > other or (one == other and checkpoint.step == newest.step and checkpoint.name != newest.name)
 
 
 def _since(schedule: Schedule, template: Names, recent: Sequence[int], seen: Mapping[str, Seen]) -> list[int]:
@@ -308,7 +314,7 @@ def _grid(
     evidence = memory.evidence if source is Source.INFERRED else ""
     on_grid = source in (Source.GIVEN, Source.DECLARED)
     rule = policy.rule_for(template, interval, max_keep=max_keep, on_grid=on_grid)
-    no_grid = policy.rule == "stepped" and not template.has_grid
+    no_grid = (policy.rule == "stepped" or policy.interval is not None) and not template.has_grid
     return Grid(
         template, rule, max_keep, interval, source, evidence, memory.waits, first_contact, saves, no_grid=no_grid
     )

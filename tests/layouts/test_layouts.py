@@ -337,7 +337,9 @@ def test_versions_of_one_step_are_one_series(work_dir: Path) -> None:
     survey = ckptd.plan(work_dir, Policy(max_keep=2))
     assert [series.grid.template.text for series in survey.plan.series] == ["epoch={}-step={}.ckpt"]
     ckptd.prune(work_dir, Policy(max_keep=2, trash_ttl_s=0))
-    assert there(work_dir) == set(names[2:])
+    assert there(work_dir) == set(names)  # of two steps
+    ckptd.prune(work_dir, Policy(max_keep=1, trash_ttl_s=0))
+    assert there(work_dir) == {names[3]}
 
 
 VERSIONS = ["epoch=0-step=10.ckpt", "epoch=0-step=10-v1.ckpt", "epoch=0-step=10-v2.ckpt", "epoch=1-step=20.ckpt"]
