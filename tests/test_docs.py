@@ -23,6 +23,7 @@ import pytest
 import ckptd
 from ckptd import errors
 from ckptd.cli.commands import cli
+from ckptd.core.formats import COUNTERS
 from ckptd.core.layouts import DEFAULT_TEMPLATES, FRAMEWORK_POINTERS, LAYOUTS
 
 from .conftest import Builder, Watching, a_pass, environment, eventually, left, pages, pointed, section, torch_zip
@@ -36,7 +37,7 @@ DOCS = "\n".join(PAGES.values())
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
 CHANGELOG = (REPOSITORY / "CHANGELOG.md").read_text()
 POLICY_COMMANDS = {"watch", "plan", "prune", "unit", "unpin"}
-OTHERS_OPTIONS = {"systemctl": {"--user", "--now"}, "systemd-escape": {"--template", "--path"},
+OTHERS_OPTIONS = {"NeMo": {"--val"}, "systemctl": {"--user", "--now"}, "systemd-escape": {"--template", "--path"},
                   "SBATCH": {"--signal", "--requeue"}, "Slurm": {"--signal"}, "train.py": {"--resume-from"},
                   "script": {"--resume-from"}}  # fmt: skip
 
@@ -46,6 +47,9 @@ OTHERS_OPTIONS = {"systemctl": {"--user", "--now"}, "systemd-escape": {"--templa
 
 def test_the_transcripts_are_what_ckptd_prints(tmp_path: Path) -> None:
     fill(tmp_path)
+    (tmp_path / "runs/b").mkdir()
+    for at, score in enumerate(("0.90", "0.38", "0.55")):
+        save(tmp_path / f"runs/b/weights.{at + 1:02d}-{score}.h5", hours_ago=6.5 - 2 * at)
     for block in blocks("console"):
         for command, expected in exchanges(block):
             run = watched if command.startswith("ckptd watch") else printed
@@ -463,6 +467,19 @@ def test_the_names_of_frameworks_are_known_as_said() -> None:
         if not name.startswith("-"):
             assert finder.match(name) is not None, name
             assert not finder.match(name)[0].alone, name
+
+
+def test_the_names_of_others_are_those_of_the_template_beside_them() -> None:
+    rows = table("saved by | names | `--template`")
+    assert rows
+    for _, name, template in rows:
+        match = ckptd.Policy(templates=(template.strip("`"),)).finder().match(name.strip("`"))
+        assert match is not None, name
+
+
+def test_the_order_of_the_steps_is_the_one_that_is_told() -> None:
+    (row,) = [row for row in table("field | what it is") if "in this order" in row[1]]
+    assert re.findall(r"{(\w+)}", row[0]) == list(COUNTERS)
 
 
 def test_every_pointer_that_protects_is_named() -> None:

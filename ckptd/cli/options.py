@@ -100,8 +100,8 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="stepped: as mmcv's hook prunes; newest: the N newest by order of writing; "
                           "auto: stepped where the interval is known."),
         click.option("--template", "templates", multiple=True, metavar="T", envvar="CKPTD_TEMPLATE",
-                     help="Name of a checkpoint, such as 'model-{:04d}.ckpt', in place of the known names; repeatable. "
-                          "Files of any format with such a name count, and can be pruned."),
+                     help="Name of a checkpoint, such as 'model-{:04d}.ckpt' or 'e{epoch}-{loss:.2f}.pt', in place of "
+                          "the known names; repeatable. Such files count, whatever their format, and can be pruned."),
         layout_option,
         click.option("--keep-every", type=click.IntRange(min=1), metavar="N", envvar="CKPTD_KEEP_EVERY",
                      help="Keep steps divisible by N for ever."),

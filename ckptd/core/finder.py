@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..errors import UsageError
 from .keyed import Keyed, keyed_text, names_from
 from .layouts import FREE, GROUPS, KEYED, LAYOUTS, Form, Layout, takes_directories
-from .naming import Names, Template
+from .naming import Family, Names, Template
 
 _DIGIT = re.compile("[0-9]")
 _DIGITS = frozenset("0123456789")
@@ -45,7 +45,7 @@ class Finder:
 
     def __init__(
         self,
-        templates: Iterable[Names] = (),
+        templates: Iterable[Names | Family] = (),
         layouts: Iterable[Layout] = (),
         *,
         asked: bool = False,
@@ -56,13 +56,18 @@ class Finder:
         self._by_text: dict[str, Known | None] = {}
         self._by_head: dict[str, list[Known]] = {}
         self._odd: list[Known] = []
+        self._families: list[Family] = []
+        self._made: dict[str, Known] = {}
         self._free: list[_Free] = []
         self._keyed: tuple[Form, Layout] | None = None
         self._last_keyed: Known | None = None
         self._groups = bool(others := tuple(others))
         self._endings = _GROUP_ENDINGS if self._groups else ()  # most names are told apart by their end
         for names in templates:
-            self._add(Known(names, files=True, directories=_takes_directories(names)))
+            if isinstance(names, Family):
+                self._families.append(names)
+            else:
+                self._add(_asked_for(names))
         for layout in layouts:
             for form in layout.forms:
                 self._add_form(form, layout, "")
@@ -71,7 +76,7 @@ class Finder:
             for form, layout in rows:
                 self._add_form(form, layout, "")
             if not rows:
-                self._add(Known(names, files=True, directories=_takes_directories(names)))
+                self._add(_asked_for(names))
         for layout in others:
             alone = f"named as {layout.title} names checkpoints, which are pruned only with --layout {layout.name}"
             for form in layout.forms:
@@ -91,6 +96,10 @@ class Finder:
                 return known, step
         if digit is None:
             return None
+        for family in self._families:
+            read = family.match(name)
+            if read is not None:
+                return self._known_of(read[0]), read[1]
         if self._keyed and name.endswith(".ckpt") and "=" in name:
             return self._match_keyed(name, *self._keyed)
         if not name.endswith(self._endings):
@@ -113,6 +122,8 @@ class Finder:
             return True
         if digit is None:
             return False
+        if any(family.match(name) for family in self._families):
+            return True
         if self._keyed and name.endswith(".ckpt") and "=" in name:
             return True
         if not name.endswith(self._endings):
@@ -127,9 +138,8 @@ class Finder:
             names = names_from(text)
         except UsageError:
             return None
-        sample = names.name_of(7) if names.has_grid else text.replace("{}", "7")
-        self.learn([sample])
-        found = self.match(sample)
+        self.learn([names.sample])
+        found = self.match(names.sample)
         return found[0].names if found and not found[0].alone and found[0].names.text == text else None
 
     @property
@@ -143,6 +153,12 @@ class Finder:
         for name in names if padded else ():
             for free in padded:
                 free.learn(name)
+
+    def _known_of(self, names: Names) -> Known:
+        known = self._made.get(names.text)
+        if known is None:
+            known = self._made[names.text] = _asked_for(names)
+        return known
 
     def _add(self, known: Known) -> None:
         """Add one series; the kinds and shapes of what one name can stand for in several layouts are united."""
@@ -159,7 +175,7 @@ class Finder:
             self._by_text[known.names.text] = united
             return
         self._by_text[known.names.text] = known
-        head = known.names.fixed_head if isinstance(known.names, Template) else _head(known.names.text)
+        head = known.names.fixed_head
         if head is None:
             self._odd.append(known)
         else:
@@ -248,13 +264,9 @@ def _split(text: str) -> tuple[str, str, str]:
     return text[:start], text[start:end], text[end:]
 
 
-def _takes_directories(names: Names) -> bool:
-    return takes_directories(names) if isinstance(names, Template) else True
-
-
-def _head(text: str) -> str | None:
-    head = text.partition("{")[0]
-    return None if _DIGIT.search(head) or "=" in head else head
+def _asked_for(names: Names) -> Known:
+    """A series of which any bytes count."""
+    return Known(names, files=True, directories=isinstance(names, Keyed) or takes_directories(names.text))
 
 
 _NAMES: dict[str, Names] = {}

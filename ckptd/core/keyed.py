@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from ..errors import UsageError
-from .naming import LONGEST_NAME_BYTES, Names, Template
+from .naming import LONGEST_NAME_BYTES, Family, Names, Template
 
 # Values as Lightning formats them: whole numbers, padded or not, what `str` and `:.2f` make of a float.
 _VALUE = r"(?:-?(?:[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|inf)|nan)"
@@ -24,6 +24,7 @@ _TEXT = re.compile(rf"{_FRONT}{_KEY}=\{{\}}(?:{_NEXT}=\{{\}})*\.ckpt")
 _AT_END = re.compile(f"{_END}$")
 _EACH_VALUE = re.compile(f"={_VALUE}")
 _WHOLE = re.compile("[0-9]+")
+_ONE_NUMBER = re.compile(r"[^{}*]*(?:\{0?(?::[^{}%]*)?\}[^{}*]*)?")  # at most one field, and that without a name
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,14 @@ class Keyed:
     def metrics_of(self, name: str) -> dict[str, float]:
         """The numbers in `name` but for epoch and step, by key; nan and inf are numbers too."""
         return {key: float(text) for key, text in self._values(name).items() if key not in ("epoch", "step")}
+
+    @property
+    def fixed_head(self) -> str | None:
+        return None
+
+    @property
+    def sample(self) -> str:
+        return self.text.replace("{}", "7")
 
     def _values(self, name: str) -> dict[str, str]:
         # Without a pattern of its own: a work dir can hold thousands of such series.
@@ -107,6 +116,15 @@ class Numbers:
         """Nothing: what the other numbers count is no score."""
         return {}
 
+    @property
+    def fixed_head(self) -> str | None:
+        head = self.text.partition("{")[0]
+        return None if re.search("[0-9]", head) else head
+
+    @property
+    def sample(self) -> str:
+        return self.text.replace("{}", "7")
+
 
 def keyed_text(name: str, *, front: bool = False) -> str | None:
     """The text of the series of Lightning's to which `name` belongs, or None.
@@ -122,9 +140,31 @@ def keyed_text(name: str, *, front: bool = False) -> str | None:
 @lru_cache(maxsize=256)  # every pass asks for the few that it remembers
 def names_from(text: str) -> Names:
     """The names of the series that is called `text`. Raises UsageError if none can be."""
-    if _TEXT.fullmatch(text) and {"epoch", "step"} & set(_keys_of(text)):
+    if _is_keyed(text):
         return Keyed(text)
-    return Numbers(text) if text.count("{}") > 1 else Template(text)
+    if text.count("{}") > 1:
+        return Numbers(text)
+    if _ONE_NUMBER.fullmatch(text):
+        return Template(text)
+    from .fields import series_called  # few have several
+
+    return series_called(text)
+
+
+@lru_cache(maxsize=256)
+def given(text: str) -> Names | Family:
+    """What a template stands for that somebody has given. Raises UsageError, with the reason, for none."""
+    if _ONE_NUMBER.fullmatch(text):
+        return Template(text)
+    if text.count("{}") > 1 and _is_keyed(text):
+        return Keyed(text)
+    from . import fields
+
+    return fields.given(text)
+
+
+def _is_keyed(text: str) -> bool:
+    return _TEXT.fullmatch(text) is not None and bool({"epoch", "step"} & set(_keys_of(text)))
 
 
 def _keys_of(text: str) -> tuple[str, ...]:

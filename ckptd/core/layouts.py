@@ -198,6 +198,6 @@ def layouts_called(names: Iterable[str]) -> tuple[Layout, ...]:
     return tuple(by_name[name] for name in dict.fromkeys(names))
 
 
-def takes_directories(template: Template) -> bool:
+def takes_directories(template: str) -> bool:
     """Whether a directory may bear a name of `template`: only where the name has no file ending."""
-    return "." not in template.text.rpartition("}")[2]
+    return "." not in template.rpartition("}")[2]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 import string
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NoReturn, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 from ..errors import UsageError
 
@@ -19,6 +20,10 @@ _BASES = {"": 10, "d": 10, "x": 16, "X": 16, "o": 8, "b": 2}
 _SPEC = re.compile(r"(?:(?P<fill>.)?(?P<align>[<>=^]))?(?P<sign>[-+ ]?)(?P<alt>#?)(?P<zero>0?)"
                    r"(?P<width>[1-9][0-9]*)?(?P<group>[,_]?)(?P<type>.?)", re.DOTALL)  # fmt: skip
 _ALIASES = ("<>", "<n>")  # how help texts and papers write the number
+_CODE = re.compile(r"[^\W\d][\w.]*")  # a variable, or an attribute of one, as it stands in somebody's code
+STEP_MARK = "step"  # `{kimg!step}`: what is no conversion of Python's says which field is the step
+TIME = "time"  # the unit of a step that is a date: seconds since 1970
+_MARK = "\x01"  # stands for it
 
 
 class Names(Protocol):
@@ -44,21 +49,76 @@ class Names(Protocol):
     def metrics_of(self, name: str) -> dict[str, float]:
         """What else `name` says in numbers, by key."""
 
+    @property
+    def fixed_head(self) -> str | None:
+        """What stands before the first digit of each of its names; None where that differs from name to name."""
+
+    @property
+    def sample(self) -> str:
+        """One of its names."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names of which a part tells series apart, such as the `bob` of `bob_e8_s208.pth`.
+
+    unit: what the step of each counts. match: the series of a name and its step, or None if it is none of these.
+    """
+
+    text: str
+    unit: str
+    match: Callable[[str], tuple[Names, int] | None] = field(repr=False, compare=False)
+
+
+class Whole(NamedTuple):
+    """How a format writes whole numbers, and how they are read back."""
+
+    spec: str
+    base: int
+    fill: str  # what stands before or behind the digits; a digit where nothing does
+
+    @classmethod
+    def of(cls, spec: str) -> Whole:
+        """Raises ValueError, with the reason, for a format that no whole number can be read back from."""
+        fields = _SPEC.fullmatch(spec)
+        if fields is None or fields["type"] not in _BASES:
+            raise ValueError(
+                f"its field has the format {spec!r}, which no name can be read back from as a whole number"
+            )
+        if len(fields["width"] or "") > 3:  # before anything is formatted with it: it could fill the memory
+            raise ValueError(f"its names are longer than {LONGEST_NAME_BYTES} bytes")
+        fill, align = fields["fill"] or " ", fields["align"]
+        padded = bool(fields["width"]) and align is not None
+        if padded and fill in string.hexdigits and (fill != "0" or align not in ">="):
+            raise ValueError(f"its field is filled up with {fill!r}, so a name has more than one reading")
+        return cls(spec, _BASES[fields["type"]], fill if padded else "0")
+
+    def read(self, text: str) -> int | None:
+        """The number that is written as `text`, or None if none is."""
+        candidate = text.strip(self.fill) if self.fill not in string.digits else text
+        candidate = candidate.replace(",", "").replace("_", "").replace(" ", "").lower()
+        if not candidate.isascii():
+            return None
+        try:
+            number = int(candidate, self.base)
+        except ValueError:
+            return None
+        return number if number >= 0 and format(number, self.spec) == text else None
+
 
 @dataclass(frozen=True)
 class Template:
     """A checkpoint name with one integer field in `str.format` syntax, such as `epoch_{}.pth`.
 
-    `epoch_<>.pth` and `epoch_<n>.pth` are read as `epoch_{}.pth`. Raises UsageError, with the reason, for what
-    is not one name with exactly one field, or whose field touches other digits: mmcv 1.x deletes its own newest
-    file with a template without a field.
+    `epoch_<>.pth`, `epoch_<n>.pth` and `epoch_{epoch}.pth` are read as `epoch_{}.pth`. Raises UsageError, with the
+    reason, for what is not one name with exactly one field, or whose field touches other digits: mmcv 1.x deletes its
+    own newest file with a template without a field.
     """
 
     text: str
     _head: str = field(init=False, repr=False, compare=False)
     _tail: str = field(init=False, repr=False, compare=False)
-    _base: int = field(init=False, repr=False, compare=False)
-    _fill: str = field(init=False, repr=False, compare=False)
+    _whole: Whole = field(init=False, repr=False, compare=False)
     _plain: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -68,23 +128,16 @@ class Template:
                 text = text.replace(alias, "{}")
             object.__setattr__(self, "text", text)
         head, spec, tail = self._parts()
-        fields = _SPEC.fullmatch(spec)
-        if fields is None or fields["type"] not in _BASES:
-            self._refuse(f"its field has the format {spec!r}, which no name can be read back from as a whole number")
-        if len(fields["width"] or "") > 3:  # before anything is formatted with it: it could fill the memory
-            self._refuse(f"its names are longer than {LONGEST_NAME_BYTES} bytes")
-        base = _BASES[fields["type"]]
-        digits = string.hexdigits if base == 16 else string.digits
+        try:
+            whole = Whole.of(spec)
+        except ValueError as error:
+            self._refuse(str(error))
+        digits = string.hexdigits if whole.base == 16 else string.digits
         if (head and head[-1] in digits) or (tail and tail[0] in digits):
             self._refuse("its field stands against other digits, so a name has more than one reading")
-        fill, align = fields["fill"] or " ", fields["align"]
-        padded = bool(fields["width"]) and align is not None
-        if padded and fill in string.hexdigits and (fill != "0" or align not in ">="):
-            self._refuse(f"its field is filled up with {fill!r}, so a name has more than one reading")
         object.__setattr__(self, "_head", head)
         object.__setattr__(self, "_tail", tail)
-        object.__setattr__(self, "_base", base)
-        object.__setattr__(self, "_fill", fill if padded else "0")
+        object.__setattr__(self, "_whole", whole)
         object.__setattr__(self, "_plain", spec in ("", "d"))
         try:
             if len(self.name_of(0).encode("utf-8", "surrogateescape")) > LONGEST_NAME_BYTES:
@@ -112,15 +165,7 @@ class Template:
             if not (text.isascii() and text.isdigit()) or (text[0] == "0" and len(text) > 1):
                 return None
             return int(text)
-        candidate = text.strip(self._fill) if self._fill not in string.digits else text
-        candidate = candidate.replace(",", "").replace("_", "").replace(" ", "").lower()
-        if not candidate.isascii():
-            return None
-        try:
-            step = int(candidate, self._base)
-        except ValueError:
-            return None
-        return step if step >= 0 and self.name_of(step) == name else None
+        return self._whole.read(text)
 
     def metrics_of(self, name: str) -> dict[str, float]:
         """Nothing: the one number is the step."""
@@ -137,29 +182,73 @@ class Template:
 
     @property
     def fixed_head(self) -> str | None:
-        """What stands before the first digit of each of its names; None where that differs from name to name."""
-        first = re.search("[0-9]", self.name_of(7))
-        return self._head if self._base == 10 and first and first.start() == len(self._head) else None
+        first = re.search("[0-9]", self.sample)
+        return self._head if self._whole.base == 10 and first and first.start() == len(self._head) else None
+
+    @property
+    def sample(self) -> str:
+        return self.name_of(7)
 
     def _parts(self) -> tuple[str, str, str]:
         try:
-            pieces = list(string.Formatter().parse(self.text))
+            pieces = pieces_of(self.text)
         except ValueError as error:
             self._refuse(str(error))
-        fields = [(name, spec, conversion) for _, name, spec, conversion in pieces if name is not None]
+        fields = [piece for piece in pieces if piece.name is not None]
         if len(fields) != 1:
             self._refuse(f"it has {len(fields) or 'no'} fields; a template has exactly one, such as 'epoch_{{}}.pth'")
-        name, spec, conversion = fields[0]
-        if name not in ("", "0") or conversion or "{" in (spec or ""):
+        _, name, spec, conversion = fields[0]
+        plain = name in ("", "0") or (name is not None and _CODE.fullmatch(name))
+        if not plain or conversion not in ("", STEP_MARK) or "{" in spec:
             self._refuse("its field must be plain: '{}' or a width such as '{:04d}'")
-        at = next(i for i, piece in enumerate(pieces) if piece[1] is not None)
-        head = "".join(piece[0] for piece in pieces[: at + 1])
-        tail = "".join(piece[0] for piece in pieces[at + 1 :])
-        if "/" in self.text or "\0" in self.text:
-            self._refuse("it holds a '/': a series lives in one work dir, so name the directory as the work dir")
-        if any(not character.isprintable() for character in head + tail):
-            self._refuse("it holds a character that cannot be printed")
-        return head, spec or "", tail
+        at = pieces.index(fields[0])
+        head = "".join(piece.literal for piece in pieces[: at + 1])
+        tail = "".join(piece.literal for piece in pieces[at + 1 :])
+        refuse_unfit(self.text, head, tail)
+        if name not in ("", "0") or conversion:
+            # One series, whatever the variable is called.
+            field_text = f"{{:{spec}}}" if spec else "{}"
+            object.__setattr__(self, "text", f"{escaped(head)}{field_text}{escaped(tail)}")
+        return head, spec, tail
 
     def _refuse(self, why: str) -> NoReturn:
-        raise UsageError(f"template {self.text!r}: {why}")
+        refuse(self.text, why)
+
+
+class Piece(NamedTuple):
+    """Literal text of a template, and the field behind it; name: None where there is none."""
+
+    literal: str
+    name: str | None
+    spec: str
+    conversion: str
+
+
+def pieces_of(text: str) -> list[Piece]:
+    """The pieces of a template. Raises ValueError for what `str.format` does not take, but for the mark of the step."""
+    if _MARK in text:
+        raise ValueError("it holds a character that cannot be printed")
+    # No conversion of Python's has more than one letter; this one stands for the word.
+    marked = text.replace(f"!{STEP_MARK}}}", f"!{_MARK}}}").replace(f"!{STEP_MARK}:", f"!{_MARK}:")
+    return [
+        Piece(literal.replace(_MARK, STEP_MARK), name, (spec or "").replace(_MARK, STEP_MARK),
+              (conversion or "").replace(_MARK, STEP_MARK))
+        for literal, name, spec, conversion in string.Formatter().parse(marked)
+    ]  # fmt: skip
+
+
+def escaped(literal: str) -> str:
+    """Text as a template writes it."""
+    return literal.replace("{", "{{").replace("}", "}}")
+
+
+def refuse_unfit(text: str, *literals: str) -> None:
+    """Raise UsageError if a template's literal text can be in no checkpoint's name."""
+    if any("/" in literal for literal in literals) or "\0" in text:
+        refuse(text, "it holds a '/': a series lives in one work dir, so name the directory as the work dir")
+    if any(not character.isprintable() for literal in literals for character in literal):
+        refuse(text, "it holds a character that cannot be printed")
+
+
+def refuse(text: str, why: str) -> NoReturn:
+    raise UsageError(f"template {text!r}: {why}")

@@ -141,7 +141,7 @@ def _plan_series(
     newest = Reason(Kind.NEWEST, "the newest" if at_least == 1 else f"one of the {at_least} newest")
     # What is broken stays where somebody has asked for it: perhaps it can be mended.
     broken = [c for c in found if not c.state.whole and c.name in seen]
-    kept = _kept(policy.keepers, whole, broken, seen)
+    kept = _kept(policy.keepers_of(grid.template), whole, broken, seen)
     decisions: list[Decision] = []
     beyond: list[Checkpoint] = []
     spare: list[Checkpoint] = []

@@ -12,8 +12,9 @@ from typing import Union
 from ..errors import UsageError
 from .finder import Finder
 from .keepers import KeepBest, Keeper, KeepEvery, KeepWithin, at_least_1
+from .keyed import given
 from .layouts import DEFAULT_LAYOUTS, DEFAULT_TEMPLATES, LAYOUTS, layouts_called
-from .naming import Names, Template
+from .naming import TIME, Family, Names
 
 RULES = ("auto", "stepped", "newest")
 VERIFY = ("full", "structure")
@@ -90,12 +91,16 @@ class Policy:
 
     def __post_init__(self) -> None:
         texts = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates or ())
-        object.__setattr__(self, "templates", tuple(dict.fromkeys(Template(text).text for text in texts)))
+        object.__setattr__(self, "templates", tuple(dict.fromkeys(given(text).text for text in texts)))
         layouts = (self.layouts,) if isinstance(self.layouts, str) else tuple(self.layouts or ())
         object.__setattr__(self, "layouts", tuple(layout.name for layout in layouts_called(layouts)))
         at_least_1("max_keep", self.max_keep, "a rule that keeps nothing is a mistake")
         at_least_1("interval", self.interval, "it is the number of steps between two saves")
         at_least_1("max_bytes", self.max_bytes, "the newest checkpoint stays whatever it says")
+        for names in map(given, self.templates if self.keep_every is not None else ()):
+            if names.unit == TIME:
+                raise UsageError(f"keep_every {self.keep_every}: the step of {names.text!r} is a time, and none is a "
+                                 "milestone; keep_within keeps what is recent")  # fmt: skip
         self._read_keep_best()
         _ = self.keepers  # each is checked where it is born
         if self.rule not in RULES:
@@ -121,10 +126,20 @@ class Policy:
         within = (KeepWithin(self.keep_within_s),) if self.keep_within_s is not None else ()
         return (*every, *self.keep_best, *within)
 
+    def keepers_of(self, names: Names) -> tuple[Keeper, ...]:
+        """Those that can say anything of a series: of dates no step is a milestone."""
+        return tuple(each for each in self.keepers if names.unit != TIME or not isinstance(each, KeepEvery))
+
     @property
-    def patterns(self) -> tuple[Template, ...]:
-        """The templates to look for; the first that a name belongs to has it."""
-        return tuple(Template(text) for text in self.templates) or DEFAULT_TEMPLATES
+    def patterns(self) -> tuple[Names, ...]:
+        """The series to look for, as far as they are known before a look."""
+        asked = [names for names in map(given, self.templates) if not isinstance(names, Family)]
+        return tuple(asked) if self.templates else DEFAULT_TEMPLATES
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """The templates of which a part tells series apart."""
+        return tuple(names for names in map(given, self.templates) if isinstance(names, Family))
 
     def _read_keep_best(self) -> None:
         given = (self.keep_best,) if isinstance(self.keep_best, (str, KeepBest)) else tuple(self.keep_best or ())
@@ -141,7 +156,7 @@ class Policy:
         more, remembered: what else is looked for where the policy itself names neither templates nor layouts.
         """
         if self.templates or self.layouts:
-            return Finder(map(Template, self.templates), layouts_called(self.layouts), asked=True)
+            return Finder(map(given, self.templates), layouts_called(self.layouts), asked=True)
         others = (layout for layout in LAYOUTS if not layout.by_itself)
         return Finder(more, DEFAULT_LAYOUTS, remembered=remembered, others=others)
 

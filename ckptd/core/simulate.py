@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ..errors import UsageError
 from .checkpoint import Checkpoint
 from .entry import Entry
+from .keyed import given
 from .memory import Memory
 from .naming import Template
 from .plan import Plan, SeriesPlan, plan
@@ -49,7 +50,13 @@ class Run:
             raise UsageError(
                 f"{text!r}: write TEMPLATE:FIRST..LAST, as in 'epoch_{{}}.pth:1..300', with :GAP for the steps between"
             )
-        return cls(Template(match["template"]), int(match["first"]), int(match["last"]), int(match["gap"] or 1))
+        names = given(match["template"])
+        if not isinstance(names, Template):
+            raise UsageError(
+                f"{names.text!r}: only names with one number can be simulated: what else stands in a name is not known "
+                "before the run. Give the number alone, as in 'epoch_{}.pth:1..300'"
+            )
+        return cls(names, int(match["first"]), int(match["last"]), int(match["gap"] or 1))
 
     @property
     def steps(self) -> Iterator[int]:
@@ -69,9 +76,9 @@ class Simulation:
 
 def simulate(run: Run, policy: Policy) -> Simulation:
     """Save step by step, with a pass after each save. Raises UsageError for what cannot be known of a run to come."""
-    for option, given in (("--keep-best", policy.keep_best), ("--keep-within", policy.keep_within_s),
+    for option, asked in (("--keep-best", policy.keep_best), ("--keep-within", policy.keep_within_s),
                           ("--max-bytes", policy.max_bytes)):  # fmt: skip
-        if given:
+        if asked:
             raise UsageError(f"{option} cannot be simulated: scores, times and sizes are not known before the run")
     found: list[Checkpoint] = []
     memory, decided = Memory(), None

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ..core.finder import Finder
-from ..core.layouts import DEFAULT_LAYOUTS, layouts_called
-from ..core.naming import Template
+from ..core.layouts import DEFAULT_LAYOUTS
 from ..core.policy import Policy
 from ..disk.descriptors import OWN_DIR, opened_dir
 from ..disk.opened import OpenedDirectory
@@ -31,10 +30,9 @@ Stamp = tuple[int, int, int, int]
 
 def name_test(policy: Policy) -> NameTest:
     """Tells of a name, and whether a directory bears it, if it can belong to a checkpoint: the one place that knows."""
-    templates, layouts = map(Template, policy.templates), layouts_called(policy.layouts)
     asked = bool(policy.templates or policy.layouts)
     # Without the layouts that are only listed and left alone: what is never pruned makes no work dir.
-    finder = Finder(templates, layouts, asked=True) if asked else Finder((), DEFAULT_LAYOUTS)
+    finder = policy.finder() if asked else Finder((), DEFAULT_LAYOUTS)
 
     def is_checkpoint(name: str, is_dir: bool) -> bool:
         found = finder.match(name)

@@ -221,7 +221,7 @@ class Surveyor:
                     verdict = Verdict(State.IN_FLIGHT, f"cannot be read: {why(error)}", entry.name in seen)
             if entry.is_dir and verdict.state is State.IN_FLIGHT:
                 judged.filling.add(entry.name)  # one that is nothing yet, too: only events inside tell more
-            if not (verdict.known or entry.series in asked_for):
+            if not (verdict.known or entry.series in asked_for or found.known[entry.series].kinds is None):
                 judged.left_alone.append(LeftAlone(entry.name, verdict.structure))
                 continue
             reason = _other_kind(verdict, found.known[entry.series])

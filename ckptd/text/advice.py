@@ -11,6 +11,8 @@ from ..core.policy import Policy, Stepped
 from ..core.schedule import WITNESSES
 from .human import human_bytes
 
+_MOST_ALONE = 3  # series of one checkpoint that may well be meant
+
 
 def advice_on(decided: Plan, policy: Policy, first: bool, trusted: str | None) -> tuple[str, ...]:
     """What a person should know about this plan beyond its rows."""
@@ -40,6 +42,7 @@ def advice_on(decided: Plan, policy: Policy, first: bool, trusted: str | None) -
         if series.beyond:
             advice.append(beyond_text(series))
         advice.extend(_unscored(series, policy))
+    advice.extend(_told_apart(decided, policy))
     if decided.budget is not None and decided.budget.short_bytes:
         advice.append(short_text(decided.budget))
     return tuple(advice)
@@ -63,6 +66,20 @@ def _unscored(series: SeriesPlan, policy: Policy) -> Iterator[str]:
             yield (
                 f"{series.grid.template.text}: no checkpoint has the metric {keeper.metric}{there}; "
                 f"{keeper.option} keeps all until one has"
+            )
+
+
+def _told_apart(decided: Plan, policy: Policy) -> Iterator[str]:
+    """Of a template of which each name is a series: in case a field is meant that differs from save to save."""
+    names = [series.decisions[0].checkpoint.name for series in decided.series if len(series.decisions) == 1]
+    if len(names) < max(len(decided.series), _MOST_ALONE + 1):
+        return
+    for family in policy.families:
+        count = sum(family.match(name) is not None for name in names)
+        if count > _MOST_ALONE:
+            yield (
+                f"{family.text}: each of its {count} names is a series of its own, so none of them goes; "
+                "write {*} for what counts nothing, or give a score its format, as in {acc:.0f}"
             )
 
 
