@@ -65,7 +65,7 @@ def test_a_work_dir_that_cannot_be_written_is_an_error_that_names_it(somebody: S
         pytest.param(["--max-keep", "2.5"], "2.5", id="a max-keep that is no whole number"),
         pytest.param(["--max-keep", "1", "--interval", "0"], "interval", id="an interval of 0"),
         pytest.param(["--max-keep", "1", "--template", "epoch.pth"], "no fields", id="a template without a field"),
-        pytest.param(["--max-keep", "1", "--template", "{}_{}.pth"], "2 fields", id="a template with two fields"),
+        pytest.param(["--max-keep", "1", "--template", "{}_{}.pth"], "could each be", id="a template with two fields"),
         pytest.param(["--max-keep", "1", "--template", "run2{}.pth"], "digits", id="a field against digits"),
         pytest.param(["--max-keep", "1", "--template", "../epoch_{}.pth"], "'/'", id="a template with a path"),
         pytest.param(["--max-keep", "1", "--template", "epoch_{}\n"], "printed", id="a template with a newline"),

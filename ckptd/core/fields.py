@@ -12,7 +12,7 @@ from dataclasses import field as attribute
 
 from ..errors import UsageError
 from . import times
-from .formats import COUNTERS, Field, Role, as_step, field_of
+from .formats import COUNTERS, Field, Role, as_step, behind, field_of
 from .naming import LONGEST_NAME_BYTES, TIME, Family, Names, Template, escaped, pieces_of, refuse, refuse_unfit
 from .reading import Reader
 
@@ -165,6 +165,7 @@ def _parsed(text: str) -> tuple[Sequence[str], Sequence[Field], int]:
         if piece.name is not None:
             literals.append("")
     refuse_unfit(text, *literals)
+    fields = [behind(literal, each) for literal, each in zip(literals, fields)]
     at = _step_among(text, fields)
     try:
         fields[at] = as_step(fields[at])

@@ -110,6 +110,14 @@ def as_step(field: Field) -> Field:
     return field if field.role is Role.TIME else _whole(field)._replace(role=Role.COUNTER)
 
 
+def behind(literal: str, field: Field) -> Field:
+    """The same field as it is behind this literal text: what stands behind a `rank` tells parts, whatever its name."""
+    is_free = field.role in (Role.ANY, Role.TELLS, Role.OPEN) and not field.is_marked
+    if not is_free or not _PARTS & set(re.findall("[a-z]+", literal.lower())[-1:]):
+        return field
+    return field._replace(role=Role.PART, sample="0", pattern="[0-9]+", read=int, alphabet=string.digits)
+
+
 def _whole(field: Field) -> Field:
     """A field of whole numbers that are not below zero."""
     whole, zeros = Whole.of(field.spec), _ZEROS_SPEC.fullmatch(field.spec)

@@ -6,9 +6,10 @@ Pure. What can be read in two ways is not read at all.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from .formats import Field
+from .formats import Field, Value
 from .naming import LONGEST_NAME_BYTES
 
 
@@ -20,45 +21,64 @@ class Reader:
     """
 
     def __init__(self, literals: Sequence[str], fields: Sequence[Field]) -> None:
-        self._are_any = [each.pattern is None for each in fields]
-        self._reads = [(at, each.read) for at, each in enumerate(fields) if each.pattern is not None]
-        segments = [re.escape(literals[0])]
+        patterns = [re.escape(literals[0])]
+        reads: list[list[Callable[[str], Value]]] = [[]]
         for each, literal in zip(fields, literals[1:]):
             if each.pattern is not None:
-                segments[-1] += f"({each.pattern}){re.escape(literal)}"
+                patterns[-1] += f"({each.pattern}){re.escape(literal)}"
+                reads[-1].append(each.read)
             else:
                 # A minus before a number is the number's: `a--0.5` is a score below zero behind `a-`.
-                segments.append(("(?<!-)" if literal and not literal.strip("-") else "") + re.escape(literal))
-        segments[-1] += r"\Z"
-        self._segments = [re.compile(each) for each in segments]
+                patterns.append(("(?<!-)" if literal and not literal.strip("-") else "") + re.escape(literal))
+                reads.append([])
+        patterns[-1] += r"\Z"
+        self._segments = [_Segment(re.compile(pattern), read) for pattern, read in zip(patterns, reads)]
 
     def read(self, name: str) -> list[str] | None:
         """The text of each field; None where `name` has no reading, or more than one."""
         if len(name) > LONGEST_NAME_BYTES:
             return None
-        first = self._segments[0].match(name)
-        if first is None:
+        first, *others = self._segments
+        match = first.pattern.match(name)
+        if match is None or not first.reads_all(match):
             return None
-        texts = list(first.groups()) if len(self._segments) == 1 else self._read_on(name, first)
-        if texts is None or any(read(texts[at]) is None for at, read in self._reads):
-            return None
-        return texts
+        return _read_on(name, match, others) if others else list(match.groups())
 
-    def _read_on(self, name: str, first: re.Match[str]) -> list[str] | None:
-        if not name.isprintable():
+
+class _Segment(NamedTuple):
+    """What stands between two fields of any text. reads: how each of its own fields is read."""
+
+    pattern: re.Pattern[str]
+    reads: Sequence[Callable[[str], Value]]
+
+    def reads_all(self, match: re.Match[str]) -> bool:
+        return all(read(text) is not None for read, text in zip(self.reads, match.groups()))
+
+    def search(self, name: str, since: int, until: int) -> re.Match[str] | None:
+        """The first place in `name` from `since` on where it can stand, and end by `until`."""
+        while since <= until:  # else an empty one would be found at the end
+            match = self.pattern.search(name, since, until)
+            if match is None or self.reads_all(match):
+                return match
+            since = match.start() + 1
+        return None
+
+
+def _read_on(name: str, first: re.Match[str], segments: Sequence[_Segment]) -> list[str] | None:
+    if not name.isprintable():
+        return None
+    found = [first]
+    for segment in segments:
+        match = segment.search(name, found[-1].end() + 1, len(name))
+        if match is None:
             return None
-        found = [first]
-        for segment in self._segments[1:]:
-            match = segment.search(name, found[-1].end() + 1)
-            if match is None:
-                return None
-            found.append(match)
-        until = len(name)
-        for segment, match in zip(reversed(self._segments), reversed(found[1:])):
-            if segment.search(name, match.start() + 1, until):
-                return None
-            until = match.start() - 1
-        texts = [*first.groups()]
-        for before, match in zip(found, found[1:]):
-            texts += [name[before.end() : match.start()], *match.groups()]
-        return texts
+        found.append(match)
+    until = len(name)
+    for segment, match in zip(reversed(segments), reversed(found)):
+        if segment.search(name, match.start() + 1, until):
+            return None
+        until = match.start() - 1
+    texts = [*first.groups()]
+    for before, match in zip(found, found[1:]):
+        texts += [name[before.end() : match.start()], *match.groups()]
+    return texts

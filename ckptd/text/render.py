@@ -15,6 +15,7 @@ from typing import Any
 
 from ..core.checkpoint import Checkpoint
 from ..core.memory import BROUGHT_BACK
+from ..core.naming import TIME
 from ..core.plan import KEEP, PRUNE, SKIP, Decision, SeriesPlan
 from ..core.policy import Policy, Stepped
 from ..core.reason import Reason
@@ -113,7 +114,8 @@ def _series_summary(series: SeriesPlan, *, has_budget: bool) -> str:
     known = f", interval {grid.interval}" if grid.interval is not None else ""
     if grid.source is Source.INFERRED:
         known += f", {grid.interval_from}"
-    text = f"{plural(len(series.decisions), 'checkpoint')} of {grid.template.text}{known}; keeping {steps(kept)}"
+    text = f"{plural(len(series.decisions), 'checkpoint')} of {grid.template.text}{known}"
+    text += f"; keeping {_steps_of(kept, grid.template.unit)}"
     if series.beyond:
         beyond = human_bytes(sum(c.allocated_bytes for c in series.beyond))
         text += f", {len(series.beyond)} of them beyond --max-keep {grid.max_keep} ({beyond})"
@@ -134,6 +136,10 @@ def _has_more_to_free(series: SeriesPlan) -> bool:
         for d in series.decisions
         if d.checkpoint.name in beyond
     )
+
+
+def _steps_of(checkpoints: Sequence[Checkpoint], unit: str) -> str:
+    return ", ".join(c.name for c in checkpoints[-_MOST_NAMES:]) or "none" if unit == TIME else steps(checkpoints)
 
 
 def steps(checkpoints: Sequence[Checkpoint]) -> str:
