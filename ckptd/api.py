@@ -19,10 +19,11 @@ from .core.policy import Policy
 from .core.survey import Survey
 from .disk.descriptors import opened_dir, opened_own_dir
 from .disk.filesystem import is_local
-from .errors import CkptdError, DoubtError, why
+from .errors import CkptdError, DoubtError, RefusedError, why
 from .inspect.scan import entry_of
 from .inspect.verdict import Settling, Verdict, judge
 from .passes.surveyor import Surveyor
+from .workdir.place import is_ignored, left_alone_text
 from .workdir.workdir import WorkDir, check_library_use
 
 if TYPE_CHECKING:
@@ -35,11 +36,14 @@ def plan(work_dir: StrPath, policy: Policy | None = None, *, below: str | None =
     """What `prune` would do with `work_dir`, and why; changes nothing.
 
     below: the root below which it was found; between the two no symlink is followed.
-    Raises CkptdError for what the caller can mend, and where the disk does not answer.
+    Raises CkptdError for what the caller can mend, and where the disk does not answer; RefusedError where a
+    `.ckptd-ignore` has the work dir left alone.
     """
     from .passes.unrecognised import explained  # here, because `latest` seldom needs it
 
     with WorkDir(work_dir, below=below) as work, _named(work):
+        if is_ignored(work.fd):
+            raise RefusedError(left_alone_text(os.fspath(work_dir)))
         survey = Surveyor(work, policy := policy or Policy()).survey(time.time_ns())
         survey = explained(work, survey, policy)
         return replace(survey, trash_bytes=_trash_bytes(work))
@@ -49,7 +53,7 @@ def prune(work_dir: StrPath, policy: Policy | None = None, *, below: str | None 
     """Make one pass over `work_dir`: make the newest durable, move the pointer, delete what the policy prunes.
 
     What it deleted is freed when it returns. below: as for `plan`. Raises as `plan` does, and OwnedError while another
-    ckptd, such as a `ckptd watch`, owns the work dir.
+    ckptd, such as a `ckptd watch`, owns the work dir. Of one that is left alone it frees the trash when that is due.
     """
     # Here, because those who only read should not wait for what deletes.
     from .passes.background import Background
@@ -60,6 +64,10 @@ def prune(work_dir: StrPath, policy: Policy | None = None, *, below: str | None 
         check_library_use(work)
         try:
             reconciler = Reconciler(work, policy or Policy(), background)
+            if is_ignored(work.fd):
+                reconciler.empty_trash()
+                background.close()
+                raise RefusedError(left_alone_text(os.fspath(work_dir)))
             report = reconciler.reconcile()
             if report.unsaid and report.pruned:
                 background.wait()  # what was deleted has made the room that was missing
@@ -70,6 +78,18 @@ def prune(work_dir: StrPath, policy: Policy | None = None, *, below: str | None 
             raise
         background.close()
         return replace(report, failed={**(report.failed or {}), **reconciler.unfreed})
+
+
+def empty_trash(work_dir: StrPath, policy: Policy | None = None, *, below: str | None = None) -> None:
+    """Free what the trash of `work_dir` has held long enough, and do nothing else. Raises as `prune` does."""
+    from .passes.background import Background
+    from .passes.reconcile import Reconciler
+
+    background = Background()
+    with WorkDir(work_dir, below=below) as work, _named(work):
+        check_library_use(work)
+        Reconciler(work, policy or Policy(), background).empty_trash()
+        background.close()
 
 
 def latest(work_dir: StrPath, policy: Policy | None = None) -> Path | None:

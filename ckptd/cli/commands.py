@@ -62,8 +62,25 @@ _work_dirs = click.argument(
 work_dir_argument = click.argument(
     "work_dir", metavar="WORK_DIR", callback=_named, shell_complete=completion.directories
 )
-_recursive = click.option("--recursive", is_flag=True, envvar="CKPTD_RECURSIVE",
-                          help="Take every directory below WORK_DIR that holds a checkpoint.")  # fmt: skip
+
+
+def _excludes(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """The patterns that were given. In a variable they may be for other commands than this one."""
+    if not ctx.params.get("recursive"):
+        if value and param.name and ctx.get_parameter_source(param.name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError("--exclude is about what lies below WORK_DIR: give --recursive too", ctx)
+        return ()
+    return value
+
+
+def _recursive(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options for what lies below WORK_DIR."""
+    exclude = click.option("--exclude", "excludes", multiple=True, metavar="PATTERN", envvar="CKPTD_EXCLUDE",
+                           callback=_excludes, help="With --recursive: leave out the directories with such a name, "
+                           "or such a path below WORK_DIR, and all in them; repeatable.")  # fmt: skip
+    recursive = click.option("--recursive", is_flag=True, envvar="CKPTD_RECURSIVE", is_eager=True,
+                             help="Take every directory below WORK_DIR that holds a checkpoint.")  # fmt: skip
+    return recursive(exclude(command))
 
 
 class _WithJob(click.Command):
@@ -90,6 +107,7 @@ class _WithJob(click.Command):
 def watch(
     work_dirs: tuple[str, ...],
     recursive: bool,
+    excludes: tuple[str, ...],
     dry_run: bool,
     scan_interval_s: float | None,
     **policy: Any,
@@ -105,7 +123,7 @@ def watch(
     from ..daemon.service import Service
 
     command = click.get_current_context().meta.get(completion.JOB, ())
-    service = Service(work_dirs, Policy(**policy), recursive, dry_run, scan_interval_s, command)
+    service = Service(work_dirs, Policy(**policy), recursive, dry_run, scan_interval_s, command, excludes)
     raise click.exceptions.Exit(service.run())
 
 
@@ -119,7 +137,13 @@ def watch(
                    "'iter_{}.pth:1000..90000:1000', and the most files there at once. Needs no WORK_DIR.")  # fmt: skip
 @print_json
 def plan(
-    work_dirs: tuple[str, ...], recursive: bool, verbose: bool, simulate: str | None, json_: bool, **policy: Any
+    work_dirs: tuple[str, ...],
+    recursive: bool,
+    excludes: tuple[str, ...],
+    verbose: bool,
+    simulate: str | None,
+    json_: bool,
+    **policy: Any,
 ) -> None:
     """Show what would be kept and pruned, and why. Changes nothing; `prune` does exactly this."""
     log_to_stderr()
@@ -150,7 +174,7 @@ def plan(
     if recursive:
         from . import recursive as below
 
-        raise click.exceptions.Exit(below.plan(work_dirs, made, json_=json_, width=width))
+        raise click.exceptions.Exit(below.plan(work_dirs, made, excludes, json_=json_, width=width))
     for work_dir in work_dirs:
         survey = api.plan(work_dir, made)
         if json_:
@@ -164,7 +188,7 @@ def plan(
 @_work_dirs
 @policy_options
 @_recursive
-def prune(work_dirs: tuple[str, ...], recursive: bool, **policy: Any) -> None:
+def prune(work_dirs: tuple[str, ...], recursive: bool, excludes: tuple[str, ...], **policy: Any) -> None:
     """Make one pass, then exit.
 
     Makes the newest durable, moves the pointer, then deletes what the policy prunes.
@@ -178,7 +202,7 @@ def prune(work_dirs: tuple[str, ...], recursive: bool, **policy: Any) -> None:
     if recursive:
         from . import recursive as below
 
-        raise click.exceptions.Exit(below.prune(work_dirs, made))
+        raise click.exceptions.Exit(below.prune(work_dirs, made, excludes))
     codes = []
     for work_dir in work_dirs:
         try:

@@ -11,6 +11,7 @@ import click
 
 from ..core.plan import PRUNE, Decision
 from ..core.policy import Policy
+from ..errors import RefusedError
 from . import completion
 from .commands import cli, print_json, work_dir_argument
 from .log import log_to_stderr, say
@@ -54,8 +55,12 @@ def unpin(checkpoints: tuple[str, ...], **policy: Any) -> None:
             code = 1
             continue
         place, name = os.path.split(os.path.abspath(path))
-        decision = next((d for d in api.plan(place, made).decisions if d.checkpoint.name == name), None)
-        say(f"unpinned {path}: {_fate(decision)}")
+        try:
+            decisions = api.plan(place, made).decisions
+        except RefusedError as error:
+            say(f"unpinned {path}: it stays ({error})")
+            continue
+        say(f"unpinned {path}: {_fate(next((d for d in decisions if d.checkpoint.name == name), None))}")
     raise click.exceptions.Exit(code)
 
 

@@ -5,6 +5,7 @@ One failure is not the end: it is said, the others go on, and the exit code is t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -19,11 +20,13 @@ from .. import api
 from ..core.plan import PRUNE
 from ..core.policy import Policy
 from ..core.survey import Survey
+from ..daemon.exclude import excluder, idle
 from ..daemon.tree import Tree, name_test
-from ..errors import CkptdError, why
+from ..errors import CkptdError, RefusedError, why
 from ..text import render
 from ..text.human import human_bytes
 from ..text.voice import Voice
+from ..workdir.place import is_ignored, left_alone_text
 from ..workdir.workdir import WorkDir, other_owner, others_text
 from .log import say
 
@@ -43,9 +46,11 @@ class _Row(NamedTuple):
     frees: int
 
 
-def plan(roots: Sequence[str], policy: Policy, *, json_: bool, width: int | None = None) -> int:
+def plan(
+    roots: Sequence[str], policy: Policy, excludes: Sequence[str] = (), *, json_: bool, width: int | None = None
+) -> int:
     """Print the plan of every work dir, then the table of those that hold most; returns the exit code."""
-    found = _Found(roots, policy)
+    found = _Found(roots, policy, excludes)
     rows: list[_Row] = []
     for root, work_dir in found.each("planned"):
         try:
@@ -63,17 +68,22 @@ def plan(roots: Sequence[str], policy: Policy, *, json_: bool, width: int | None
             for line in render.as_table(survey, work_dir, time.time(), width=width):
                 say(line)
             say()
-    if not json_:
-        for line in _table(rows, roots):
+    if json_:
+        for path, why_out in found.left_out.items():
+            click.echo(json.dumps({"left_out": path, "reason": why_out}))
+    else:
+        for line in (*_table(rows, roots), *found.left_out_lines()):
             say(line)
     if not rows:
         _say_what_is_there(roots, policy)
     return found.code
 
 
-def prune(roots: Sequence[str], policy: Policy) -> int:
+def prune(roots: Sequence[str], policy: Policy, excludes: Sequence[str] = ()) -> int:
     """Make one pass over every work dir; returns the exit code."""
-    found = _Found(roots, policy)
+    found = _Found(roots, policy, excludes)
+    for line in found.left_out_lines():
+        log.info("%s", line)
     pruned = freed = 0
     for root, work_dir in found.each("looked after", to_change=True):
         try:
@@ -90,6 +100,11 @@ def prune(roots: Sequence[str], policy: Policy) -> int:
         for advice in report.survey.advice:
             log.warning("%s: %s", work_dir, advice)
         log.info("%s: %s", work_dir, report.counts)
+    for root, work_dir in found.left_behind():
+        try:
+            api.empty_trash(work_dir, policy, below=root)
+        except CkptdError as error:
+            found.failed(error)
     found.progress.clear()
     if not found.done:
         _say_what_is_there(roots, policy)
@@ -100,17 +115,25 @@ def prune(roots: Sequence[str], policy: Policy) -> int:
 class _Found:
     """The work dirs below the roots; knows the worst that happened with them."""
 
-    def __init__(self, roots: Sequence[str], policy: Policy) -> None:
+    def __init__(self, roots: Sequence[str], policy: Policy, excludes: Sequence[str]) -> None:
         self.code, self.done, self.progress = 0, 0, _Progress()
         self._voice = Voice()
+        self.left_out: dict[str, str] = {}
         self._places: dict[str, str] = {}  # the work dir, and the root that it was found below
-        for root in dict.fromkeys(os.path.abspath(root) for root in roots):
-            WorkDir(root).close()  # says what is wrong with it
-            tree = Tree(root, name_test(policy), on_trouble=self._unreadable)
+        self._left_behind: dict[str, str] = {}
+        self._excludes, paths = excludes, list(dict.fromkeys(os.path.abspath(root) for root in roots))
+        exclude = excluder(excludes, paths)
+        for root in paths:
+            with WorkDir(root) as work:  # says what is wrong with it
+                if is_ignored(work.fd):
+                    raise RefusedError(left_alone_text(root))
+            tree = Tree(root, name_test(policy), exclude=exclude, on_trouble=self._unreadable)
             for _ in tree.look(root):
                 self.progress.show(lambda tree=tree: f"looked into {tree.listed} directories")
             for work_dir in tree.work_dirs:
                 self._places.setdefault(work_dir, root)
+            self._left_behind.update(dict.fromkeys(tree.left_behind, root))
+            self.left_out.update(tree.left_out)
 
     def each(self, verb: str, *, to_change: bool = False) -> Iterator[tuple[str, str]]:
         """Each root and work dir below it that is ours to look at, with progress on a terminal."""
@@ -120,6 +143,21 @@ class _Found:
                 self.done += 1
                 yield root, work_dir
         self.progress.clear()
+
+    def left_behind(self) -> Iterator[tuple[str, str]]:
+        """Each root and directory below it that is left out, and holds a trash that is ours to empty."""
+        for place, root in sorted(self._left_behind.items()):
+            with contextlib.suppress(OSError):  # gone again
+                if place not in self._places and other_owner(place) is None:
+                    yield root, place
+
+    def left_out_lines(self) -> Iterator[str]:
+        """What is left out, and by what; and the patterns that leave out nothing."""
+        lines = [f"left out: {path} ({why_out})" for path, why_out in self.left_out.items()]
+        yield from lines[:_MOST_ROWS]
+        if lines[_MOST_ROWS:]:
+            yield f"left out: {len(lines) - _MOST_ROWS} more"
+        yield from (f"note: {line}" for line in idle(self._excludes, self.left_out))
 
     def failed(self, error: CkptdError) -> None:
         """Say it, and end with its code if nothing was worse."""

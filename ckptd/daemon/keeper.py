@@ -22,6 +22,7 @@ from ..passes.reconcile import Reconciler, Report
 from ..text.advice import beyond_text, ignored_text
 from ..text.render import summary, will_happen
 from ..text.voice import Voice
+from ..workdir.place import is_ignored
 from ..workdir.workdir import WorkDir
 from .notable import Notable, Stamp, declared_at
 from .pace import Pace
@@ -140,6 +141,8 @@ class Keeper:
                 return None
             self._source.watch(self.path)  # it may have come between the watch of its parent and the look for it
         assert self._reconciler is not None
+        if is_ignored(self._reconciler.work.fd) or self._source.leaves_out(self.path):
+            return self._empty_trash(self._reconciler)
         before = declared_at(self.path)
         if met or self._process.dry_run:
             survey = self._reconciler.survey()
@@ -177,6 +180,18 @@ class Keeper:
             if self._reconciler is None:
                 work.close()
         return self._reconciler is not None
+
+    def _empty_trash(self, reconciler: Reconciler) -> float | None:
+        """All that is done for a work dir that is left out; returns after how many seconds to do it again.
+
+        Raises RefusedError where it was named.
+        """
+        self.report = None
+        again_s = None if self._process.dry_run else reconciler.empty_trash()
+        self._source.check_left_out(self.path)
+        if again_s is None:
+            self.close()
+        return again_s
 
     def _summary(self, survey: Survey) -> list[str]:
         return [summary(survey, self.path, self._process.policy)] if self._source.announces(survey) else []

@@ -18,12 +18,15 @@ from ..disk.descriptors import OWN_DIR, opened_dir
 from ..disk.filesystem import SCAN_LOCAL_S, SCAN_NETWORK_S, is_local
 from ..errors import why
 from ..passes.background import Background
+from ..workdir.place import IGNORE
 from ..workdir.workdir import WorkDir, check_library_use, other_owner, others_text
+from .exclude import idle
 from .inotify import DirectoryWatch
 from .process import Process
 from .tree import Tree, name_test
 from .watch import Watcher
 
+_MOST_LEFT_OUT = 20  # that are said one by one
 _EVERY_ONE_S = 3600.0  # what cannot be watched gets a whole pass so often, whatever its time of change says
 
 log = logging.getLogger("ckptd")
@@ -33,8 +36,8 @@ class Lookout:
     """The source of the work dirs below `root`, which need not exist yet, no symlink between the two followed.
 
     look: told of a work dir that is new or may have changed. gone: told of one that is no more. walked: told once the
-    tree was gone through for the first time. All are called by threads, and must not take long. hand: does one thing
-    after the other, in a thread of its own.
+    tree was gone through for the first time. All are called by threads, and must not take long. exclude: as of Tree, by
+    these `patterns`. hand: does one thing after the other, in a thread of its own.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class Lookout:
         look: Callable[[str], None],
         gone: Callable[[str], None],
         walked: Callable[[], None],
+        exclude: Callable[[str], str] = lambda path: "",
+        patterns: Iterable[str] = (),
         hand: Background | None = None,
     ) -> None:
         self.root = root
@@ -59,9 +64,11 @@ class Lookout:
         self._stopping = threading.Event()
         # The hand's alone; others ask it for single entries.
         self._tree = Tree(
-            root, self._is_checkpoint, on_look=self._on_look, on_gone=self._on_gone, on_trouble=self._on_trouble,
-            clock=process.clock,
+            root, self._is_checkpoint, exclude=exclude, on_look=self._on_look, on_gone=self._on_gone,
+            on_trouble=self._on_trouble, clock=process.clock,
         )  # fmt: skip
+        self._patterns = tuple(patterns)
+        self._left_out: set[str] = set()  # of which that was said
         self._local = True
         self._said: set[str] = set()
         self._at = 0
@@ -130,7 +137,7 @@ class Lookout:
         owner = other_owner(path)
         if owner is not None:
             first = object()
-            if self._left_alone.setdefault(owner, first) is first:
+            if not self.leaves_out(path) and self._left_alone.setdefault(owner, first) is first:
                 log.warning("%s", others_text(path, owner, self.root))
             return None
         work = WorkDir(path, below=self.root)
@@ -152,6 +159,13 @@ class Lookout:
     def announces(self, survey: Survey) -> bool:
         """Only if it holds a checkpoint."""
         return bool(survey.plan.decisions)
+
+    def leaves_out(self, path: str) -> bool:
+        """Whether the tree knows it for left out, by its place or by a file there or above."""
+        return bool(self._tree.why_left_out(path))
+
+    def check_left_out(self, path: str) -> None:
+        """Nothing is said of one: its root was named."""
 
     def label(self, path: str) -> str:
         """Its path."""
@@ -189,6 +203,7 @@ class Lookout:
         if self.root in self._tree:
             for work_dir in self._tree.look_again():
                 self._tell(work_dir)
+            self._say_left_out()
             self._look_at_unwatched()
         if self.root not in self._tree:
             self._look_at(self.root)
@@ -201,6 +216,7 @@ class Lookout:
             self._tell(work_dir)
             if self._stopping.is_set():
                 return
+        self._say_left_out(first=first)
         if not first:
             return
         if path not in self._tree:
@@ -211,7 +227,7 @@ class Lookout:
         with opened_dir(path) as fd:
             self._local = is_local(fd)
         self.scan_interval_s = self._asked_interval_s or (SCAN_LOCAL_S if self._local else SCAN_NETWORK_S)
-        log.info("found %d work dirs in %d directories below %s", len(self._known), len(self._tree), path)
+        log.info("found %d work dirs in %d directories below %s", len(self._tree.work_dirs), len(self._tree), path)
         self._walked()
 
     def _look_at_unwatched(self) -> None:
@@ -241,6 +257,19 @@ class Lookout:
     def _on_trouble(self, path: str, error: OSError) -> None:
         self._once(path, logging.WARNING, f"could not look into {path}: {why(error)}; left out")
 
+    def _say_left_out(self, *, first: bool = False) -> None:
+        """Say of each directory that it is left out, and by what; and of a pattern that it leaves out none."""
+        left_out = self._tree.left_out
+        new = [f"left out {path} ({why})" for path, why in left_out.items() if path not in self._left_out]
+        self._left_out = set(left_out)
+        for line in new[:_MOST_LEFT_OUT]:
+            log.info("%s", line)
+        if new[_MOST_LEFT_OUT:]:
+            log.info("left out %d more below %s", len(new) - _MOST_LEFT_OUT, self.root)
+        if first and self.root in self._tree:
+            for line in idle(self._patterns, left_out):
+                log.warning("%s below %s", line, self.root)
+
     def _once(self, key: str, level: int, text: str) -> None:
         if key not in self._said:
             self._said.add(key)
@@ -260,6 +289,8 @@ class Lookout:
             elif name == OWN_DIR and not gone:
                 self._ask(self._look_at, place)
             return
+        if name == IGNORE:
+            self._ask(self._look_at, place)
         if is_dir:
             self._ask(self._forget if gone else self._look_at, os.path.join(place, name))
         if place in self._known:

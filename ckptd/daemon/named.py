@@ -11,8 +11,9 @@ from pathlib import Path
 
 from ..core.survey import Survey
 from ..disk.filesystem import SCAN_LOCAL_S, SCAN_NETWORK_S, is_local, is_read_only
-from ..errors import ReplacedError
+from ..errors import RefusedError, ReplacedError
 from ..systemd import notify
+from ..workdir.place import left_alone_text
 from ..workdir.workdir import WorkDir, become_owner, check_library_use
 from .process import Process
 from .watch import Watcher
@@ -67,6 +68,14 @@ class Named:
     def announces(self, survey: Survey) -> bool:
         """Always: somebody has named it."""
         return True
+
+    def leaves_out(self, path: str) -> bool:
+        """Never: somebody has named it. A file in it may still say so."""
+        return False
+
+    def check_left_out(self, path: str) -> None:
+        """Raise RefusedError, with the way out."""
+        raise RefusedError(left_alone_text(path))
 
     def label(self, path: str) -> str:
         """Its path, where there are several."""

@@ -18,8 +18,11 @@ from ..core.survey import Survey
 from ..disk.descriptors import OWN_DIR, temporary_name
 from ..inspect.scan import PIN_ENDING, SIDECAR_ENDING, TRAINER_STATE
 from ..passes.surveyor import SCHEDULES
+from ..workdir.place import IGNORE
 
-_POINTERS = frozenset({*(pointer.file for pointer in FRAMEWORK_POINTERS), *FIRST_CONTACT_POINTERS, TRAINER_STATE})
+_TELLING = frozenset({
+    *(pointer.file for pointer in FRAMEWORK_POINTERS), *FIRST_CONTACT_POINTERS, TRAINER_STATE, IGNORE,
+})  # fmt: skip
 _OUR_TEMPORARY = tuple(temporary_name("*").split("*"))
 # Two changes of a directory within one tick of the kernel's clock can bear one time.
 _TICK_NS = 50 * 10**6
@@ -48,7 +51,7 @@ class Notable:
         head, tail = _OUR_TEMPORARY
         if name.startswith(head) and name.endswith(tail):
             return False
-        if name in _POINTERS or name in self._links:
+        if name in _TELLING or name in self._links:
             return True
         whose = name.removesuffix(SIDECAR_ENDING).removesuffix(PIN_ENDING)
         if any(finder.could_match(each) for finder in self._finders for each in {name, whose}):

@@ -8,7 +8,7 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,8 +19,10 @@ from ..passes.background import AtOnce, Background
 from ..passes.reading import Reader
 from ..systemd import notify
 from ..text.render import policy_text
+from ..workdir.place import IGNORE, is_ignored, left_alone_text
 from ..workdir.workdir import become_owner
 from .crew import AT_ONCE
+from .exclude import excluder
 from .inotify import Inotify
 from .job import Job, let_orphans_go
 from .lookout import Lookout
@@ -43,7 +45,7 @@ class Service:
     """Watches work dirs until a signal, or the end of the command beside it. `run` returns the exit code.
 
     recursive: the paths are roots, and every directory below that holds a checkpoint is a work dir. scan_interval_s:
-    None for the file system's own.
+    None for the file system's own. excludes: patterns of what is left out below roots.
     """
 
     paths: Sequence[str]
@@ -52,6 +54,7 @@ class Service:
     dry_run: bool = False
     scan_interval_s: float | None = None
     command: Sequence[str] = ()
+    excludes: Sequence[str] = ()
     _inbox: Inbox = field(default_factory=queue.SimpleQueue)
     _loop: Loop = field(init=False)
     _ending: threading.Event = field(default_factory=threading.Event)  # for passes that are under way
@@ -62,8 +65,9 @@ class Service:
     def run(self) -> int:
         """Raises CkptdError where no work dir at all can be looked after, or only a restart can go on."""
         paths = list(dict.fromkeys(os.path.abspath(path) for path in self.paths))
+        exclude = excluder(self.excludes, paths)
         if self.recursive:
-            paths = _apart(paths)
+            paths = _apart(paths, exclude)
         self._become_owner(paths)
         background = Background()
         process = Process(
@@ -76,7 +80,7 @@ class Service:
         self._loop = Loop(process, self._inbox, pool)
         with self._signals():
             job = self._start_job()
-            lookouts = [self._lookout(path, process) for path in paths] if self.recursive else []
+            lookouts = [self._lookout(path, process, exclude) for path in paths] if self.recursive else []
             named = None if self.recursive else Named(paths, process, self._loop.hint)
             try:
                 self._loop.begin(named, lookouts, job)
@@ -108,10 +112,10 @@ class Service:
         for root in existing if self.recursive else ():
             _check_root(root)
 
-    def _lookout(self, root: str, process: Process) -> Lookout:
+    def _lookout(self, root: str, process: Process, exclude: Callable[[str], str]) -> Lookout:
         lookout = Lookout(
             root, process, look=lambda path: self._loop.hint(path, lookout), gone=self._loop.gone,
-            walked=lambda: self._loop.has_looked(root),
+            walked=lambda: self._loop.has_looked(root), exclude=exclude, patterns=self.excludes,
         )  # fmt: skip
         return lookout
 
@@ -155,26 +159,35 @@ def _check_root(root: str) -> None:
     try:
         with opened_dir(root) as fd:
             os.listdir(fd)
+            ignored = is_ignored(fd)
     except OSError as error:
         raise CkptdError(f"{root}: cannot be looked into: {why(error)}") from error
+    if ignored:
+        raise RefusedError(left_alone_text(root))
 
 
-def _apart(roots: Sequence[str]) -> list[str]:
+def _apart(roots: Sequence[str], exclude: Callable[[str], str]) -> list[str]:
     """The roots, each once, without those that are below another: what they hold would be looked after twice.
 
-    One in a hidden directory below another stays: there the other does not look.
+    One in a directory below another that is hidden or left out stays: there the other does not look.
     """
     real = {root: os.path.realpath(root) for root in dict.fromkeys(roots)}
     chosen: list[str] = []
     for root, place in real.items():
         others = [other for other in real if other != root]
-        if any(_looks_at(place, real[o]) or (place == real[o] and o in chosen) for o in others):
+        if any(_looks_at(place, real[o], exclude) or (place == real[o] and o in chosen) for o in others):
             continue
         chosen.append(root)
     return chosen
 
 
-def _looks_at(place: str, root: str) -> bool:
+def _looks_at(place: str, root: str, exclude: Callable[[str], str]) -> bool:
     """Whether whoever looks below `root` comes to `place`, which is another directory."""
     root = root.rstrip("/") + "/"
-    return place.startswith(root) and not any(map(is_hidden, place[len(root) :].split("/")))
+    if not place.startswith(root):
+        return False
+    while place != root.rstrip("/"):
+        if is_hidden(os.path.basename(place)) or exclude(place) or os.path.lexists(os.path.join(place, IGNORE)):
+            return False
+        place = os.path.dirname(place)
+    return True

@@ -43,6 +43,14 @@ class Source(Protocol):
         """Whether one that is met with this in it is worth a word."""
         ...
 
+    def leaves_out(self, path: str) -> bool:
+        """Whether no run is to be looked after there, as far as is known without asking the work dir."""
+        ...
+
+    def check_left_out(self, path: str) -> None:
+        """Raise RefusedError if the work dir, which is left out, was asked for by name."""
+        ...
+
     def label(self, path: str) -> str:
         """What lines of the log begin with that do not name the work dir: "" where there is only one."""
         ...

@@ -1,8 +1,8 @@
 """The directories below a root: which of them are work dirs, and what has changed there. Reads, never writes.
 
 No symlink is followed, and what is hidden (snapshots, backups, caches), ours, or a checkpoint itself is not looked
-into. A directory is listed when it is new and when its own time of change says so: what lies in it costs nothing from
-then on.
+into. What somebody has left out is looked into only for a trash of ours. A directory is listed when it is new and when
+its own time of change says so: what lies in it costs nothing from then on.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ from ..core.policy import Policy
 from ..disk.descriptors import OWN_DIR, opened_dir
 from ..disk.opened import OpenedDirectory
 from ..inspect.directories import is_claimed
+from ..workdir import trash
+from ..workdir.place import IGNORE
+from .exclude import why
 from .notable import is_ours
 
 # A change so soon after the one before can leave the time of change as it was, most of all on a network file system.
 _SAME_TIME_NS = 2 * 10**9
+_HIDDEN = "hidden"
 
 NameTest = Callable[[str, bool], bool]
 Stamp = tuple[int, int, int, int]
@@ -43,18 +47,24 @@ def name_test(policy: Policy) -> NameTest:
 
 @dataclass(slots=True)
 class _Node:
-    """A directory as it was listed. stamp: None if it may have changed since without a new time of change."""
+    """A directory as it was listed. stamp: None if it may have changed since without a new time of change.
+
+    left_out: why it is, or a directory above it; "" if none is. holds: a checkpoint, or what ckptd keeps of a run; in
+    what is left out, a trash.
+    """
 
     device: int = 0
     stamp: Stamp | None = None
     children: set[str] = field(default_factory=set)
     holds: bool = False
+    left_out: str = ""
 
 
 class Tree:
     """What is known of the directories below `root`, which is absolute.
 
-    on_look: told of a directory just before it is listed, so that it can be watched before anything in it is missed.
+    exclude: tells of a path the pattern that leaves it out, or "". on_look: told of a directory just before it is
+    listed, so that it can be watched before anything in it is missed; not of what is left out.
     on_gone: told of each directory that is no longer there. on_trouble: told of what cannot be listed.
     """
 
@@ -63,20 +73,39 @@ class Tree:
         root: str,
         is_checkpoint: NameTest,
         *,
+        exclude: Callable[[str], str] = lambda path: "",
         on_look: Callable[[str], None] = lambda path: None,
         on_gone: Callable[[str], None] = lambda path: None,
         on_trouble: Callable[[str, OSError], None] = lambda path, error: None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self.root, self._is_checkpoint, self._clock = root, is_checkpoint, clock
-        self._on_look, self._on_gone, self._on_trouble = on_look, on_gone, on_trouble
+        self._exclude, self._on_look, self._on_gone, self._on_trouble = exclude, on_look, on_gone, on_trouble
         self._nodes: dict[str, _Node] = {}
         self.listed = 0  # how many directories were, ever
 
     @property
     def work_dirs(self) -> list[str]:
         """Those known by now, by path."""
-        return sorted(path for path, node in self._nodes.items() if node.holds)
+        return sorted(path for path, node in self._nodes.items() if node.holds and not node.left_out)
+
+    @property
+    def left_behind(self) -> list[str]:
+        """Directories that are no work dirs, and hold a trash of ours from when they were."""
+        return sorted(path for path, node in self._nodes.items() if node.holds and node.left_out)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Directories that somebody has left out, and by what; not those below them."""
+        return {
+            path: node.left_out for path, node in sorted(self._nodes.items())
+            if node.left_out not in ("", _HIDDEN) and not self.why_left_out(os.path.dirname(path))
+        }  # fmt: skip
+
+    def why_left_out(self, path: str) -> str:
+        """Why no run is to be looked after at `path`; "" if nothing speaks against that."""
+        node = self._nodes.get(path)
+        return node.left_out if node else ""
 
     def __contains__(self, path: str) -> bool:
         return path in self._nodes
@@ -90,19 +119,24 @@ class Tree:
         return node.device if node else 0
 
     def look(self, path: str) -> Iterator[str]:
-        """List `path` and what below it is new; yields each work dir among them, as it is found."""
-        if path != self.root and (os.path.dirname(path) not in self._nodes or is_hidden(os.path.basename(path))):
-            return  # its parent is gone, or is a checkpoint
+        """List `path` and what below it is new; yields each work dir among them as it is found, and each that is
+        left out and has a trash, or was none until now."""
+        if path != self.root:
+            parent, name = os.path.split(path)
+            if parent not in self._nodes or (is_hidden(name) and not _has_trash(path)):
+                return  # its parent is gone, or is a checkpoint
         ahead = [path]
         while ahead:
             here = ahead.pop()
+            before = self._nodes.get(here)
             found = self._list(here)
             if found is None:
                 continue
-            if found.holds:
+            if found.holds or (before is not None and before.holds and found.left_out):
                 yield here
-            ahead += [os.path.join(here, name) for name in sorted(found.children, reverse=True)
-                      if os.path.join(here, name) not in self._nodes]  # fmt: skip
+            below = [os.path.join(here, name) for name in sorted(found.children, reverse=True)]
+            same = before is not None and before.left_out == found.left_out
+            ahead += [each for each in below if each not in self._nodes or not same]
 
     def look_again(self) -> Iterator[str]:
         """List what has changed by its own time of change; yields each work dir among that. Asks one stat of each."""
@@ -140,8 +174,9 @@ class Tree:
 
     def _list(self, path: str) -> _Node | None:
         """List one directory; None if it is none, or a checkpoint, which are forgotten."""
-        self._on_look(path)
-        node = _Node()
+        node = _Node(left_out=self._why_left_out(path))
+        if not node.left_out:
+            self._on_look(path)
         named = path != self.root and self._is_checkpoint(os.path.basename(path), True)
         try:
             stamp = _stamp(path, follow=path == self.root)
@@ -155,12 +190,14 @@ class Tree:
             with os.scandir(path) as entries:
                 for entry in entries:
                     name = entry.name
-                    if entry.is_dir(follow_symlinks=False):
+                    if name == IGNORE:
+                        node.left_out = node.left_out or IGNORE
+                    elif entry.is_dir(follow_symlinks=False):
                         if is_ours(name):
                             # A run has declared itself there, or ckptd has been there.
                             node.holds = node.holds or name == OWN_DIR
                             continue
-                        if not is_hidden(name):
+                        if not is_hidden(name) or _has_trash(os.path.join(path, name)):
                             node.children.add(name)
                         node.holds = node.holds or self._is_checkpoint(name, True)
                     elif not node.holds and self._is_checkpoint(name, False):
@@ -177,8 +214,20 @@ class Tree:
             node.stamp = None
             self._keep(path, node)
             return None
+        if node.left_out:
+            node.holds = _has_trash(path)
+            if node.left_out == _HIDDEN:
+                node.children.clear()  # snapshots and backups: what trash there is in them is a copy
         self._keep(path, node)
         return node
+
+    def _why_left_out(self, path: str) -> str:
+        """As far as its place tells, and not yet what lies in it."""
+        if path == self.root:
+            return ""
+        parent, name = os.path.split(path)
+        pattern = self._exclude(path)
+        return self.why_left_out(parent) or (why(pattern) if pattern else _HIDDEN * is_hidden(name))
 
     def _keep(self, path: str, node: _Node) -> None:
         before = self._nodes.get(path)
@@ -193,6 +242,13 @@ class Tree:
 def is_hidden(name: str) -> bool:
     """Whether a directory with this name is none that runs are in."""
     return name.startswith(".")
+
+
+def _has_trash(path: str) -> bool:
+    """Whether a directory, or one of ours beside it, holds a trash."""
+    parent, name = os.path.split(path)
+    owns = os.path.join(path, OWN_DIR), os.path.join(parent, f"{OWN_DIR}.{name}")
+    return any(os.path.lexists(os.path.join(own, trash.NAME)) for own in owns)
 
 
 def _is_one(path: str) -> bool:

@@ -19,10 +19,12 @@ from ..disk.filesystem import is_local
 from ..disk.in_use import OpenFiles
 from ..inspect.scan import entry_of, stat_entry
 from ..inspect.verdict import OPEN_FOR_WRITING, has_writer, has_writer_inside
+from ..workdir.place import IGNORE, is_ignored
 
 
 class Holders:
-    """Tells who is at a checkpoint now: a writer, or of a directory also a reader.
+    """Tells who is at a checkpoint now: a writer, or of a directory also a reader, or somebody who has put the file
+    into it by which ckptd leaves a directory alone.
 
     A single file's readers keep its inode and lose nothing. For one batch of looks on one file system: what a look
     through /proc tells, and whether leases work, is shared by them.
@@ -42,9 +44,10 @@ class Holders:
             pid = self._open_files.user_of(name, dir_fd=dir_fd)
             if pid is not None:
                 return f"open in process {pid}"
-            if self._leases:
-                with opened_dir(name, dir_fd=dir_fd) as fd:
-                    writer = has_writer_inside(fd)
+            with opened_dir(name, dir_fd=dir_fd) as fd:
+                if is_ignored(fd):
+                    return f"left alone by the {IGNORE} in it"
+                writer = self._leases and has_writer_inside(fd)
         elif self._leases and stat.S_ISREG(kind):
             with opened_file(name, dir_fd=dir_fd) as fd:
                 writer = has_writer(fd)

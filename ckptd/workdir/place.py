@@ -15,6 +15,8 @@ from ..core.layouts import ASIDE
 from ..disk.descriptors import OWN_DIR, exists, listed, opened_dir, opened_own_dir, path_of
 from ..errors import RefusedError, why
 
+IGNORE = ".ckptd-ignore"  # a directory in which this is has no run that ckptd looks after, whatever is in the file
+
 
 def own_dir(dir_fd: int) -> str:
     """The path of ckptd's directory, relative to the work dir `dir_fd`, whether it is there yet or not.
@@ -34,6 +36,16 @@ def own_dir(dir_fd: int) -> str:
         if exists(beside, dir_fd=dir_fd):
             return beside
     return beside if _holds_what_trips(dir_fd) else OWN_DIR
+
+
+def is_ignored(dir_fd: int) -> bool:
+    """Whether somebody has asked ckptd to leave the directory alone."""
+    return exists(IGNORE, dir_fd=dir_fd)
+
+
+def left_alone_text(path: str) -> str:
+    """Why a work dir that was named is left alone, and the way out."""
+    return f"{path}: is left alone, since it holds {IGNORE}. Remove that file to have the directory looked after"
 
 
 def is_aside(own: str) -> bool:

@@ -33,6 +33,7 @@ NAME = "trash"
 _ITEM = re.compile(r"([0-9]{1,19})-([0-9]{1,9})(\.gone)?", re.ASCII)
 _MOVED_UP = 1_000_000  # the numbers from which on what was moved up is called
 _GONE = ".gone"  # claimed for removal: `restore` no longer sees it
+_LATE_NS = 60 * 10**9  # clocks of hosts differ, and renames take their time
 
 
 class ChangedError(Exception):
@@ -137,6 +138,14 @@ def items(trash_fd: int) -> list[Item]:
             if match:
                 found.append(Item(entry.name, int(match[1]), match[3] is not None))
     return sorted(found, key=lambda item: age(item.name))
+
+
+def is_a_copy(trash_fd: int) -> bool:
+    """Whether what is there was copied with its directory, as into a backup: every item has changed since it was
+    renamed to the name that tells when. Raises OSError if that cannot be told."""
+    there = [item for item in items(trash_fd) if not item.claimed]
+    changed = (stat_entry(item.name, dir_fd=trash_fd).st_ctime_ns for item in there)
+    return bool(there) and all(ns > item.at_ms * 10**6 + _LATE_NS for item, ns in zip(there, changed))
 
 
 def age(item: str) -> tuple[int, int]:
