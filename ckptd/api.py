@@ -17,7 +17,7 @@ from .core.layouts import LAYOUTS
 from .core.memory import Seen
 from .core.policy import Policy
 from .core.survey import Survey
-from .disk.descriptors import opened_dir, opened_own_dir
+from .disk.descriptors import opened_dir
 from .disk.filesystem import is_local
 from .errors import CkptdError, DoubtError, RefusedError, why
 from .inspect.scan import entry_of
@@ -40,13 +40,14 @@ def plan(work_dir: StrPath, policy: Policy | None = None, *, below: str | None =
     `.ckptd-ignore` has the work dir left alone.
     """
     from .passes.unrecognised import explained  # here, because `latest` seldom needs it
+    from .workdir.trash import total_bytes
 
     with WorkDir(work_dir, below=below) as work, _named(work):
         if is_ignored(work.fd):
             raise RefusedError(left_alone_text(os.fspath(work_dir)))
         survey = Surveyor(work, policy := policy or Policy()).survey(time.time_ns())
         survey = explained(work, survey, policy)
-        return replace(survey, trash_bytes=_trash_bytes(work))
+        return replace(survey, trash_bytes=total_bytes(work.open_own()))
 
 
 def prune(work_dir: StrPath, policy: Policy | None = None, *, below: str | None = None) -> Report:
@@ -182,19 +183,6 @@ def verify(
     if fault:
         return replace(verdict, state=State.INCOMPLETE, structure=fault)
     return replace(verdict, structure=f"{verdict.structure}, content read")
-
-
-def _trash_bytes(work: WorkDir) -> int:
-    from .workdir.trash import NAME, bytes_in
-
-    own_fd = work.open_own()
-    if own_fd is None:
-        return 0
-    try:
-        with opened_own_dir(NAME, dir_fd=own_fd) as trash_fd:
-            return sum(bytes_in(trash_fd).values())
-    except FileNotFoundError:
-        return 0
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from ckptd.core.budget import Floor
 from ckptd.core.policy import Policy
 from ckptd.workdir import workdir
 
@@ -40,6 +41,7 @@ policies = st.builds(
     keep_every=st.sampled_from([None, None, 2, 3]),
     keep_within_s=st.sampled_from([None, None, 3.0]),
     max_bytes=st.sampled_from([None, None, 1, 9000, 30_000]),
+    min_free=st.sampled_from([None, None, None, Floor(1 << 62)]),  # of which there is never so much
 )
 indexes = st.integers(0, 20)
 series = st.sampled_from(SERIES)

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,13 @@ def _recursive(command: Callable[..., Any]) -> Callable[..., Any]:
     return recursive(exclude(command))
 
 
+def _check_floor(policy: Policy, work_dirs: Sequence[str], *, recursive: bool) -> None:
+    """Of several on one disk each would free all that is missing."""
+    if policy.min_free is not None and (recursive or len(work_dirs) > 1):
+        raise click.UsageError("--min-free is for one work dir: of several, each would free all that is missing on the "
+                               "disk. Name one, or give each its --max-bytes")  # fmt: skip
+
+
 class _WithJob(click.Command):
     """A command whose words after `--` are another command."""
 
@@ -122,8 +129,10 @@ def watch(
     log_to_stderr()
     from ..daemon.service import Service
 
+    made = Policy(**policy)
+    _check_floor(made, work_dirs, recursive=recursive)
     command = click.get_current_context().meta.get(completion.JOB, ())
-    service = Service(work_dirs, Policy(**policy), recursive, dry_run, scan_interval_s, command, excludes)
+    service = Service(work_dirs, made, recursive, dry_run, scan_interval_s, command, excludes)
     raise click.exceptions.Exit(service.run())
 
 
@@ -152,6 +161,7 @@ def plan(
     from ..workdir.workdir import become_owner
 
     made = Policy(**policy)
+    _check_floor(made, work_dirs, recursive=recursive)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if verbose and not json_:
         say(render.policy_text(made))
@@ -198,6 +208,7 @@ def prune(work_dirs: tuple[str, ...], recursive: bool, excludes: tuple[str, ...]
     from ..workdir.workdir import become_owner
 
     made = Policy(**policy)
+    _check_floor(made, work_dirs, recursive=recursive)
     become_owner(work_dirs)
     if recursive:
         from . import recursive as below

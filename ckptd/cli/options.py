@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.budget import Floor
 from ..core.layouts import LAYOUTS
 from ..core.policy import RULES, VERIFY
+from ..errors import UsageError
 from .completion import layouts
 
 _UNITS_S = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -67,6 +69,22 @@ class Size(_Int):
         return int(size)
 
 
+class Room(Size):
+    """As Size, or a percentage of the file system. Converts to a Floor."""
+
+    name = "size or percentage"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, Floor):
+            return value
+        if not str(value).strip().endswith("%"):
+            return Floor(super().convert(value, param, ctx))
+        try:
+            return Floor.from_text(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
 verify_option = click.option(
     "--verify",
     type=click.Choice(VERIFY),
@@ -93,7 +111,8 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that make a Policy; each also an environment variable, the same for every command."""
     options = [
         click.option("--max-keep", type=click.IntRange(min=1), metavar="N", envvar="CKPTD_MAX_KEEP",
-                     help="Keep N of each series; without it, undeclared, and without --max-bytes, nothing is pruned."),
+                     help="Keep N of each series; without it, undeclared, and without --max-bytes and --min-free, "
+                          "nothing is pruned."),
         click.option("--interval", type=click.IntRange(min=1), metavar="N", envvar="CKPTD_INTERVAL",
                      help="Steps between two saves, for the stepped rule. Default: as declared, else inferred."),
         click.option("--rule", type=click.Choice(RULES), default="auto", show_default=True, envvar="CKPTD_RULE",
@@ -113,6 +132,9 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--max-bytes", type=Size(), metavar="S", envvar="CKPTD_MAX_BYTES",
                      help="Empty the trash and then delete the oldest until all fits into S, such as 500GB; never what "
                           "the options above keep, nor the newest."),
+        click.option("--min-free", type=Room(), metavar="S", envvar="CKPTD_MIN_FREE",
+                     help="Delete the oldest, as --max-bytes does, while less than S of the disk is free, such as "
+                          "200GB or 10%; for one work dir."),
         click.option("--settle", "settle_s", type=Duration(), metavar="S", envvar="CKPTD_SETTLE",
                      help="Unchanged for so long, a file whose writer cannot be seen counts as written. "
                           "Default: 5s on local file systems, 60s on others."),

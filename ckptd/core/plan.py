@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from .budget import Budget, over_budget
+from .budget import MAX_BYTES, Budget, Disk, budget_of, over_budget
 from .checkpoint import Checkpoint, State
 from .keepers import KeepBest, Keeper
 from .memory import BROUGHT_BACK, Memory, Seen
@@ -21,6 +21,7 @@ from .schedule import Schedule
 KEEP, PRUNE, SKIP = "keep", "prune", "skip"  # skip: would be pruned, vetoed
 
 _FITS = Reason(Kind.BUDGET, "fits into --max-bytes")
+_HAS_ROOM = Reason(Kind.BUDGET, "stays while --min-free leaves room for it")
 _NO_RULE = Reason(Kind.NO_RULE, "no --max-keep: nothing is pruned")
 _BROUGHT_BACK = Reason(Kind.BROUGHT_BACK, "copied or restored by hand")
 _DOUBT = Reason(Kind.ORDER_IN_DOUBT, "order in doubt until the next save")
@@ -95,12 +96,14 @@ def plan(
     trusted: str | None = None,
     patterns: Sequence[Names] | None = None,
     ended: Callable[[str], bool] = lambda series: False,
+    disk: Disk | None = None,
 ) -> Plan:
     """Decide for every checkpoint in `found`.
 
     `protected` maps a name to the reasons for which it stays whatever a rule says; `memory` is what earlier passes
     saw, `now_ns` the time (nanoseconds since 1970), `trusted` and `ended` as in `replay`, `patterns` the templates
-    looked for, where they are not the policy's. Names are unique.
+    looked for, where they are not the policy's, `disk` the file system with the trash, for `min_free`: where it is None
+    nothing goes for that. Names are unique.
     """
     found = list(found)
     replayed = replay(
@@ -114,8 +117,9 @@ def plan(
         _plan_series(by_series[text], grid, policy, seen, protected) for text, grid in replayed.grids.items()
     )
     budget = None
-    if policy.max_bytes is not None:
-        series, budget = _within_budget(series, policy.max_bytes, seen)
+    if policy.has_budget:
+        budget = budget_of(policy.max_bytes, policy.min_free, disk, found)
+        series, budget = _within_budget(series, budget, seen)
     good = [c for c in found if c.relied_on]
     newest = max(good, key=lambda c: seen[c.entry.name].rank, default=None)
     return Plan(series, replayed.memory, newest, budget)
@@ -133,11 +137,14 @@ def _plan_series(
     fit = [c for c in whole if c.fit]
     good = [c for c in fit if c.relied_on]
     # A budget may take what no max_keep asks for, but never the newest.
-    at_least = grid.max_keep or (0 if policy.max_bytes is None else 1)
+    at_least = grid.max_keep or (1 if policy.has_budget else 0)
     relied_on = tuple(_newest(good, at_least, grid))
     # Until it was read, one of the newest takes nobody's place, and nobody takes its own.
     newest_names = {c.name for c in (*relied_on, *_newest(fit, at_least, grid))}
-    judge = _Judge(grid, seen, found, fit, good, has_budget=policy.max_bytes is not None)
+    fits = None
+    if policy.has_budget:
+        fits = _HAS_ROOM if policy.max_bytes is None else _FITS
+    judge = _Judge(grid, seen, found, fit, good, fits=fits)
     newest = Reason(Kind.NEWEST, "the newest" if at_least == 1 else f"one of the {at_least} newest")
     # What is broken stays where somebody has asked for it: perhaps it can be mended.
     broken = [c for c in found if not c.state.whole and c.name in seen]
@@ -202,22 +209,23 @@ def _kept(
 
 
 def _within_budget(
-    series: tuple[SeriesPlan, ...], limit_bytes: int, seen: Mapping[str, Seen]
+    series: tuple[SeriesPlan, ...], budget: Budget, seen: Mapping[str, Seen]
 ) -> tuple[tuple[SeriesPlan, ...], Budget]:
     """The plan with what is over the budget gone too; all series of a work dir share one."""
     staying = [d.checkpoint for s in series for d in s.decisions if d.decision != PRUNE]
-    budget, gone = over_budget(limit_bytes, staying, [c for s in series for c in s.spare], seen)
+    kept_bytes, gone = over_budget(budget.limit_bytes, staying, [c for s in series for c in s.spare], seen)
+    over = f"{'over' if budget.option == MAX_BYTES else 'less free than'} {budget.option}"
 
     def decide(d: Decision) -> Decision:
         what = "the oldest that nothing keeps" if d.checkpoint.state.whole else "nothing to resume from"
-        reason = Reason(Kind.BUDGET, f"over --max-bytes: {what}")
+        reason = Reason(Kind.BUDGET, f"{over}: {what}")
         return replace(d, decision=PRUNE, reasons=(reason,)) if d.checkpoint.name in gone else d
 
     def without(s: SeriesPlan) -> SeriesPlan:
         beyond = tuple(c for c in s.beyond if c.name not in gone)
         return replace(s, decisions=tuple(map(decide, s.decisions)), beyond=beyond)
 
-    return (tuple(map(without, series)) if gone else series), budget
+    return (tuple(map(without, series)) if gone else series), replace(budget, kept_bytes=kept_bytes)
 
 
 class _Judge:
@@ -231,9 +239,9 @@ class _Judge:
         fit: list[Checkpoint],
         good: list[Checkpoint],
         *,
-        has_budget: bool,
+        fits: Reason | None,
     ) -> None:
-        self.has_budget = has_budget
+        self.fits = fits
         self.grid, self.steps = grid, {c.entry.step for c in found}
         self.newest = fit[-1] if fit else None
         # Where that is still to be read, what the run has reached for certain is the last that was.
@@ -274,7 +282,7 @@ class _Judge:
     def why_it_stays(self, checkpoint: Checkpoint, known: Seen | None) -> Reason:
         rule = self.grid.rule
         if rule is None:
-            return _FITS if self.has_budget else _NO_RULE
+            return self.fits or _NO_RULE
         if checkpoint.spoiled:
             return Reason(Kind.BROKEN, f"{_fault(checkpoint)}; will be pruned once {_enough(rule.max_keep)}")
         if known is not None and known.order == BROUGHT_BACK:

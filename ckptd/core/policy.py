@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Union
 
 from ..errors import UsageError
+from .budget import Floor
 from .finder import Finder
 from .keepers import KeepBest, Keeper, KeepEvery, KeepWithin, at_least_1
 from .keyed import given
@@ -71,6 +72,8 @@ class Policy:
     keep_within_s: what was written within so many seconds before the newest stays.
     max_bytes: what all checkpoints of a work dir and its trash may take on the disk; the oldest go until that holds,
     also without a max_keep, but never one that the newest, a keeper or a protection keeps.
+    min_free: what is to stay free on its file system, as a number of bytes or as "10%"; while there is less, the oldest
+    go as for max_bytes.
 
     Raises UsageError for what can never be meant.
     """
@@ -88,6 +91,7 @@ class Policy:
     keep_best: tuple[KeepBest, ...] = ()
     keep_within_s: float | None = None
     max_bytes: int | None = None
+    min_free: Floor | None = None
 
     def __post_init__(self) -> None:
         texts = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates or ())
@@ -102,6 +106,7 @@ class Policy:
                 raise UsageError(f"keep_every {self.keep_every}: the step of {names.text!r} is a time, and none is a "
                                  "milestone; keep_within keeps what is recent")  # fmt: skip
         self._read_keep_best()
+        self._read_min_free()
         _ = self.keepers  # each is checked where it is born
         if self.rule not in RULES:
             raise UsageError(f"rule {self.rule!r}: choose one of {', '.join(RULES)}")
@@ -118,6 +123,11 @@ class Policy:
             raise UsageError(
                 f"pointer {self.pointer!r} is a checkpoint's name in {found[0].names.text!r}: choose another"
             )
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether something can go for want of room, whatever the rule says."""
+        return self.max_bytes is not None or self.min_free is not None
 
     @property
     def keepers(self) -> tuple[Keeper, ...]:
@@ -149,6 +159,11 @@ class Policy:
             if metrics.count(metric) > 1:
                 raise UsageError(f"keep_best names {metric} twice: give one direction and one number for it")
         object.__setattr__(self, "keep_best", best)
+
+    def _read_min_free(self) -> None:
+        given: object = self.min_free
+        if given is not None and not isinstance(given, Floor):
+            object.__setattr__(self, "min_free", Floor.from_text(str(given)))
 
     def finder(self, more: Iterable[Names] = (), remembered: Iterable[Names] = ()) -> Finder:
         """What finds the checkpoints that this policy is about.

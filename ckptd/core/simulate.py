@@ -77,7 +77,7 @@ class Simulation:
 def simulate(run: Run, policy: Policy) -> Simulation:
     """Save step by step, with a pass after each save. Raises UsageError for what cannot be known of a run to come."""
     for option, asked in (("--keep-best", policy.keep_best), ("--keep-within", policy.keep_within_s),
-                          ("--max-bytes", policy.max_bytes)):  # fmt: skip
+                          ("--max-bytes", policy.max_bytes), ("--min-free", policy.min_free)):  # fmt: skip
         if asked:
             raise UsageError(f"{option} cannot be simulated: scores, times and sizes are not known before the run")
     found: list[Checkpoint] = []

@@ -27,6 +27,10 @@ _LOCAL = frozenset({
 })  # fmt: skip
 
 
+# Of these, those that never keep the blocks of a deleted file for a snapshot.
+_WITHOUT_SNAPSHOTS = frozenset({0xEF53, 0x58465342, 0xF2F52010, 0x3153464A, 0x01021994, 0x858458F6})
+
+
 def is_local(dir_fd: int) -> bool:
     """Whether the directory is on a file system where leases work and no other host writes."""
     kind = _statfs_type(dir_fd)
@@ -35,8 +39,18 @@ def is_local(dir_fd: int) -> bool:
 
 def free_bytes(dir_fd: int) -> int:
     """Bytes that an unprivileged process can still write there."""
+    return room_on(dir_fd)[1]
+
+
+def room_on(dir_fd: int) -> tuple[int, int]:
+    """The size of the file system in bytes, and how much of it an unprivileged process can still write."""
     room = os.statvfs(dir_fd)
-    return room.f_bavail * room.f_frsize
+    return room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize
+
+
+def frees_what_is_deleted(dir_fd: int) -> bool:
+    """Whether what is deleted there surely comes free: neither a snapshot nor a server may hold it."""
+    return _statfs_type(dir_fd) in _WITHOUT_SNAPSHOTS
 
 
 def is_read_only(dir_fd: int) -> bool:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ..core.budget import Budget
+from ..core.budget import MIN_FREE, Budget
 from ..core.checkpoint import State
 from ..core.memory import Memory
 from ..core.permit import Permit, permit, pointer_stays
 from ..core.plan import Decision, Plan
 from ..core.policy import Policy
+from ..core.reason import Kind
 from ..core.survey import Survey
 from ..disk.descriptors import NO_ROOM, exists, sync_dir
 from ..disk.filesystem import is_read_only
@@ -31,6 +32,7 @@ from ..workdir.state import write_state
 from ..workdir.workdir import WorkDir
 from .back_off import back_off_s
 from .background import Background
+from .floor import CALM_S
 from .held import Held
 from .last_look import Holders, reasons_to_stay
 from .patience import Patience
@@ -206,6 +208,7 @@ class Reconciler:
         memory = self.surveyor.findings.written_into(survey.plan.memory)
         self._remember(memory)
         self._expecting({d.checkpoint.name for d in prunes})
+        for_room = self._note_what_room_takes(survey.plan, prunes)
         pruned, failed = self._pruner.prune(survey, prunes)
         gone = {d.checkpoint.name for d in pruned}
         if gone:
@@ -222,6 +225,8 @@ class Reconciler:
         troubled = bool(failed) or unsaid or reliable.troubled
         self._failures = self._failures + 1 if troubled else 0
         again_s = self._look_again_s(survey, troubled=troubled)
+        if for_room:
+            again_s = min(CALM_S, again_s or CALM_S)
         unlinked, self._unlinked = self._unlinked, []
         return Report(survey, (*unlinked, *pruned), failed, moved, again_s, reliable.waits, unsaid)
 
@@ -288,6 +293,19 @@ class Reconciler:
         self._voice.forget("pointer")
         self._voice.info("pointed %s at %s", self.policy.pointer, newest.name)
         return newest.name, permit(plan, durable=synced, pointed=newest.name), True
+
+    def _note_what_room_takes(self, plan: Plan, prunes: Sequence[Decision]) -> bool:
+        """Write down what goes for want of room, or that what went before has come free; whether something goes."""
+        keeper, room = self.surveyor.room_keeper, self.surveyor.room
+        if keeper is None or room is None or plan.budget is None:
+            return False
+        going = [d.checkpoint.allocated_bytes for d in prunes if any(r.kind is Kind.BUDGET for r in d.reasons)]
+        if going and plan.budget.option == MIN_FREE and room.disk is not None:
+            keeper.take(room.disk, sum(going), self._clock())
+            return True
+        if room.has_shown:
+            keeper.forget()
+        return False
 
     def _remember(self, memory: Memory) -> None:
         if memory == self._on_disk or self.work.own_fd is None:

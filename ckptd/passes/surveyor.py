@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..core import kinds
+from ..core.budget import Disk
 from ..core.checkpoint import Checkpoint, Durability, State
 from ..core.entry import Entry, LeftAlone, Unreadable
 from ..core.finder import Finder, Known
@@ -39,6 +40,7 @@ from .last_look import Holders
 
 if TYPE_CHECKING:
     from ..inspect.metrics import Scores
+    from .floor import Room, RoomKeeper
     from .patience import Patience
 
 SCHEDULES = "schedules"
@@ -64,7 +66,8 @@ class Surveyor:
     memory: what passes of this process saw; None until the state file has been read.
     as_remembered: where the policy names no templates, look also for those of earlier passes.
     hasty: what its structure proves whole need not settle. alone: nobody can be writing on this host any more.
-    patience: tells which runs have ended, where a new save is to be waited for; None: none is.
+    patience: tells which runs have ended, where a new save is to be waited for; None: none is. room_keeper: of a policy
+    with a floor; room: what it has found at the last look.
     """
 
     work: WorkDir
@@ -81,16 +84,21 @@ class Surveyor:
     _finder: tuple[frozenset[str], Finder] | None = None
     _best: dict[Entry, str | None] = field(default_factory=dict)
     _local: bool | None = None
+    room: Room | None = None
+    room_keeper: RoomKeeper | None = None
 
     def __post_init__(self) -> None:
-        if not self.policy.keep_best:
-            return
-        from ..inspect.metrics import Scores  # here, because few go by scores
+        if self.policy.keep_best:
+            from ..inspect.metrics import Scores  # here, because few go by scores
 
-        wanted = frozenset(keeper.metric for keeper in self.policy.keep_best)
-        # Not this object: among ten thousand, cycles are not collected in time.
-        voice, path = self.voice, self.work.path
-        self._scores = Scores(wanted, lambda text: voice.once("scores", f"{path}/{text}", of=text))
+            wanted = frozenset(keeper.metric for keeper in self.policy.keep_best)
+            # Not this object: among ten thousand, cycles are not collected in time.
+            voice, path = self.voice, self.work.path
+            self._scores = Scores(wanted, lambda text: voice.once("scores", f"{path}/{text}", of=text))
+        if self.policy.min_free is not None:
+            from .floor import RoomKeeper  # here, because those who only read seldom ask for room
+
+            self.room_keeper = RoomKeeper(self.work, self.policy.min_free)
 
     def survey(self, now_ns: int, *, strict: bool = False) -> Survey:
         """Look and decide. strict: without what is still to be read, else as if all of that were good.
@@ -114,11 +122,12 @@ class Surveyor:
         protected = self._protections(found, judged)
         trusted = None if remembered else self._trusted({c.name for c in judged.checkpoints if c.state.whole})
         ended: frozenset[str] | None = None if self.patience is None else frozenset()
+        room = self._look_at_room(now_ns, judged)
         while True:
             decided = plan(
                 judged.checkpoints, self.policy, memory=remembered or Memory(), now_ns=now_ns,
                 protected=protected, declared=declared, trusted=trusted, patterns=patterns,
-                ended=_any if ended is None else ended.__contains__,
+                ended=_any if ended is None else ended.__contains__, disk=room,
             )  # fmt: skip
             if self.patience is not None and not ended:
                 waiting = [series for series in decided.series if series.grid.waits_for_end]
@@ -148,6 +157,14 @@ class Surveyor:
             named=frozenset({*declared, *(remembered.series if remembered else ())}),
             links=frozenset(found.linked.values()),
         )
+
+    def _look_at_room(self, now_ns: int, judged: _Judged) -> Disk | None:
+        if self.room_keeper is None:
+            return None
+        self.room = self.room_keeper.look(now_ns)
+        judged.settles_s = min(self.room.again_s, judged.settles_s or self.room.again_s)
+        self.voice.all_of("room", {"": self.room.doubt} if self.room.doubt else {})
+        return self.room.disk
 
     def _remember(self, own_fd: int | None) -> Memory | None:
         if self.memory is None and own_fd is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..core.budget import Budget
+from ..core.budget import MIN_FREE, Budget
 from ..core.memory import Memory
 from ..core.plan import Plan, SeriesPlan
 from ..core.policy import Policy, Stepped
@@ -29,7 +29,7 @@ def advice_on(decided: Plan, policy: Policy, first: bool, trusted: str | None) -
         if grid.ignored is not None:
             advice.append(ignored_text(series, decided.memory))
         if grid.rule is None:
-            if series.decisions and policy.max_bytes is None:
+            if series.decisions and not policy.has_budget:
                 idle = "".join(f", and {keeper.option} has nothing to keep from" for keeper in policy.keepers[:1])
                 advice.append(f"{grid.template.text}: no --max-keep is given or declared, so nothing is pruned{idle}")
             continue
@@ -50,6 +50,11 @@ def advice_on(decided: Plan, policy: Policy, first: bool, trusted: str | None) -
 
 def short_text(budget: Budget) -> str:
     """Why a budget cannot be met, and what to do about it."""
+    if budget.option == MIN_FREE:
+        return (
+            f"--min-free {human_bytes(budget.floor_bytes)} cannot be met: {human_bytes(budget.short_bytes)} are missing"
+            ", and nothing else may go; keep fewer (--max-keep, keepers, pins), or make room elsewhere on the disk"
+        )
     return (
         f"--max-bytes {human_bytes(budget.limit_bytes)} cannot be met: what must stay takes "
         f"{human_bytes(budget.kept_bytes)}; keep fewer (--max-keep, keepers, pins), or give it more"

@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from ..core.budget import Budget, Floor
 from ..core.checkpoint import Checkpoint
 from ..core.memory import BROUGHT_BACK
 from ..core.naming import TIME
@@ -29,8 +30,7 @@ _MOST_NAMES = 3
 
 def summary(survey: Survey, work_dir: str, policy: Policy) -> str:
     """One line: what is there, what is kept of it, what will be freed, and how more could be."""
-    has_budget = survey.plan.budget is not None
-    parts = [_series_summary(series, has_budget=has_budget) for series in survey.plan.series if series.decisions]
+    parts = [_series_summary(series, has_budget=policy.has_budget) for series in survey.plan.series if series.decisions]
     if not parts:
         return f"watching {work_dir}: no checkpoint yet"
     text = f"watching {work_dir}: " + "; ".join(parts)
@@ -68,7 +68,7 @@ def as_table(survey: Survey, work_dir: str, now_s: float, *, width: int | None =
     for series in survey.plan.series:
         if not series.decisions:
             continue
-        yield f"{work_dir}  {rule_text(series, has_budget=survey.plan.budget is not None)}"
+        yield f"{work_dir}  {rule_text(series, budget=survey.plan.budget)}"
         rows = [("CHECKPOINT", "STATE", "SIZE", "AGE", "DECISION", "REASON")]
         for d in series.decisions:
             c = d.checkpoint
@@ -152,10 +152,10 @@ def steps(checkpoints: Sequence[Checkpoint]) -> str:
     return ", ".join(map(str, shown)) or "none"
 
 
-def rule_text(series: SeriesPlan, *, has_budget: bool = False) -> str:
+def rule_text(series: SeriesPlan, *, budget: Budget | None = None) -> str:
     grid = series.grid
     if grid.rule is None:
-        rule = "no --max-keep, only --max-bytes" if has_budget else "no --max-keep, so nothing is pruned"
+        rule = f"no --max-keep, only {budget.option}" if budget else "no --max-keep, so nothing is pruned"
         return f"{grid.template.text}: {rule}"
     text = f"{grid.template.text}: rule {grid.rule.name}, max-keep {grid.rule.max_keep}"
     return f"{text}, interval {grid.interval}, {grid.interval_from}" if grid.interval is not None else text
@@ -163,10 +163,11 @@ def rule_text(series: SeriesPlan, *, has_budget: bool = False) -> str:
 
 def policy_text(policy: Policy) -> str:
     """The policy in force, what was not asked for included, as one line."""
-    none = "as many as fit" if policy.max_bytes else "as many as a run declares"
+    none = "as many as fit" if policy.has_budget else "as many as a run declares"
     keeps = [f"the {policy.max_keep} newest of each series"] if policy.max_keep else [none]
     keeps += [str(keeper) for keeper in policy.keepers]
     budget = f"at most {human_bytes(policy.max_bytes)}" if policy.max_bytes else ""
+    floor = _floor_text(policy.min_free) if policy.min_free else ""
     interval = f"interval {policy.interval}" if policy.interval else "interval as declared or inferred"
     names = f"names {' '.join(policy.templates)}" if policy.templates else ""
     layouts = f"layouts {' '.join(policy.layouts)}" if policy.layouts else ""
@@ -174,9 +175,13 @@ def policy_text(policy: Policy) -> str:
     trash = "trash freed at once, an hour after a large prune"
     if policy.trash_ttl_s is not None:
         trash = f"trash kept {policy.trash_ttl_s:g}s"
-    parts = [f"keep {', '.join(keeps)}", budget, f"rule {policy.rule}", interval, names, layouts, settle,
+    parts = [f"keep {', '.join(keeps)}", budget, floor, f"rule {policy.rule}", interval, names, layouts, settle,
              f"verify {policy.verify}", trash, f"pointer {policy.pointer}"]  # fmt: skip
     return "policy: " + "; ".join(part for part in parts if part)
+
+
+def _floor_text(floor: Floor) -> str:
+    return f"at least {floor if floor.percent else human_bytes(floor.size_bytes)} of the disk free"
 
 
 def options_of(policy: Policy) -> list[str]:
@@ -187,6 +192,7 @@ def options_of(policy: Policy) -> list[str]:
         ("max_keep", "--max-keep"), ("interval", "--interval"), ("rule", "--rule"), ("settle_s", "--settle"),
         ("verify", "--verify"), ("trash_ttl_s", "--trash-ttl"), ("pointer", "--pointer"),
         ("keep_every", "--keep-every"), ("keep_within_s", "--keep-within"), ("max_bytes", "--max-bytes"),
+        ("min_free", "--min-free"),
     ):  # fmt: skip
         value = getattr(policy, name)
         if value != getattr(default, name):

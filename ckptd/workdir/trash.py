@@ -268,6 +268,17 @@ def bytes_in(trash_fd: int) -> dict[str, int]:
     return sizes
 
 
+def total_bytes(own_fd: int | None) -> int:
+    """What the trash below the `.ckptd` directory `own_fd` takes on the disk; 0 where there is none."""
+    if own_fd is None:
+        return 0
+    try:
+        with opened_own_dir(NAME, dir_fd=own_fd) as trash_fd:
+            return sum(bytes_in(trash_fd).values())
+    except FileNotFoundError:
+        return 0
+
+
 def _rename_back(item: str, name: str, *, work_fd: int, trash_fd: int) -> None:
     if exists(name, dir_fd=work_fd):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)

@@ -102,7 +102,7 @@ class Onlooker(Place):
         assert saved.series is not None, f"{name} is none of ours"
         self._check_unprotected(name, saved)
         pointed, keep = self.pointed(), self.policy.max_keep
-        if keep is None and self.policy.max_bytes is not None:
+        if keep is None and self.policy.has_budget:
             keep = 1  # a budget asks for deletions too, and never takes the newest
         assert keep is not None, "nobody asked for a deletion"
         milestone = self.policy.keep_every is not None and saved.step % self.policy.keep_every == 0

@@ -82,7 +82,7 @@ class World(Job, People, Onlooker):
         """A pass without max_keep: what the policy would prune then is what it would have pruned before."""
         self._meet()
         settled, since, before = self._settled, list(self._since), self.plan()
-        idle = replace(self.policy, max_keep=None, max_bytes=None)
+        idle = replace(self.policy, max_keep=None, max_bytes=None, min_free=None)
         with self._calls().watched():
             self._new(self._work, idle).reconcile()
         assert self._gone == [], "a pass that nobody asked to delete has deleted something"
