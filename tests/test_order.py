@@ -44,14 +44,15 @@ def test_the_page_on_the_code_names_the_same_pairs() -> None:
     assert [f"{first}, then {then}" for first, then in pairs] == [each.id for each in SWAPS]
 
 
+@pytest.mark.parametrize("pointer", ["last_ckpt", "none"])
 @pytest.mark.parametrize(("step", "later", "broken"), SWAPS)
 def test_two_steps_swapped_break_a_promise(
-    step: Step, later: Step, broken: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    step: Step, later: Step, broken: str, pointer: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    a_run(tmp_path / "as it is")
+    a_run(tmp_path / "as it is", pointer)
     swap(step, later, monkeypatch)
     with pytest.raises(AssertionError, match=broken):
-        a_run(tmp_path / "swapped")
+        a_run(tmp_path / "swapped", pointer)
 
 
 @pytest.mark.parametrize("at", range(1, 25))
@@ -64,9 +65,9 @@ def test_what_a_killed_pass_has_renamed_is_freed_only_once_that_is_durable(at: i
         world.crash(at)
 
 
-def a_run(place: Path) -> None:
+def a_run(place: Path, pointer: str) -> None:
     """Five saves with a pass after each, of which one is kept."""
-    with a_world(place) as world:
+    with a_world(place, pointer) as world:
         for _ in range(5):
             world.save("epoch_{}.pth")
             world.make_pass()
@@ -74,10 +75,10 @@ def a_run(place: Path) -> None:
 
 
 @contextlib.contextmanager
-def a_world(place: Path) -> Iterator[World]:
+def a_world(place: Path, pointer: str = "last_ckpt") -> Iterator[World]:
     place.mkdir(exist_ok=True)
     reader = Reader()
-    world = World(place, reader, Policy(max_keep=1, interval=1, trash_ttl_s=0))
+    world = World(place, reader, Policy(max_keep=1, interval=1, trash_ttl_s=0, pointer=pointer))
     try:
         yield world
     finally:

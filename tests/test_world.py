@@ -41,6 +41,7 @@ policies = st.builds(
     keep_every=st.sampled_from([None, None, 2, 3]),
     keep_within_s=st.sampled_from([None, None, 3.0]),
     max_bytes=st.sampled_from([None, None, 1, 9000, 30_000]),
+    pointer=st.sampled_from(["last_ckpt", "last_ckpt", "none"]),
     min_free=st.sampled_from([None, None, None, Floor(1 << 62)]),  # of which there is never so much
 )
 indexes = st.integers(0, 20)

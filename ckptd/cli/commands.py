@@ -83,9 +83,14 @@ def _recursive(command: Callable[..., Any]) -> Callable[..., Any]:
     return recursive(exclude(command))
 
 
-def _check_floor(policy: Policy, work_dirs: Sequence[str], *, recursive: bool) -> None:
-    """Of several on one disk each would free all that is missing."""
-    if policy.min_free is not None and (recursive or len(work_dirs) > 1):
+def _check_alone(policy: Policy, work_dirs: Sequence[str], *, recursive: bool) -> None:
+    """Refuse for several work dirs what is one's alone: a pointer elsewhere, and the room on a disk."""
+    if not recursive and len(work_dirs) < 2:
+        return
+    if "/" in policy.pointer:
+        raise click.UsageError(f"--pointer {policy.pointer}: one file cannot point into several work dirs. Name one, "
+                               "or give a plain file name")  # fmt: skip
+    if policy.min_free is not None:
         raise click.UsageError("--min-free is for one work dir: of several, each would free all that is missing on the "
                                "disk. Name one, or give each its --max-bytes")  # fmt: skip
 
@@ -130,7 +135,7 @@ def watch(
     from ..daemon.service import Service
 
     made = Policy(**policy)
-    _check_floor(made, work_dirs, recursive=recursive)
+    _check_alone(made, work_dirs, recursive=recursive)
     command = click.get_current_context().meta.get(completion.JOB, ())
     service = Service(work_dirs, made, recursive, dry_run, scan_interval_s, command, excludes)
     raise click.exceptions.Exit(service.run())
@@ -161,7 +166,7 @@ def plan(
     from ..workdir.workdir import become_owner
 
     made = Policy(**policy)
-    _check_floor(made, work_dirs, recursive=recursive)
+    _check_alone(made, work_dirs, recursive=recursive)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if verbose and not json_:
         say(render.policy_text(made))
@@ -208,7 +213,7 @@ def prune(work_dirs: tuple[str, ...], recursive: bool, excludes: tuple[str, ...]
     from ..workdir.workdir import become_owner
 
     made = Policy(**policy)
-    _check_floor(made, work_dirs, recursive=recursive)
+    _check_alone(made, work_dirs, recursive=recursive)
     become_owner(work_dirs)
     if recursive:
         from . import recursive as below
@@ -239,7 +244,7 @@ def prune(work_dirs: tuple[str, ...], recursive: bool, excludes: tuple[str, ...]
               help="Name of a checkpoint, in place of the known names; repeatable.")  # fmt: skip
 @layout_option
 @click.option("--pointer", default="last_ckpt", show_default=True, metavar="NAME", envvar="CKPTD_POINTER",
-              help="Name of the pointer file.")  # fmt: skip
+              help="Name of the pointer file, none, or an absolute path.")  # fmt: skip
 @print_json
 def latest(work_dir: str, json_: bool, **policy: Any) -> None:
     """Print the path of the newest complete checkpoint.
@@ -322,10 +327,13 @@ def unit(work_dir: str, user: bool, **policy: Any) -> None:
     from ..text.render import options_of
 
     made = Policy(**policy)
+    elsewhere = os.path.dirname(made.pointer)
     command = shutil.which("ckptd", path=os.path.dirname(sys.executable)) or os.path.abspath(sys.argv[0])
     if not user and os.path.exists(command) and os.stat(command).st_uid != 0:
         log_to_stderr()
         logging.getLogger("ckptd").warning(
             "%s: root would run it, and another user can change it; see `make install`", command
         )
-    click.echo(render_unit(Path(work_dir), options_of(made), command=command, user=user), nl=False)
+    click.echo(
+        render_unit(Path(work_dir), options_of(made), command=command, user=user, also_writable=elsewhere), nl=False
+    )

@@ -143,7 +143,8 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="Keep what was pruned for so long, for `ckptd restore`. Default: free it at once, "
                           "an hour for more than the saves since the last pass account for, or a changed --max-keep."),
         click.option("--pointer", default="last_ckpt", show_default=True, metavar="NAME", envvar="CKPTD_POINTER",
-                     help="Name of the pointer file; last_checkpoint makes mmengine's own resume work."),
+                     help="Name of the pointer file; last_checkpoint makes mmengine's own resume work. none: none "
+                          "among the checkpoints; an absolute path: there, for one work dir."),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)

@@ -19,6 +19,7 @@ from .naming import TIME, Family, Names
 
 RULES = ("auto", "stepped", "newest")
 VERIFY = ("full", "structure")
+NO_POINTER = "none"  # among the checkpoints
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Policy:
     layouts: frameworks whose checkpoints to look for instead of the default ones, such as ("deepspeed",).
     settle_s: seconds without a change after which a file counts as quiet; None: by file system.
     trash_ttl_s: seconds for which pruned checkpoints can be restored; None: at once, an hour for a large prune.
-    pointer: name of the pointer file.
+    pointer: name of the pointer file; "none" for none among the checkpoints; an absolute path for one elsewhere.
     verify: "full": contents are read once before anything relies on them; "structure": they are not.
     keep_every: steps divisible by it stay. keep_best: the best by a metric stay, as KeepBest or "METRIC:max:K".
     keep_within_s: what was written within so many seconds before the newest stays.
@@ -116,9 +117,13 @@ class Policy:
             seconds = getattr(self, name)
             if seconds is not None and not seconds >= 0:
                 raise UsageError(f"{name} is {seconds}: a duration is 0 or more seconds")
-        if not _plain_name(self.pointer):
-            raise UsageError(f"pointer {self.pointer!r}: give a plain file name, such as last_ckpt")
-        found = self.finder().match(self.pointer)
+        name = self.pointer.rpartition("/")[2]
+        elsewhere = self.pointer.startswith("/") and self.pointer.isprintable()
+        if not (_plain_name(self.pointer) or (elsewhere and _plain_name(name))):
+            raise UsageError(
+                f"pointer {self.pointer!r}: give a plain file name, such as last_ckpt, an absolute path, or none"
+            )
+        found = self.finder().match(name)
         if found is not None and not found[0].alone:
             raise UsageError(
                 f"pointer {self.pointer!r} is a checkpoint's name in {found[0].names.text!r}: choose another"

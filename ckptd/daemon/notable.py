@@ -66,7 +66,8 @@ class Filter:
     """
 
     def __init__(self, pointer: str) -> None:
-        self._pointer = {pointer, temporary_name(pointer)}
+        name = os.path.basename(pointer)
+        self._pointer = {name, temporary_name(name)}
         self._counts: dict[str, Callable[[str], bool]] = {}
         self._gone: dict[str, tuple[frozenset[str], frozenset[str]]] = {}  # of the last pass, and of the one before
 

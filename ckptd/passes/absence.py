@@ -13,13 +13,13 @@ from ..core.checkpoint import State
 from ..core.layouts import FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS
 from ..core.policy import Policy
 from ..core.survey import Survey
-from ..disk.descriptors import exists, listed, opened_dir, opened_file
+from ..disk.descriptors import listed, opened_dir, opened_file
 from ..disk.opened import OpenedDirectory, OpenedFile
 from ..errors import DoubtError, RefusedError
 from ..inspect.directories import is_claimed
 from ..inspect.files import structure_of_file
 from ..inspect.scan import PARTS
-from ..workdir.pointer import framework_pointers, link_target, named_by
+from ..workdir.pointer import PointerFile, framework_pointers, link_target, named_by
 from ..workdir.workdir import WorkDir
 from .unrecognised import series_below, series_here
 
@@ -74,10 +74,11 @@ def _doubts(work: WorkDir, survey: Survey, policy: Policy) -> Iterator[str]:
 
 def _pointed(work: WorkDir, survey: Survey, policy: Policy) -> Iterator[tuple[str, str]]:
     """What says that there is a checkpoint: ours, a framework's, and what a symlink stands for."""
+    pointer = PointerFile(work, policy.pointer)
     if survey.pointed:
-        yield policy.pointer, named_by(survey.pointed)
-    elif exists(policy.pointer, dir_fd=work.pointer_fd):
-        yield policy.pointer, "nothing that can be read"
+        yield pointer.name, named_by(survey.pointed)
+    elif pointer.exists():
+        yield pointer.name, "nothing that can be read"
     for file, names in framework_pointers(FRAMEWORK_POINTERS, dir_fd=work.fd).items():
         yield file, min(names)
     for link in FIRST_CONTACT_POINTERS:

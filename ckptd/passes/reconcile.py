@@ -272,7 +272,7 @@ class Reconciler:
 
     def _point(self, survey: Survey, synced: frozenset[str]) -> tuple[str | None, Permit, bool]:
         """Move the pointer; return the name it was moved to, what may be deleted now, and whether there was room."""
-        plan, pointed, newest = survey.plan, survey.pointed_name, survey.plan.newest
+        plan, pointed, newest, pointer = survey.plan, survey.pointed_name, survey.plan.newest, self.surveyor.pointer
         is_there = pointed is not None and exists(pointed, dir_fd=self.work.fd)
         stays = pointer_stays(plan, pointed, is_there=is_there)
         as_it_is = partial(permit, plan, durable=synced, pointed=pointed, stays=stays)
@@ -283,15 +283,17 @@ class Reconciler:
         if survey.pointed == target:
             return None, as_it_is(), True
         try:
-            replace_pointer(self.policy.pointer, target, dir_fd=self.work.pointer_fd)
+            with pointer.place() as place:
+                assert place is not None  # the work dir is taken
+                replace_pointer(place[0], target, dir_fd=place[1])
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
-            what = f"could not move {self.policy.pointer} to {newest.name}"
+            what = f"could not move {pointer.name} to {newest.name}"
             self._voice.once("pointer", f"{what}: {why(error)}; will try again")
             return None, as_it_is(), False
         self._voice.forget("pointer")
-        self._voice.info("pointed %s at %s", self.policy.pointer, newest.name)
+        self._voice.info("pointed %s at %s", pointer.name, newest.name)
         return newest.name, permit(plan, durable=synced, pointed=newest.name), True
 
     def _note_what_room_takes(self, plan: Plan, prunes: Sequence[Decision]) -> bool:

@@ -21,7 +21,7 @@ from ..core.layouts import DEFAULT_TEMPLATES, FIRST_CONTACT_POINTERS, FRAMEWORK_
 from ..core.memory import Memory, Seen
 from ..core.naming import Template
 from ..core.plan import plan
-from ..core.policy import Policy
+from ..core.policy import NO_POINTER, Policy
 from ..core.reason import Kind, Reason
 from ..core.schedule import LARGEST_BYTES, Schedule
 from ..core.survey import Findings, Survey
@@ -29,11 +29,11 @@ from ..disk.descriptors import FORBIDDEN, opened_own_dir, read_small
 from ..disk.filesystem import is_local
 from ..disk.opened import OpenedDirectory
 from ..errors import CkptdError, RefusedError, why
-from ..inspect.scan import Found, scan, scan_marks, stat_entry
+from ..inspect.scan import Found, scan, scan_marks
 from ..inspect.verdict import Settling, Verdict, judge
 from ..text.advice import advice_on
 from ..text.voice import Voice
-from ..workdir.pointer import best_of_trainer, framework_pointers, link_target, named_by, read_pointer
+from ..workdir.pointer import PointerFile, best_of_trainer, framework_pointers, link_target, named_by, read_pointer
 from ..workdir.state import read_state
 from ..workdir.workdir import WorkDir
 from .last_look import Holders
@@ -95,6 +95,7 @@ class Surveyor:
             # Not this object: among ten thousand, cycles are not collected in time.
             voice, path = self.voice, self.work.path
             self._scores = Scores(wanted, lambda text: voice.once("scores", f"{path}/{text}", of=text))
+        self.pointer = PointerFile(self.work, self.policy.pointer)
         if self.policy.min_free is not None:
             from .floor import RoomKeeper  # here, because those who only read seldom ask for room
 
@@ -109,6 +110,7 @@ class Surveyor:
         own_fd = work.open_own()
         remembered = self._remember(own_fd)
         declared = self._declared(own_fd, now_ns)
+        self.pointer.check_ours({said.work_dir for said in declared.values() if said.work_dir})
         named = {*declared, *(remembered.series if remembered and self.as_remembered else ())} - _KNOWN_NAMES
         finder = self._finder_of(frozenset(named), declared)
         before = [names for text in (remembered.series if remembered else ()) if (names := finder.series_of(text))]
@@ -147,9 +149,9 @@ class Surveyor:
             tuple(judged.left_alone),
             tuple(judged.unreadable),
             remembered,
-            read_pointer(self.policy.pointer, dir_fd=work.pointer_fd),
+            self._read_pointer(),
             {text: said for text, said in declared.items() if text not in ignored},
-            advice_on(decided, self.policy, remembered is None, trusted),
+            (*advice_on(decided, self.policy, remembered is None, trusted), *self._on_old_pointer()),
             judged.settles_s,
             frozenset(judged.filling),
             frozenset(judged.checkable),
@@ -301,10 +303,8 @@ class Surveyor:
 
     def _pointed_ns(self, name: str) -> int:
         """When the pointer was set to a checkpoint; 0 if it names another."""
-        text = read_pointer(self.policy.pointer, dir_fd=self.work.pointer_fd)
-        if text is None or named_by(text) != name:
-            return 0
-        return stat_entry(self.policy.pointer, dir_fd=self.work.pointer_fd).st_mtime_ns
+        text = self._read_pointer()
+        return self.pointer.written_ns() if text is not None and named_by(text) == name else 0
 
     def _protections(self, found: Found, judged: _Judged) -> dict[str, list[Reason]]:
         """Who must stay whatever a rule says, with the reasons (docs/design.md, section 4)."""
@@ -324,12 +324,32 @@ class Surveyor:
                 _protect(protected, entry.name, Kind.MOUNT, "a mount point")
         return protected
 
+    def _read_pointer(self) -> str | None:
+        """The line in our pointer. A reader need not know that there is none among the checkpoints."""
+        text = self.pointer.read()
+        if text is None and self.as_remembered and self.policy.pointer != NO_POINTER:
+            hidden = PointerFile(self.work, NO_POINTER)
+            text = hidden.read()
+            if text is not None:
+                self.pointer = hidden
+        return text
+
+    def _on_old_pointer(self) -> list[str]:
+        """What to know of a pointer that lies there from before there was to be none."""
+        name = Policy.pointer
+        if self.policy.pointer != NO_POINTER and "/" not in self.policy.pointer:
+            return []
+        line = read_pointer(name, dir_fd=self.work.pointer_fd)
+        if line is None:
+            return []
+        return [f"{name} is there from before and kept up no more; while it is, {named_by(line)} stays: remove it"]
+
     def named_now(self) -> dict[str, list[Reason]]:
         """What is pinned, or named by a pointer or a symlink, at this moment, with the reasons."""
         named = self._named(scan_marks(self.work.path, self.work.fd))
-        text = read_pointer(self.policy.pointer, dir_fd=self.work.pointer_fd)
+        text = self.pointer.read()
         if text:
-            _protect(named, named_by(text), Kind.POINTER, f"named by {self.policy.pointer}")
+            _protect(named, named_by(text), Kind.POINTER, f"named by {self.pointer.name}")
         return named
 
     def _named(self, found: Found) -> dict[str, list[Reason]]:
@@ -350,7 +370,7 @@ class Surveyor:
             target = link_target(name, dir_fd=self.work.fd)
             if target is None:
                 ours = name == self.policy.pointer
-                text = read_pointer(name, dir_fd=self.work.pointer_fd if ours else self.work.fd)
+                text = self.pointer.read() if ours else read_pointer(name, dir_fd=self.work.fd)
                 target = named_by(text) if text else None
             if target in whole:
                 return target

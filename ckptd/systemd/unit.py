@@ -25,17 +25,21 @@ def render(
     *,
     command: str = "/usr/local/bin/ckptd",
     user: bool = False,
+    also_writable: str = "",
 ) -> str:
     """The unit that watches `work_dir` with `options` of `ckptd watch`; for the system, or for a user.
 
+    also_writable: a directory elsewhere in which it writes too, absolute.
+
     Without a work dir: the template `ckptd@.service`, whose instance names it, and files hold the options.
     """
-    for text in (command, *options):
+    for text in (command, *options, also_writable):
         _refuse_unwritable(text)
     if work_dir is None:
         where, head = _Where.of_instance(user=user), _head_of_template(user=user)
     else:
         where, head = _Where.of_path(_absolute(work_dir)), _head_of_finished(unit_name(work_dir), user=user)
+    writable = " ".join([where.writable, *([_word(f"-{also_writable}")] if also_writable else [])])
     sections = [
         head,
         _UNIT.format(text=where.text, word=where.word),
@@ -46,7 +50,7 @@ def render(
             exec_reload=f"{'' if user else '+'}/bin/kill -HUP $MAINPID",
             environment_files="".join(f"EnvironmentFile=-{path}\n" for path in where.environment_files),
         ),
-        _USER_SANDBOX if user else _SYSTEM_SANDBOX.format(writable=where.writable),
+        _USER_SANDBOX if user else _SYSTEM_SANDBOX.format(writable=writable),
         _SECCOMP.format(allowed="@chown ioprio_set" if user else "@chown @setuid ioprio_set"),
         _INSTALL.format(target="default.target" if user else "multi-user.target"),
     ]

@@ -10,6 +10,7 @@ from typing import Any
 
 from ckptd.disk.descriptors import OWN_DIR, opened_dir
 from ckptd.workdir import journal
+from ckptd.workdir.pointer import HIDDEN
 from ckptd.workdir.state import read_state
 from tests.conftest import Builder, a_pass, torch_zip
 
@@ -27,14 +28,24 @@ Content = bytes | dict[str, bytes]
 class Scene:
     """A run that has saved `old` checkpoints, over which passes have been made if they are `met`, and then `new` ones.
 
-    shards: whether a checkpoint is a directory of shards, or a file.
+    shards: whether a checkpoint is a directory of shards, or a file. pointer: as the option has it.
     """
 
     shards: bool
     met: bool
+    pointer: str = "last_ckpt"
 
     def __str__(self) -> str:
-        return f"{'a later pass' if self.met else 'first contact'}, {'directories' if self.shards else 'files'}"
+        where = "" if self.pointer == "last_ckpt" else f", pointer {self.pointer}"
+        return f"{'a later pass' if self.met else 'first contact'}, {'directories' if self.shards else 'files'}{where}"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return (*OPTIONS, "--pointer", self.pointer)
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        return {**POLICY, "pointer": self.pointer}
 
     @property
     def old(self) -> list[str]:
@@ -71,7 +82,7 @@ class Scene:
         for name in self.old:
             self.save(work_dir, name)
         if self.met:
-            a_pass(work_dir, **POLICY)
+            a_pass(work_dir, **self.policy)
 
     def save(self, work_dir: Path, name: str, *, later_s: int = 0) -> None:
         """Save as frameworks do: no fsync. Always with the same time of writing, an hour ago, or `later_s` after it."""
@@ -138,11 +149,12 @@ class End:
 
 
 def pointed(work_dir: Path) -> str | None:
-    """The name in the pointer, if there is one."""
-    try:
-        text = (work_dir / "last_ckpt").read_text()
-    except FileNotFoundError:
+    """The name in the pointer, if there is one, wherever it is."""
+    there = [path for path in (work_dir / "last_ckpt", work_dir / OWN_DIR / HIDDEN) if path.exists()]
+    assert len(there) < 2, there
+    if not there:
         return None
+    text = there[0].read_text()
     assert text.startswith(f"{work_dir}/"), text
     assert text.endswith("\n"), text
     return os.path.basename(text.rstrip("\n"))

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import a_pass, torch_zip
-from tests.root.scene import OPTIONS, POLICY, End, Scene, broken_promises
+from tests.root.scene import End, Scene, broken_promises
 from tests.root.strace import MUTATING, Call, Strace, none, steady
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 SCENES = [Scene(shards, met) for shards in (False, True) for met in (False, True)]
+SCENES += [Scene(False, met, "none") for met in (False, True)]
 KILL = "signal=SIGKILL"
 TRACE = [*MUTATING, "openat"]
 
@@ -30,11 +31,11 @@ def test_a_pass_killed_at_any_call_leaves_the_promises_and_a_restart_the_same_en
     def killed(case: tuple[Call, Path]) -> list[str]:
         call, work_dir = case
         scene.built(work_dir)
-        ran = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, e=[call.with_(KILL)], trace=[call.name])
+        ran = strace.run("prune", work_dir, *scene.options, work_dir=work_dir, e=[call.with_(KILL)], trace=[call.name])
         assert ran.code == -signal.SIGKILL, (call, ran)
         assert steady(ran.calls[-1].text) == steady(call.text), (call, ran.calls[-1])
         broken = broken_promises(work_dir, scene)
-        a_pass(work_dir, **POLICY)
+        a_pass(work_dir, **scene.policy)
         broken += [f"the restart {each}" for each in End.of(work_dir, scene).unlike(end)]
         return [f"killed at {call.name} {call.at} {steady(call.text)}: {each}" for each in broken]
 
@@ -51,21 +52,23 @@ def test_a_restart_that_is_killed_too_is_finished_by_the_next(
 
     def left(work_dir: Path) -> Path:
         scene.built(work_dir)
-        ran = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, e=[after.with_(KILL)], trace=[after.name])
+        ran = strace.run(
+            "prune", work_dir, *scene.options, work_dir=work_dir, e=[after.with_(KILL)], trace=[after.name]
+        )
         assert ran.code == -signal.SIGKILL
         return work_dir
 
     work_dir = left(next(places))
-    again = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, trace=TRACE)
+    again = strace.run("prune", work_dir, *scene.options, work_dir=work_dir, trace=TRACE)
     assert (again.code, End.of(work_dir, scene)) == (0, end)
 
     def killed(case: tuple[Call, Path]) -> list[str]:
         call, work_dir = case
         left(work_dir)
-        ran = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, e=[call.with_(KILL)], trace=[call.name])
+        ran = strace.run("prune", work_dir, *scene.options, work_dir=work_dir, e=[call.with_(KILL)], trace=[call.name])
         assert ran.code == -signal.SIGKILL, (call, ran)
         broken = broken_promises(work_dir, scene)
-        a_pass(work_dir, **POLICY)
+        a_pass(work_dir, **scene.policy)
         broken += [f"the restart {each}" for each in End.of(work_dir, scene).unlike(end)]
         return [f"killed at {call.name} {call.at} {steady(call.text)}: {each}" for each in broken]
 
@@ -84,7 +87,7 @@ def test_a_checkpoint_written_again_at_any_call_before_its_deletion_is_not_delet
         call, work_dir = case
         scene.built(work_dir)
         e = [f"trace={call.name}", call.with_("signal=SIGSTOP")]
-        with strace.running("prune", work_dir, *OPTIONS, e=e) as ckptd:
+        with strace.running("prune", work_dir, *scene.options, e=e) as ckptd:
             ckptd.stopped()
             (work_dir / "epoch_1.pth").write_bytes(again)  # the same inode: only its size and time tell
             os.kill(ckptd.pid, signal.SIGCONT)
@@ -98,7 +101,7 @@ def test_a_checkpoint_written_again_at_any_call_before_its_deletion_is_not_delet
 
 def undisturbed(scene: Scene, work_dir: Path, strace: Strace) -> tuple[list[Call], End]:
     """The calls of a pass that change something, and what it comes to."""
-    ran = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, trace=TRACE)
+    ran = strace.run("prune", work_dir, *scene.options, work_dir=work_dir, trace=TRACE)
     end = End.of(work_dir, scene)
     assert (ran.code, end.whole, end.pointed, end.journal, end.trash) == (0, scene.kept, scene.new, scene.pruned, [])
     calls = [call for call in ran.calls if call.mutates]

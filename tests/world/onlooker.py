@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 from ckptd.workdir import trash
+from ckptd.workdir.pointer import HIDDEN
 from ckptd.workdir.workdir import WorkDir
 
 from ..conftest import Crash
@@ -66,6 +67,7 @@ class Onlooker(Place):
         super().__post_init__()
         self._synced: set[tuple[int, int, int]] = set()
         self._listed: set[tuple[str, int]] = set()
+        self._own_listed: set[tuple[str, int]] = set()
         self._gone: list[str] = []
 
     def _calls(self, crash_at: int | None = None) -> Calls:
@@ -78,9 +80,9 @@ class Onlooker(Place):
             self._note_sync(args[0])
         elif call in ("rename", "replace", "rename_new"):
             comes, goes = more.get("dst_dir_fd") == work_fd, more.get("src_dir_fd") == work_fd
-            assert not comes or args[1] == POINTER, f"{args[1]} would be written over"
-            if comes:
-                self._before_pointing(args[0])
+            assert not comes or args[1] == self.pointer, f"{args[1]} would be written over"
+            if comes or (args[1] == HIDDEN and more.get("dst_dir_fd") == self._work.own_fd):
+                self._before_pointing(os.path.join(os.path.dirname(self.pointer), args[0]))
             elif goes:
                 self._before_deleting(args[0])
             elif args[1].endswith(".gone"):
@@ -121,7 +123,8 @@ class Onlooker(Place):
         assert pointed is not None, f"{name} would go before there is a pointer"
         stands = pointed in self.files and self.is_good(pointed) and self._is_durable(pointed)
         assert stands or self._is_in_flight(pointed), f"{name} would go, and last_ckpt names {pointed}"
-        assert (POINTER, os.stat(self.work_dir / POINTER).st_ino) in self._listed, "the pointer's move is not durable"
+        place = self.work_dir / self.pointer
+        assert (place.name, place.stat().st_ino) in self._listed | self._own_listed, "the pointer's move is not durable"
         state = self.work_dir / ".ckptd" / "state.json"
         remembered = json.loads(state.read_text())["seen"] if state.exists() else {}
         unseen = {other for other in self.files if self.files[other].series and self.is_good(other)} - set(remembered)
@@ -166,6 +169,9 @@ class Onlooker(Place):
         if os.path.samestat(info, os.fstat(self._work.fd)):
             with os.scandir(self.work_dir) as entries:
                 self._listed = {(entry.name, entry.inode()) for entry in entries}
+        elif self._work.own_fd is not None and os.path.samestat(info, os.fstat(self._work.own_fd)):
+            with os.scandir(self.work_dir / ".ckptd") as entries:
+                self._own_listed = {(entry.name, entry.inode()) for entry in entries}
 
     def _is_durable(self, name: str) -> bool:
         path = self.work_dir / name

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ckptd.core.naming import Template
-from ckptd.core.policy import Policy
+from ckptd.core.policy import NO_POINTER, Policy
+from ckptd.workdir.pointer import HIDDEN
 
 from ..conftest import dcp_metadata, picture, torch_zip
 from .reader import Reader
@@ -63,6 +64,7 @@ class Place:
 
     def __post_init__(self) -> None:
         self.work_dir = self.root / "run"
+        self.pointer = POINTER if self.policy.pointer != NO_POINTER else f".ckptd/{HIDDEN}"  # as long as it lives
         self.work_dir.mkdir()
         outside = self.root / "outside"
         outside.mkdir()
@@ -86,7 +88,7 @@ class Place:
 
     def pointed(self) -> str | None:
         try:
-            text = (self.work_dir / POINTER).read_text()
+            text = (self.work_dir / self.pointer).read_text()
         except FileNotFoundError:
             return None
         name = os.path.basename(text.rstrip("\n"))
@@ -99,7 +101,7 @@ class Place:
 
     def check(self) -> None:
         """What is in the work dir is what the model holds, byte by byte; outside of it nothing has changed."""
-        ours = {POINTER, ".ckptd", f".{POINTER}.ckptd-tmp"}
+        ours = {".ckptd"} | ({POINTER, f".{POINTER}.ckptd-tmp"} if self.pointer == POINTER else set())
         other = {f"{name}.keep" for name in self.pins} | set(self.names)
         there = set(os.listdir(self.work_dir)) - ours
         assert there == set(self.files) | other

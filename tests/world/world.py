@@ -111,7 +111,7 @@ class World(Job, People, Onlooker):
 
     def restart(self, policy: Policy | None = None, *, state: str = "kept") -> None:
         """End and start anew, under another policy, without the state, or with a broken one."""
-        self.policy = policy or self.policy
+        self.policy = replace(policy or self.policy, pointer=self.policy.pointer)
         place = self.work_dir / ".ckptd" / "state.json"
         self._start()
         if state != "kept" and place.exists():
@@ -137,7 +137,7 @@ class World(Job, People, Onlooker):
             return
         before = self._picture(everything=True)
         with WorkDir(self.work_dir) as work, pytest.raises(OwnedError):
-            self._new(work, Policy(max_keep=1, rule="newest")).reconcile()
+            self._new(work, Policy(max_keep=1, rule="newest", pointer=self.policy.pointer)).reconcile()
         assert self._picture(everything=True) == before
 
     def _is_all_seen(self, remembered: Memory) -> bool:
@@ -184,7 +184,7 @@ class World(Job, People, Onlooker):
         try:
             with WorkDir(place) as work, mock.patch.object(os, "fsync"):
                 self._new(work, self.policy).reconcile()
-            pointer = place / POINTER
+            pointer = place / self.pointer
             pointed = os.path.basename(pointer.read_text().rstrip("\n")) if pointer.exists() else None
             return {name for name in self.files if (place / name).exists()}, pointed
         finally:
