@@ -87,6 +87,16 @@ def test_a_root_called_as_the_pattern_is_told_apart_from_what_lies_below_it() ->
 # --- plan and prune ---------------------------------------------------------------------------------------------
 
 
+def test_a_root_inside_what_another_leaves_out_is_looked_after(tmp_path: Path, watching: Watch) -> None:
+    real = tmp_path / "real"
+    named, other = run(real / "old" / "a"), run(real / "old" / "b")
+    (tmp_path / "link").symlink_to(real)
+    with watching(tmp_path / "link", tmp_path / "link/old/a", *ONE, "--exclude", "old") as watch:
+        eventually(lambda: left(named) == epochs(2))
+        assert watch.stop() == 0
+    assert left(other) == epochs(1, 2)
+
+
 def test_what_is_left_out_is_not_pruned_and_the_table_says_by_what(tmp_path: Path, ckptd: Command) -> None:
     places = {name: run(tmp_path / name) for name in ("a", "base", "b/base/deep", "theirs", "theirs/deep")}
     (tmp_path / "theirs" / ".ckptd-ignore").touch()
@@ -295,6 +305,16 @@ def test_watch_says_what_it_leaves_out_and_takes_up_what_is_left_out_no_more(tmp
         assert watch.stop() == 0
     assert left(base) == epochs(1, 2)
     assert not [line for line in watch.lines if "Traceback" in line or "is gone" in line]
+
+
+def test_watch_empties_the_trash_of_what_is_excluded_from_the_start(tmp_path: Path, watching: Watch) -> None:
+    place = run(tmp_path / "old" / "a", *epochs(1, 2, 3))
+    a_pass(place, **AN_HOUR)
+    Builder(place)("epoch_4.pth")
+    with watching(tmp_path, *ONE, "--exclude", "old") as watch:
+        eventually(lambda: trash_of(place) == [], what="the end of the trash")
+        assert watch.stop() == 0
+    assert left(place) == epochs(3, 4)
 
 
 @pytest.mark.parametrize("how", ["hidden", "ignored", "below what is ignored"])

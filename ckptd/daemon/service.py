@@ -65,7 +65,7 @@ class Service:
     def run(self) -> int:
         """Raises CkptdError where no work dir at all can be looked after, or only a restart can go on."""
         paths = list(dict.fromkeys(os.path.abspath(path) for path in self.paths))
-        exclude = excluder(self.excludes, paths)
+        exclude = self._excluder(paths)
         if self.recursive:
             paths = _apart(paths, exclude)
         self._become_owner(paths)
@@ -99,6 +99,11 @@ class Service:
         if number in ENDING and not self.command:
             self._ending.set()
         self._inbox.put(lambda: self._loop.obey(number))
+
+    def _excluder(self, roots: Sequence[str]) -> Callable[[str], str]:
+        """By their real paths too, which tell whether one is below another. Of what was named no disk is asked."""
+        real = map(os.path.realpath, roots) if self.recursive else ()
+        return excluder(self.excludes, list(dict.fromkeys([*roots, *real])))
 
     def _become_owner(self, paths: Sequence[str]) -> None:
         """Only root asks whose they are, and only below roots what can be read: else a disk may hang, and the others

@@ -82,6 +82,7 @@ class Tree:
         self.root, self._is_checkpoint, self._clock = root, is_checkpoint, clock
         self._exclude, self._on_look, self._on_gone, self._on_trouble = exclude, on_look, on_gone, on_trouble
         self._nodes: dict[str, _Node] = {}
+        self._left_out: dict[str, str] = {}
         self.listed = 0  # how many directories were, ever
 
     @property
@@ -97,10 +98,7 @@ class Tree:
     @property
     def left_out(self) -> dict[str, str]:
         """Directories that somebody has left out, and by what; not those below them."""
-        return {
-            path: node.left_out for path, node in sorted(self._nodes.items())
-            if node.left_out not in ("", _HIDDEN) and not self.why_left_out(os.path.dirname(path))
-        }  # fmt: skip
+        return dict(sorted(self._left_out.items()))
 
     def why_left_out(self, path: str) -> str:
         """Why no run is to be looked after at `path`; "" if nothing speaks against that."""
@@ -166,6 +164,7 @@ class Tree:
         ahead = [path]
         while ahead:
             here = ahead.pop()
+            self._left_out.pop(here, None)
             node = self._nodes.pop(here, None)
             if node is not None:
                 ahead += [os.path.join(here, name) for name in node.children]
@@ -226,14 +225,21 @@ class Tree:
         if path == self.root:
             return ""
         parent, name = os.path.split(path)
+        above = self.why_left_out(parent)
+        if above or is_hidden(name):
+            return above or _HIDDEN
         pattern = self._exclude(path)
-        return self.why_left_out(parent) or (why(pattern) if pattern else _HIDDEN * is_hidden(name))
+        return why(pattern) if pattern else ""
 
     def _keep(self, path: str, node: _Node) -> None:
         before = self._nodes.get(path)
         for name in before.children - node.children if before else ():
             self.forget(os.path.join(path, name))
         self._nodes[path] = node
+        if node.left_out in ("", _HIDDEN) or self.why_left_out(os.path.dirname(path)):
+            self._left_out.pop(path, None)
+        else:
+            self._left_out[path] = node.left_out
         parent = self._nodes.get(os.path.dirname(path))
         if parent is not None and path != self.root:
             parent.children.add(os.path.basename(path))
