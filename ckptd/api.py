@@ -58,17 +58,18 @@ def prune(work_dir: StrPath, policy: Policy | None = None, *, below: str | None 
     """
     # Here, because those who only read should not wait for what deletes.
     from .passes.background import Background
+    from .passes.left_behind import LeftBehind
     from .passes.reconcile import Reconciler
 
     background = Background()
     with WorkDir(work_dir, below=below) as work, _named(work):
         check_library_use(work)
         try:
-            reconciler = Reconciler(work, policy or Policy(), background)
             if is_ignored(work.fd):
-                reconciler.empty_trash()
+                LeftBehind(work, policy or Policy(), background).empty_trash()
                 background.close()
                 raise RefusedError(left_alone_text(os.fspath(work_dir)))
+            reconciler = Reconciler(work, policy or Policy(), background)
             report = reconciler.reconcile()
             if report.unsaid and report.pruned:
                 background.wait()  # what was deleted has made the room that was missing
@@ -84,12 +85,12 @@ def prune(work_dir: StrPath, policy: Policy | None = None, *, below: str | None 
 def empty_trash(work_dir: StrPath, policy: Policy | None = None, *, below: str | None = None) -> None:
     """Free what the trash of `work_dir` has held long enough, and do nothing else. Raises as `prune` does."""
     from .passes.background import Background
-    from .passes.reconcile import Reconciler
+    from .passes.left_behind import LeftBehind
 
     background = Background()
     with WorkDir(work_dir, below=below) as work, _named(work):
         check_library_use(work)
-        Reconciler(work, policy or Policy(), background).empty_trash()
+        LeftBehind(work, policy or Policy(), background).empty_trash()
         background.close()
 
 

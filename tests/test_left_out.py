@@ -252,6 +252,27 @@ def test_the_trash_of_a_work_dir_that_is_named_and_left_alone_is_emptied(work_di
     assert (trash_of(work_dir), left(work_dir)) == ([], [".ckptd-ignore", "epoch_3.pth"])
 
 
+def test_what_was_pinned_since_goes_back_and_is_owed_as_ever(work_dir: Path, ckptd: Command) -> None:
+    run(work_dir, *epochs(1, 2, 3))
+    a_pass(work_dir, **AN_HOUR)
+    ignore(work_dir)
+    (work_dir / "epoch_1.pth.keep").touch()
+    assert ckptd("prune", work_dir, *ONE[1:]).returncode == 4
+    assert left(work_dir) == [".ckptd-ignore", "epoch_1.pth", "epoch_1.pth.keep", "epoch_3.pth"]
+    for name in (".ckptd-ignore", "epoch_1.pth.keep"):
+        (work_dir / name).unlink()
+    assert [d.checkpoint.name for d in a_pass(work_dir, **AN_HOUR).pruned] == ["epoch_1.pth"]
+
+
+def test_nothing_is_freed_while_no_complete_one_is_left(work_dir: Path, ckptd: Command) -> None:
+    run(work_dir, *epochs(1, 2, 3))
+    a_pass(work_dir, **AN_HOUR)
+    ignore(work_dir)
+    (work_dir / "epoch_3.pth").unlink()
+    done = ckptd("prune", work_dir, *ONE[1:])
+    assert (done.returncode, len(trash_of(work_dir)), "no complete checkpoint is left" in done.stderr) == (4, 2, True)
+
+
 @pytest.mark.parametrize("copy", ["cp -a", "cp -al"])
 def test_the_trash_of_a_copy_is_somebodys_backup_and_stays(
     copy: str, tmp_path: Path, ckptd: Command, monkeypatch: pytest.MonkeyPatch

@@ -16,7 +16,6 @@ from .memory import Seen
 
 MAX_BYTES, MIN_FREE = "--max-bytes", "--min-free"
 _NO_LIMIT = 1 << 63
-_FLOOR = re.compile(r"([0-9]+(?:\.[0-9]+)?)(%?)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Floor:
 
     @classmethod
     def from_text(cls, text: str) -> Floor:
-        match = _FLOOR.fullmatch(text.strip())
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(%?)", text.strip(), re.ASCII)
         if match is None or ("." in match[1] and not match[2]):
             raise UsageError(f"min_free {text!r}: write a number of bytes, or a percentage such as 10%")
         return cls(percent=float(match[1])) if match[2] else cls(int(match[1]))

@@ -17,6 +17,7 @@ from ..errors import CkptdError, ReplacedError, why
 from ..inspect import directories, lateness, metrics, unnamed  # noqa: F401
 from ..passes import unrecognised  # noqa: F401
 from ..passes.back_off import back_off_s
+from ..passes.left_behind import LeftBehind
 from ..passes.patience import Patience
 from ..passes.reconcile import Reconciler, Report
 from ..text.advice import beyond_text, ignored_text
@@ -56,6 +57,7 @@ class Keeper:
         self._voice = Voice(self._label)
         self._patience = Patience(process.beside_job)
         self._reconciler: Reconciler | None = None
+        self._left_behind: LeftBehind | None = None  # while it is left out
         self._resting: WorkDir | None = None
         self._waited = False
         self._announced: tuple[list[str], list[str]] = [], []
@@ -106,7 +108,7 @@ class Keeper:
         reconciler = self._reconciler
         if reconciler is None or self.failure is not None or self._filling or not reconciler.can_rest:
             return
-        self._reconciler = self.report = None
+        self._reconciler = self._left_behind = self.report = None
         if not self._process.dry_run:
             self._announced = [], []
         reconciler.work.rest()
@@ -120,7 +122,7 @@ class Keeper:
         self._process.filter.forget(self.path)
         self._filling = frozenset()
         work = self._reconciler.work if self._reconciler is not None else self._resting
-        self._reconciler = self._resting = None
+        self._reconciler = self._left_behind = self._resting = None
         if work is not None:
             work.close()
 
@@ -142,7 +144,9 @@ class Keeper:
             self._source.watch(self.path)  # it may have come between the watch of its parent and the look for it
         assert self._reconciler is not None
         if is_ignored(self._reconciler.work.fd) or self._source.leaves_out(self.path):
-            return self._empty_trash(self._reconciler)
+            return self._empty_trash(self._reconciler.work)
+        if self._left_behind is not None:
+            self._left_behind, self._reconciler = None, self._made(self._reconciler.work)
         before = declared_at(self.path)
         if met or self._process.dry_run:
             survey = self._reconciler.survey()
@@ -181,13 +185,19 @@ class Keeper:
                 work.close()
         return self._reconciler is not None
 
-    def _empty_trash(self, reconciler: Reconciler) -> float | None:
+    def _empty_trash(self, work: WorkDir) -> float | None:
         """All that is done for a work dir that is left out; returns after how many seconds to do it again.
 
         Raises RefusedError where it was named.
         """
-        self.report = None
-        again_s = None if self._process.dry_run else reconciler.empty_trash()
+        self.report = again_s = None
+        if not self._process.dry_run:
+            if self._left_behind is None:
+                process = self._process
+                self._left_behind = LeftBehind(
+                    work, process.policy, process.background, clock=process.clock, voice=self._voice
+                )
+            again_s = self._left_behind.empty_trash()
         self._source.check_left_out(self.path)
         if again_s is None:
             self.close()

@@ -21,8 +21,7 @@ from ..core.policy import Policy
 from ..core.reason import Kind
 from ..core.survey import Survey
 from ..disk.descriptors import NO_ROOM, exists, sync_dir
-from ..disk.filesystem import is_read_only
-from ..errors import NoRoomError, OwnedError, why
+from ..errors import NoRoomError, why
 from ..text.advice import short_text
 from ..text.voice import Voice
 from ..workdir import trash
@@ -152,34 +151,6 @@ class Reconciler:
             self.surveyor.hasty = False
         report = self._pass()
         return replace(report, waits=report.waits or waits)
-
-    def empty_trash(self) -> float | None:
-        """Free what has been in the trash long enough, and do nothing else: for a work dir that was left out since.
-
-        Returns after how many seconds there is more to free, None if nothing is left that is ours to free: not in a
-        copy, nor where another ckptd owns the work dir.
-        """
-        own_fd = self.work.open_own()
-        if own_fd is None or not exists(trash.NAME, dir_fd=own_fd) or is_read_only(self.work.fd):
-            return None
-        with trash.opened_trash(own_fd) as trash_fd:
-            if not trash.items(trash_fd) or trash.is_a_copy(trash_fd):
-                return None
-        survey = self.survey()
-        if not self._taken:
-            try:
-                self.work.take()
-            except OwnedError:
-                return None
-            self._pruner.adopt(survey.remembered)
-            self._taken, self._on_disk = True, survey.remembered
-        memory = survey.remembered or Memory()
-        given_back = self._pruner.settle(alone=survey.plan.newest is None)
-        if given_back:
-            memory = replace(memory, seen={**memory.seen, **{seen.name: seen for seen in given_back}})
-            self._remember(memory)
-            self.surveyor.memory = memory
-        return min(self._pruner.expires_in_s(), default=None)
 
     def _pass(self, *, prune: bool = True) -> Report:
         survey = self.survey()
