@@ -18,8 +18,8 @@ def excluder(patterns: Iterable[str], roots: Sequence[str]) -> Callable[[str], s
     """Tells of an absolute path below one of the roots which pattern it is that leaves it out; "" if none does.
 
     A pattern without a slash is about the name of a directory at any depth; one with a slash about a path, below the
-    root or absolute, in which `*` stays within one name and `**` stands for any number of them. What lies in a
-    directory that is left out is for the caller to leave out with it.
+    root, from the current directory or absolute, in which `*` stays within one name and `**` stands for any number of
+    them. What lies in a directory that is left out is for the caller to leave out with it.
 
     roots: absolute. Raises UsageError for a pattern that would leave out a root, or can be about nothing below any.
     """
@@ -48,7 +48,7 @@ def idle(patterns: Iterable[str], left_out: Mapping[str, str]) -> Iterator[str]:
 
 def _below(text: str, roots: Sequence[str]) -> list[tuple[str, list[str]]]:
     """The pattern in parts, for each root that it can be about; the root with a slash at its end."""
-    found = [(_with_slash(root), parts) for root in roots if (parts := _parts(text, root)) is not None]
+    found = [(_with_slash(root), parts) for root in roots for parts in _readings(text, root)]
     if not found:
         raise UsageError(
             f"--exclude {text!r}: not below {', '.join(roots)}. Give a name, a path below it, or that path in full"
@@ -56,28 +56,25 @@ def _below(text: str, roots: Sequence[str]) -> list[tuple[str, list[str]]]:
     return found
 
 
-def _parts(text: str, root: str) -> list[str] | None:
-    """The pattern as names from `root` on; None if it is an absolute path elsewhere."""
+def _readings(text: str, root: str) -> Iterator[list[str]]:
+    """What the pattern can mean, as names from `root` on; nothing for a path elsewhere."""
     bare = text.rstrip("/")
     if "/" not in bare:
         # Compared with the root's own name too: `watch --recursive runs --exclude runs` means nothing good.
         if bare in ("", ".", _ANY_DEPTH) or fnmatchcase(os.path.basename(root), bare):
             raise _excludes_root(text, root)
-        parts = [_ANY_DEPTH, bare]
-    else:
-        path = os.path.normpath(bare)
-        if path.startswith("/"):
-            if _with_slash(root).startswith(_with_slash(path)):
-                raise _excludes_root(text, root)
-            if not path.startswith(_with_slash(root)):
-                return None
-            path = path[len(_with_slash(root)) :]
-        parts = path.split("/")
-    if os.pardir in parts:
-        raise UsageError(f"--exclude {text!r}: leads out of {root}. Give a path below it")
-    if parts == [os.curdir] or _matches([], parts):
+        yield [_ANY_DEPTH, bare]
+        return
+    full = os.path.abspath(bare)  # a path as a shell completes it, too: what it means besides is left out as well
+    if _with_slash(root).startswith(_with_slash(full)):
         raise _excludes_root(text, root)
-    return parts
+    if full.startswith(_with_slash(root)):
+        yield full[len(_with_slash(root)) :].split("/")
+    parts = os.path.normpath(bare).split("/")
+    if os.pardir not in parts and not bare.startswith("/"):
+        if parts == [os.curdir] or _matches([], parts):
+            raise _excludes_root(text, root)
+        yield parts
 
 
 def _excludes_root(text: str, root: str) -> UsageError:
