@@ -15,6 +15,7 @@ import pytest
 from ckptd import api
 from ckptd.core.policy import Policy
 from ckptd.errors import RefusedError, UsageError
+from ckptd.passes.reliance import Reliance
 
 from .conftest import Builder, Watching, a_pass, epochs, eventually, holding_open, left, torch_zip, truncated
 
@@ -167,6 +168,23 @@ def test_one_path_for_two_work_dirs_is_refused_before_anything_goes(tmp_path: Pa
             assert (done.returncode, "cannot point into several work dirs" in done.stderr) == (2, True)
     assert left(tmp_path / "b") == epochs(1, 2)
     assert Path(path).read_text() == f"{tmp_path}/a/epoch_2.pth\n"
+
+
+def test_another_that_takes_the_path_while_contents_are_read_keeps_it(
+    with_checkpoints: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir, path = with_checkpoints(*epochs(1, 2)), tmp_path / "pointer"
+    (tmp_path / "other").mkdir()
+    establish = Reliance.establish
+
+    def slowly(*args: object) -> object:
+        path.write_text(f"{tmp_path}/other/epoch_9.pth\n")
+        return establish(*args)
+
+    monkeypatch.setattr(Reliance, "establish", slowly)
+    with pytest.raises(RefusedError, match="another work dir's pointer"):
+        a_pass(work_dir, **ONE, pointer=str(path))
+    assert (left(work_dir), path.read_text()) == (epochs(1, 2), f"{tmp_path}/other/epoch_9.pth\n")
 
 
 def test_a_run_that_was_moved_takes_its_pointer_along(tmp_path: Path) -> None:

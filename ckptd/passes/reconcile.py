@@ -249,10 +249,11 @@ class Reconciler:
         as_it_is = partial(permit, plan, durable=synced, pointed=pointed, stays=stays)
         if stays or newest is None or newest.name not in synced:
             return None, as_it_is(), True
-        view = next((s.work_dir for s in survey.declared.values() if s.template == newest.series and s.work_dir), None)
-        target = os.path.join(view or self.work.path, newest.name)
+        views = {s.template: s.work_dir for s in survey.declared.values() if s.work_dir}
+        target = os.path.join(views.get(newest.series, self.work.path), newest.name)
         if survey.pointed == target:
             return None, as_it_is(), True
+        pointer.check_ours(views.values())  # what is relied on may have taken long to read
         try:
             with pointer.place() as place:
                 assert place is not None  # the work dir is taken
