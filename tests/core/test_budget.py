@@ -10,6 +10,7 @@ import pytest
 
 from ckptd.core.budget import Disk, Floor, over_in_trash
 from ckptd.core.checkpoint import Checkpoint, State
+from ckptd.core.entry import Entry
 from ckptd.core.memory import Memory
 from ckptd.core.permit import trash_ttl_s
 from ckptd.core.plan import PRUNE, Plan, plan
@@ -27,8 +28,8 @@ BESIDE = [{}, {"max_keep": 2, "rule": "newest"}, {"max_keep": 1, "interval": 1},
 def epochs(broken: Iterable[int] = ()) -> list[Checkpoint]:
     return [
         Checkpoint(
-            "epoch_{}.pth", f"epoch_{s}.pth", s, size, s * 10**9,
-            State.INCOMPLETE if s in broken else State.COMPLETE, allocated_bytes=size,
+            Entry("epoch_{}.pth", f"epoch_{s}.pth", s, size, s * 10**9, allocated_bytes=size),
+            State.INCOMPLETE if s in broken else State.COMPLETE,
         )
         for s, size in zip(STEPS, SIZES, strict=True)
     ]  # fmt: skip
