@@ -161,8 +161,8 @@ class Lookout:
         return bool(survey.plan.decisions)
 
     def leaves_out(self, path: str) -> bool:
-        """Whether the tree knows it for left out, by its place or by a file there or above."""
-        return bool(self._tree.why_left_out(path))
+        """Whether the tree knows it for left out, or a directory above it is by now: no event need have come yet."""
+        return bool(self._tree.why_left_out(path)) or self._is_below_ignored(path)
 
     def check_left_out(self, path: str) -> None:
         """Nothing is said of one: its root was named."""
@@ -174,6 +174,13 @@ class Lookout:
     def device_of(self, path: str) -> int:
         """The number of the disk that it was found on."""
         return self._tree.device_of(path)
+
+    def _is_below_ignored(self, path: str) -> bool:
+        while path != self.root and (parent := os.path.dirname(path)) != path:
+            path = parent
+            if os.path.lexists(os.path.join(path, IGNORE)):
+                return True
+        return False
 
     # --- by the hand --------------------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ class Source(Protocol):
         ...
 
     def leaves_out(self, path: str) -> bool:
-        """Whether no run is to be looked after there, as far as is known without asking the work dir."""
+        """Whether no run is to be looked after there, whatever lies in the work dir itself."""
         ...
 
     def check_left_out(self, path: str) -> None:
