@@ -42,6 +42,8 @@ _STYLES: dict[str, list[str]] = {
     "iter": [f"iter{i}.ckpt" for i in range(1, 7)],
     "padded twin of a known name": [f"epoch_{i:03d}.pth" for i in range(1, 7)],
     "a directory each, by number": [f"{i}/model.safetensors" for i in range(1, 7)],
+    "a loss in the name": [f"ckpt-epoch-{i}-loss-0.{i * 1111}.pt" for i in range(1, 7)],
+    "Keras, with a loss": [f"weights.{i:02d}-0.{90 - i}.h5" for i in range(1, 7)],
     "Keras": [f"weights.{i:02d}.h5" for i in range(1, 7)],
 }  # fmt: skip
 

@@ -10,18 +10,25 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ..errors import UsageError
-from .naming import Template
+from .keyed import given
+from .naming import Family, Template
 
 _FEWEST = 2
 _NUMBER = re.compile("([0-9]+)")
 _PADDED = re.compile(r"\{:0[0-9]+d\}")
 _WORD = re.compile("[a-z]+")
+_LAST_WORD = re.compile("([a-z_]*[a-z])[^a-z]*$")
+# What counts saves in a name, and how a template calls it.
+_COUNTERS = {
+    "e": "epoch", "ep": "epoch", "epoch": "epoch", "s": "step", "step": "step", "it": "iter",
+    "iter": "iter", "iteration": "iteration", "ba": "batch", "batch": "batch",
+}  # fmt: skip
 # What stands before a number that counts no saves: what differs by it belongs together, or is no checkpoint.
 _OTHER_COUNTS = frozenset({
     "batch", "chunk", "class", "client", "cls", "column", "cv", "device", "expert", "fold", "frame", "gpu", "image",
     "img", "index", "layer", "member", "node", "of", "page", "part", "partition", "patient", "pp", "proc",
     "process", "rank", "replica", "run", "sample", "scene", "seed", "segment", "shard", "slice", "split", "stage",
-    "subject", "task", "tp", "trial", "user", "version", "view", "worker",
+    "subject", "task", "tp", "trial", "user", "v", "ver", "version", "view", "worker",
 })  # fmt: skip
 # What a file of data is called: such files are told apart by a number too.
 _DATA = frozenset({
@@ -80,6 +87,7 @@ def _guesses_in(group: list[list[str]]) -> Iterator[Guess]:
     numbers = range(1, len(group[0]), 2)
     varying = [at for at in numbers if len({pieces[at] for pieces in group}) > 1]
     if len(varying) != 1:
+        yield from _with_fields(group, varying)
         return
     (at,) = varying
     words = _words(group[0], at)
@@ -98,9 +106,53 @@ def _guesses_in(group: list[list[str]]) -> Iterator[Guess]:
             left = {name: text for name, text in left.items() if name not in steps}
 
 
+def _with_fields(group: list[list[str]], varying: list[int]) -> Iterator[Guess]:
+    """What is said of names in which several numbers differ: one that counts saves, and scores, or several that do."""
+    words = _words(group[0], varying[0]) if varying else None
+    if words is None:
+        return
+    text, at, plain = _escaped(group[0][0]), 1, 0
+    while at < len(group[0]):
+        whole = {pieces[at] for pieces in group}
+        word = _word_before(group[0][at - 1], is_first=at == 1)
+        if group[0][at + 1] == "." and at + 2 in varying:
+            places = {len(pieces[at + 2]) for pieces in group}
+            text += f"{{{word or 'score'}:.{places.pop()}f}}" if len(places) == 1 else f"{{{word or 'score'}}}"
+            at += 2
+        elif at in varying:
+            name = _COUNTERS.get(word.rpartition("_")[2], "")
+            plain += not name
+            width = max((len(each) for each in whole if each.startswith("0") and len(each) > 1), default=0)
+            text += f"{{{name}:0{width}d}}" if width else f"{{{name}}}"
+        else:
+            text += group[0][at]
+        text += _escaped(group[0][at + 1])
+        at += 2
+    if plain > 1:
+        return  # which of them counts the saves?
+    try:
+        series = given(text)
+    except UsageError:
+        return
+    if isinstance(series, Family):
+        return
+    steps = {name: series.step_of(name) for name in map("".join, group)}
+    if None not in steps.values():
+        names = sorted(steps, key=lambda name: (steps[name], name))
+        yield Guess(text, tuple(names), not words.isdisjoint(_CHECKPOINT))
+
+
+def _word_before(text: str, *, is_first: bool) -> str:
+    """What stands before a number, such as `val_loss`; at the front of a name only the last of it, for a run's name may
+    come before that."""
+    found = _LAST_WORD.search(text.lower())
+    word = found[1].strip("_") if found else ""
+    return word.rpartition("_")[2] if is_first else word
+
+
 def _words(pieces: list[str], at: int) -> set[str] | None:
     """The words of a name whose number is at `at`; None if they say that this number counts no saves."""
-    before = _WORD.findall(pieces[at - 1].lower())
+    before = _WORD.findall(" ".join(pieces[:at:2]).lower())
     words = {word for text in pieces[::2] for word in _WORD.findall(text.lower())}
     if before and before[-1] in _OTHER_COUNTS:
         return None

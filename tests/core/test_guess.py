@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptd.core.guess import guesses, twins
+from ckptd.core.keyed import given as names_of
 from ckptd.core.naming import Template
 
 _TEXT = st.text("abcxyz_-.=+ ", max_size=8)
@@ -27,6 +28,11 @@ def templates(*names: str) -> list[str]:
         (["x_5.pt", "x_7.pt", "x_06.pt", "x_08.pt"], ["x_{:02d}.pt", "x_{}.pt"]),
         (["a{b}_1.pt", "a{b}_2.pt"], ["a{{b}}_{}.pt"]),
         (["1", "2"], ["{}"]),
+        (["e-1-loss-0.51.pt", "e-2-loss-0.48.pt"], ["e-{epoch}-loss-{loss:.2f}.pt"]),
+        (["w.01-0.90.h5", "w.02-0.55.h5"], ["w.{:02d}-{score:.2f}.h5"]),
+        (["bob_e1_s10.pth", "bob_e2_s20.pth"], ["bob_e{epoch}_s{step}.pth"]),
+        (["A_ep_1_rew_12.5_.pth", "A_ep_2_rew_3.25_.pth"], ["A_ep_{epoch}_rew_{rew}_.pth"]),
+        (["ep0-ba10", "ep1-ba20"], ["ep{epoch}-ba{batch}"]),
     ],
     ids=lambda value: value[0],
 )
@@ -39,7 +45,9 @@ def test_names_that_differ_in_one_number_are_a_series(names: list[str], expected
     [
         ["model_1.pt"],
         ["model.pt", "best.pt"],
-        ["a-1-0.5.pt", "a-2-0.4.pt"],  # two numbers: no template says them
+        ["x_1_2.pt", "x_2_3.pt"],  # which of the two counts the saves?
+        ["a-1.25.pt", "a-2.5.pt"],  # a score alone
+        ["v1.0.pt", "v1.1.pt"],
         ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
         ["rng_state_rank_0.pth", "rng_state_rank_1.pth"],
         ["model_fold1.pt", "model_fold2.pt"],  # each of them is wanted
@@ -58,7 +66,8 @@ def test_names_that_are_no_series_of_saves_are_none(names: list[str]) -> None:
 def test_a_guess_names_exactly_what_it_was_made_of(head: str, tail: str, width: int, steps: set[int]) -> None:
     names = {step: f"{head}{step:0{width}d}{tail}" for step in steps}
     for guess in guesses(names.values()):
-        template = Template(guess.template)
+        template = names_of(guess.template)
+        assert isinstance(template, Template)
         assert [template.step_of(name) for name in guess.names] == sorted(
             step for step, name in names.items() if name in guess.names
         )
