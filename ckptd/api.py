@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .core.checkpoint import State
+from .core.copied import highest_of_a_copy
 from .core.entry import Entry
 from .core.finder import Finder
 from .core.layouts import LAYOUTS
@@ -101,7 +102,7 @@ def latest(work_dir: StrPath, policy: Policy | None = None) -> Path | None:
 
 
 def latest_or_why(work_dir: StrPath, policy: Policy) -> tuple[Path | None, str]:
-    """As `latest`; with None, in words, why there is certainly nothing to resume from.
+    """As `latest`, and what a person should know of it; with None, why there is certainly nothing to resume from.
 
     Raises DoubtError where there is something, or may be: what cannot be read, is broken or still being written.
     """
@@ -124,16 +125,30 @@ def latest_or_why(work_dir: StrPath, policy: Policy) -> tuple[Path | None, str]:
             if _is_newer(each.entry, newest.name, survey.plan.memory.seen, dir_fd=work.fd):
                 raise DoubtError(f"{work.path}/{each.entry.name}: cannot be read: {each.reason}. It is newer than "
                                  f"{newest.name}, which is complete")  # fmt: skip
-        return newest, ""
+        return newest, _doubt_of(survey, newest)
 
 
 def _survey_for_reading(work: WorkDir, policy: Policy) -> Survey:
     return Surveyor(work, policy, as_remembered=True).survey(time.time_ns())
 
 
+def _doubt_of(survey: Survey, path: Path) -> str:
+    """What speaks against the checkpoint that `latest` names, in words; "" if nothing does."""
+    if survey.plan.newest is None or survey.plan.newest.name == path.name:
+        return ""
+    return (
+        f"{path}: the times of these checkpoints are those of a copy, in the order of their names as text, so this is "
+        f"the highest step. If a run was resumed from an older one and {survey.plan.newest.name} is the last that it "
+        "saved, resume from that"
+    )
+
+
 def _newest(work: WorkDir, survey: Survey) -> Path | None:
     if survey.plan.newest is not None:
-        return Path(work.path, survey.plan.newest.name)
+        # What a pointer named when the work dir was met for the first time is better advice than the numbers.
+        named = survey.remembered is None and survey.pointed_name == survey.plan.newest.name
+        highest = None if named else highest_of_a_copy(survey.plan)
+        return Path(work.path, (highest or survey.plan.newest).name)
     # A pointer may name what no template knows; it is believed if the bytes bear it out.
     name = survey.pointed_name
     if name is None:

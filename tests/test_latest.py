@@ -303,3 +303,52 @@ def test_a_module_of_the_job_that_bears_the_name_of_one_that_we_need_is_no_answe
         [sys.executable, "-m", "ckptd", "latest", work_dir], capture_output=True, env=env, check=False
     )
     assert done.returncode in (0, DOUBT), done.stderr
+
+
+# --- a copy -------------------------------------------------------------------------------------------------------
+
+
+def copied(place: Path, names: list[str]) -> None:
+    """As `cp -r` does: one after the other, in the order of their names as text."""
+    for at, name in enumerate(sorted(names)):
+        (place / name).write_bytes(torch_zip())
+        os.utime(place / name, ns=(10**18 + at * 10**9,) * 2)
+
+
+def test_of_a_copy_the_highest_step_is_named_with_a_word_and_nothing_goes(work_dir: Path, ckptd: Ckptd) -> None:
+    copied(work_dir, epochs(*range(1, 13)))
+    for _ in range(2):  # met for the first time, and then
+        done = ckptd("latest", work_dir)
+        assert (done.returncode, done.stdout) == (0, f"{work_dir}/epoch_12.pth\n")
+        assert "those of a copy" in done.stderr
+        assert "epoch_9.pth is the last" in done.stderr
+        assert a_pass(work_dir, max_keep=1).pruned == ()
+
+
+def test_once_a_save_is_seen_a_copy_is_a_run_like_any_other(work_dir: Path, ckptd: Ckptd) -> None:
+    copied(work_dir, epochs(*range(1, 13)))
+    a_pass(work_dir)
+    (work_dir / "epoch_13.pth").write_bytes(torch_zip())
+    a_pass(work_dir)
+    done = ckptd("latest", work_dir)
+    assert (done.stdout, done.stderr) == (f"{work_dir}/epoch_13.pth\n", "")
+
+
+@pytest.mark.parametrize("how", ["a pointer names the last", "resumed", "the times are equal", "cut short"])
+def test_what_is_no_copy_goes_by_its_times(how: str, work_dir: Path, ckptd: Ckptd) -> None:
+    names, expected = epochs(8, 9, 10, 11), "epoch_9.pth"
+    copied(work_dir, names)
+    if how == "a pointer names the last":
+        (work_dir / "last_ckpt").write_text(f"{work_dir}/epoch_9.pth\n")
+    elif how == "resumed":  # and 8 was saved once more after all others
+        os.utime(work_dir / "epoch_8.pth", ns=(10**18 + 10**10,) * 2)
+        expected = "epoch_8.pth"
+    elif how == "the times are equal":
+        for name in names:
+            os.utime(work_dir / name, ns=(10**18, 10**18))
+        expected = "epoch_11.pth"
+    else:
+        (work_dir / "epoch_11.pth").write_bytes(truncated())
+        os.utime(work_dir / "epoch_11.pth", ns=(10**18 + 10**9,) * 2)
+        expected = "epoch_10.pth"  # the highest of what is whole
+    assert ckptd("latest", work_dir).stdout == f"{work_dir}/{expected}\n"

@@ -260,15 +260,15 @@ def latest(work_dir: str, json_: bool, **policy: Any) -> None:
     made = Policy(**policy)
     try:
         become_owner([work_dir])
-        path, nothing = api.latest_or_why(work_dir, made)
+        path, word = api.latest_or_why(work_dir, made)
     except CkptdError as error:
         if error.exit_code != CkptdError.exit_code:
             raise
         raise DoubtError(str(error)) from error
     except OSError as error:
         raise DoubtError(f"{error.filename or work_dir}: {why(error)}") from error
-    if path is None:
-        logging.getLogger("ckptd").warning("%s", nothing)
+    if word:
+        logging.getLogger("ckptd").warning("%s", word)
     if json_:
         click.echo(json.dumps({"work_dir": os.path.abspath(work_dir), "latest": str(path) if path else None}))
     elif path is not None:

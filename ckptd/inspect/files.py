@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .view import FileView
 
 _ZIP = b"PK\x03\x04"
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa8")  # the pickled magic number of torch before 1.6
 _LONGEST_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 _LARGEST_DIRECTORY, _MOST_MEMBERS = 1 << 26, 500_000  # bytes of a zip's central directory, and members in it
@@ -66,6 +67,8 @@ def structure_of_file(file: FileView) -> Structure:
         return Structure(State.INCOMPLETE, f"ends after {len(head)} bytes")
     if len(head) > 8 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= _LONGEST_HEADER:
         return _safetensors(file, head, size_bytes)
+    if head.startswith(_HDF5):
+        return _hdf5(head, size_bytes)
     if not any(head):
         return Structure(State.INCOMPLETE, "begins with zeros: its data never reached the disk", known=False)
     return Structure(State.UNVERIFIABLE, "bytes of no known format", known=False)
@@ -213,6 +216,27 @@ def _safetensors(file: FileView, head: bytes, size_bytes: int) -> Structure:
         return Structure(State.INCOMPLETE, f"safetensors, {size_bytes} of {expected} bytes", kind=kinds.SAFETENSORS)
     whole = Structure(State.COMPLETE, "safetensors, all bytes there", kind=kinds.SAFETENSORS)
     return _whole_unless_sparse(file, whole)
+
+
+def _hdf5(head: bytes, size_bytes: int) -> Structure:
+    """Its superblock says how long the file is, as of when it was last flushed.
+
+    Source: HDF5 File Format Specification 3.0, section II.A.
+    """
+    version, end = head[8] if len(head) > 8 else -1, None
+    at, width = {0: (24, 13), 1: (28, 13), 2: (12, 9), 3: (12, 9)}.get(version, (0, 0))
+    length = head[width] if 0 < width < len(head) else 0  # of an address, in bytes; the third is where the file ends
+    if length in (2, 4, 8) and len(head) >= at + 3 * length:
+        end = int.from_bytes(head[at + 2 * length : at + 3 * length], "little")
+    if end is None:
+        return Structure(State.INCOMPLETE, "HDF5, its superblock is damaged", known=False)
+    if size_bytes < end:
+        return Structure(State.INCOMPLETE, f"HDF5, {size_bytes} of {end} bytes", known=False)
+    if version == 3 and head[11] & 1:
+        return Structure(State.INCOMPLETE, "HDF5, not closed by whoever wrote it", known=False)
+    if size_bytes > end:
+        return Structure(State.UNVERIFIABLE, f"HDF5, longer than the {end} bytes that it speaks of", known=False)
+    return Structure(State.COMPLETE, "HDF5, all bytes there", known=False)
 
 
 def _whole_unless_sparse(file: FileView, whole: Structure) -> Structure:
