@@ -18,6 +18,7 @@ import pytest
 from ckptd import api
 from ckptd.core.policy import Policy
 from tests.conftest import Watching, safetensors, torch_zip
+from tests.test_hdf5 import hdf5
 
 Ckptd = Callable[..., subprocess.CompletedProcess[str]]
 Watch = Callable[..., contextlib.AbstractContextManager[Watching]]
@@ -53,7 +54,7 @@ def write(place: Path, names: list[str]) -> None:
         path = place / name
         path.parent.mkdir(parents=True, exist_ok=True)
         content = safetensors() if name.endswith(".safetensors") else torch_zip()
-        path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100) if name.endswith(".h5") else content)
+        path.write_bytes(hdf5() if name.endswith(".h5") else content)
         os.utime(path, ns=(10**18 + at * 10**9,) * 2)
 
 
@@ -246,3 +247,12 @@ def test_what_is_below_a_root_where_nothing_is_found_is_told(work_dir: Path, ckp
     for command in ("plan", "prune"):
         done = ckptd(command, "--recursive", work_dir)
         assert "6 torch files in checkpoints look like checkpoints" in done.stdout + done.stderr
+
+
+def test_what_stands_beside_checkpoints_and_stays_is_named(work_dir: Path, ckptd: Ckptd) -> None:
+    write(work_dir, [f"epoch_{i}{end}.pth" for i in range(1, 6) for end in ("", "_optim")])
+    (work_dir / "epoch_1.png").write_bytes(b"\x89PNG")
+    (work_dir / "epoch_2.png").write_bytes(b"\x89PNG")
+    told = ckptd("plan", work_dir, "--max-keep", 2).stdout
+    assert "note: 5 files such as epoch_5_optim.pth stand beside epoch_{}.pth, and stay when that goes" in told
+    assert told.count("stand beside") == 1

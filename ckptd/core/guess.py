@@ -17,6 +17,7 @@ _FEWEST = 2
 _NUMBER = re.compile("([0-9]+)")
 _PADDED = re.compile(r"\{:0[0-9]+d\}")
 _WORD = re.compile("[a-z]+")
+_BESIDE = re.compile("[-_.][A-Za-z]")
 _LAST_WORD = re.compile("([a-z_]*[a-z])[^a-z]*$")
 # What counts saves in a name, and how a template calls it.
 _COUNTERS = {
@@ -78,6 +79,18 @@ def twins(names: Iterable[str], template: Template) -> list[Guess]:
     plain = _PADDED.sub("{}", template.text)
     found = guesses(name for name in padded if template.step_of(name) is None)
     return [guess for guess in found if _PADDED.sub("{}", guess.template) == plain]
+
+
+def companions(names: Iterable[str], template: Template) -> list[Guess]:
+    """The series that stand beside `template`, such as `epoch_7_optim.pth` beside `epoch_7.pth`."""
+    head = template.fixed_head
+    if head is None:
+        return []
+    stem, _, tail = template.text.partition("}")
+    found = guesses(name for name in names if name.startswith(head) and template.step_of(name) is None)
+    beside = [guess for guess in found if guess.template.startswith(stem + "}")]
+    ends = [guess.template[len(stem) + 1 :] for guess in beside]
+    return [guess for guess, end in zip(beside, ends) if _BESIDE.match(end) and not (tail and end.startswith(tail))]
 
 
 def _guesses_in(group: list[list[str]]) -> Iterator[Guess]:

@@ -35,7 +35,7 @@ def series_in(directory: DirectoryView) -> list[Series]:
     there = [name for name in directory.names if not name.startswith(".")]
     found: list[Series] = []
     for guess in guesses(name for name in there if not directory.is_dir(name)):
-        what = _files_of(guess, directory)
+        what = files_of(guess, directory)
         if what:
             found.append(Series(guess, what))
     found.extend(
@@ -46,7 +46,7 @@ def series_in(directory: DirectoryView) -> list[Series]:
     return found
 
 
-def _files_of(guess: Guess, directory: DirectoryView) -> str:
+def files_of(guess: Guess, directory: DirectoryView) -> str:
     """What the files of a series are, "" if they are no checkpoints."""
     seen, whole = set(), False
     for name in _some(guess.names):

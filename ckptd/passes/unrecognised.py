@@ -15,14 +15,14 @@ from dataclasses import replace
 
 from ..core.entry import LeftAlone
 from ..core.finder import Finder
-from ..core.guess import twins
+from ..core.guess import companions, twins
 from ..core.layouts import DEFAULT_LAYOUTS, LAYOUTS, Layout
 from ..core.naming import Template
 from ..core.policy import Policy
 from ..core.survey import Survey
-from ..disk.descriptors import listed, names_in, opened_dir
+from ..disk.descriptors import listed, opened_dir
 from ..disk.opened import OpenedDirectory
-from ..inspect.unnamed import Series, is_of, series_in
+from ..inspect.unnamed import Series, files_of, is_of, series_in
 from ..workdir.workdir import WorkDir
 
 _MOST_SERIES = 6
@@ -40,7 +40,7 @@ def explained(work: WorkDir, survey: Survey, policy: Policy, *, links: bool = Tr
     survey = replace(survey, left_alone=left_alone)
     lines: list[str] = []
     with suppress(OSError):  # advice is no reason to fail
-        lines += _twins(work, survey) if survey.decisions else _advice(work, survey, policy, links=links)
+        lines += _beside(work, survey, here) if survey.decisions else _advice(work, survey, policy, links=links)
     return replace(survey, advice=(*survey.advice, *lines))
 
 
@@ -74,16 +74,21 @@ def told_of(root: str, policy: Policy) -> list[str]:
     return lines
 
 
-def _twins(work: WorkDir, survey: Survey) -> Iterator[str]:
-    """Of each series that was found, the one whose numbers have zeros in front: half of a run, often, by `{:03d}`."""
-    names: list[str] | None = None
+def _beside(work: WorkDir, survey: Survey, here: OpenedDirectory) -> Iterator[str]:
+    """Of each series that was found, what is named much as it is, and not of it."""
     for series in survey.plan.series:
         template = series.grid.template
-        if isinstance(template, Template) and series.decisions:
-            names = names_in(work.fd) if names is None else names
-            for twin in twins(names, template):
-                text = f"{_plural(len(twin.names), 'name')} such as {twin.names[-1]} are not of {template.text}"
-                yield _line(text, work.path, "--template", twin.template)
+        if not isinstance(template, Template) or not series.decisions:
+            continue
+        # Half of a run, often, by `{:03d}`.
+        for twin in twins(here.names, template):
+            text = f"{_plural(len(twin.names), 'name')} such as {twin.names[-1]} are not of {template.text}"
+            yield _line(text, work.path, "--template", twin.template)
+        for guess in companions(here.names, template):
+            known = survey.plan.memory.seen.keys()
+            if known.isdisjoint(guess.names) and files_of(guess, here):
+                count = _plural(len(guess.names), "file")
+                yield f"{count} such as {guess.names[-1]} stand beside {template.text}, and stay when that goes"
 
 
 def series_here(path: str, dir_fd: int, *, but: AbstractSet[str] = frozenset()) -> Iterator[str]:

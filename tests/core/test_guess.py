@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptd.core.guess import guesses, twins
+from ckptd.core.guess import companions, guesses, twins
 from ckptd.core.keyed import given as names_of
 from ckptd.core.naming import Template
 
@@ -87,3 +87,16 @@ def test_a_twin_is_the_same_name_with_zeros_in_front_of_its_number() -> None:
     assert twin.template == "epoch_{:03d}.pt"
     assert twin.names == ("epoch_024.pt", "epoch_099.pt")
     assert twins(names, Template("epoch_{:03d}.pt")) == []
+
+
+@pytest.mark.parametrize(("text", "names", "beside"), [
+    ("epoch_{}.pth", ["epoch_1_optim.pth", "epoch_2_optim.pth"], ["epoch_{}_optim.pth"]),
+    ("epoch.{:03d}.pt", ["epoch.001.opt.pt", "epoch.002.opt.pt"], ["epoch.{:03d}.opt.pt"]),
+    ("epoch_{}", ["epoch_1.ema", "epoch_2.ema"], ["epoch_{}.ema"]),
+    ("epoch_{}.pth", ["epoch_1.pth.tmp", "epoch_2.pth.tmp"], []),
+    ("epoch_{}.pth", ["epoch_1.pth.metrics.json", "epoch_2.pth.metrics.json"], []),
+    ("epoch_{}.pth", ["epoch_10.pth", "epoch_11.pth"], []),
+    ("epoch_{}.pth", ["best_epoch_1_optim.pth", "best_epoch_2_optim.pth"], []),
+])  # fmt: skip
+def test_what_stands_beside_a_series_is_named_by_its_own_number(text: str, names: list[str], beside: list[str]) -> None:
+    assert [guess.template for guess in companions(names, Template(text))] == beside
