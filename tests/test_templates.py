@@ -227,3 +227,29 @@ def test_what_stands_in_a_name_reaches_no_terminal(ckptd: Run, with_checkpoints:
     said = ckptd("plan", work_dir, "--max-keep", 1, "--template", "{name}_e{epoch}_s{step}.pth")
     assert "\x1b" not in said.stdout + said.stderr
     assert "bob_e{epoch}_s{step}.pth" in said.stdout
+
+
+# --- what stands beside checkpoints -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "template", ["weights.{epoch:02d}-{*}.h5", "weights.{epoch:02d}-{tag}", "{*}.{epoch:02d}-{x:s}"]
+)
+def test_pins_and_scores_are_of_no_template(template: str, work_dir: Path) -> None:
+    build = Builder(work_dir)
+    for step in (1, 2, 3):
+        build(f"weights.{step:02d}-0.5{step}.h5")
+    for beside in (".keep", ".metrics.json"):
+        (work_dir / f"weights.01-0.51.h5{beside}").write_text("{}" if "json" in beside else "")
+    survey = api.plan(work_dir, Policy(max_keep=1, templates=(template,)))
+    assert all(d.checkpoint.name.endswith(".h5") for d in survey.decisions)
+    assert {d.checkpoint.name: d.decision for d in survey.decisions}["weights.01-0.51.h5"] != "prune"
+
+
+@pytest.mark.parametrize("template", [
+    "weights.{epoch:02d}-{*}", "{*}_{}.{*}", "{step}.keep", "epoch_{}.pth.metrics.json",
+    "{step}-{loss:.1f}.metrics.json",
+])  # fmt: skip
+def test_a_template_of_what_is_no_checkpoint_is_refused(template: str) -> None:
+    with pytest.raises(UsageError, match=r"any text|kept beside"):
+        Policy(templates=(template,))

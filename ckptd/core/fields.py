@@ -165,6 +165,9 @@ def _parsed(text: str) -> tuple[Sequence[str], Sequence[Field], int]:
         if piece.name is not None:
             literals.append("")
     refuse_unfit(text, *literals)
+    if fields and not literals[-1] and fields[-1].role is Role.ANY:
+        refuse(text, "it ends in any text, so what is half written, as in 'NAME.tmp', is of it too: give its end, "
+                     "such as '{*}.pt'")  # fmt: skip
     fields = [behind(literal, each) for literal, each in zip(literals, fields)]
     at = _step_among(text, fields)
     try:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..errors import UsageError
 from .keyed import Keyed, keyed_text, names_from
 from .layouts import FREE, GROUPS, KEYED, LAYOUTS, Form, Layout, takes_directories
-from .naming import Family, Names, Template
+from .naming import PIN_ENDING, SIDECAR_ENDING, Family, Names, Template
 
 _DIGIT = re.compile("[0-9]")
 _DIGITS = frozenset("0123456789")
@@ -84,6 +84,8 @@ class Finder:
 
     def match(self, name: str) -> tuple[Known, int] | None:
         """The series of `name` and its step; None if it is not what anybody calls a checkpoint."""
+        if name.endswith((PIN_ENDING, SIDECAR_ENDING)):
+            return None  # whatever text a template takes
         digit = _DIGIT.search(name)
         if digit is not None:
             for known in self._by_head.get(name[: digit.start()], ()):

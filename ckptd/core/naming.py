@@ -13,6 +13,8 @@ from typing import NamedTuple, NoReturn, Protocol
 
 from ..errors import UsageError
 
+# What ckptd itself keeps beside a checkpoint, after its name: a pin, and the scores, which go where it goes.
+PIN_ENDING, SIDECAR_ENDING = ".keep", ".metrics.json"
 LONGEST_NAME_BYTES = 255  # NAME_MAX of every file system that holds checkpoints
 
 # Format types of integers whose text can be read back; `c` and the float types cannot, `n` depends on the locale.
@@ -248,6 +250,8 @@ def refuse_unfit(text: str, *literals: str) -> None:
         refuse(text, "it holds a '/': a series lives in one work dir, so name the directory as the work dir")
     if any(not character.isprintable() for literal in literals for character in literal):
         refuse(text, "it holds a character that cannot be printed")
+    if literals and literals[-1].endswith((PIN_ENDING, SIDECAR_ENDING)):
+        refuse(text, f"what ends in {PIN_ENDING} or {SIDECAR_ENDING} is kept beside a checkpoint, and is none")
 
 
 def refuse(text: str, why: str) -> NoReturn:

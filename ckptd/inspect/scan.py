@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 
 from ..core.entry import Entry, LeftAlone
 from ..core.finder import Finder, Known
+from ..core.naming import PIN_ENDING as PIN_ENDING
+from ..core.naming import SIDECAR_ENDING as SIDECAR_ENDING
 from ..disk.descriptors import FORBIDDEN, exists, listed, names_in, opened_dir
 from ..disk.walk import walk
 
-PIN_ENDING = ".keep"
-SIDECAR_ENDING = ".metrics.json"  # the scores beside a checkpoint, which go where it goes
 DCP_MARKER = ".metadata"
 INDEX_ENDING = ".index.json"  # Hugging Face: names the shard of every tensor
 TRAINER_STATE = "trainer_state.json"  # Hugging Face's Trainer writes it after all else

@@ -103,8 +103,8 @@ def test_a_name_that_format_would_not_write_is_none(
     ("bob_e{*}_s{}.pth", "bob_e8_s208.pth", (208, {})),
     ("{*}_s{step}_{*}.pth", "a_b_s20_c.pth", (20, {})),
     ("{*}_s{step}_{*}.pth", "_s20_.pth", None),
-    ("s{step}_{*}", "s20_x", (20, {})),
-    ("s{step}_{*}", "s20_", None),
+    ("s{step}_{*}.x", "s20_x.x", (20, {})),
+    ("s{step}_{*}.x", "s20_.x", None),
     ("{*}_s{step}", "_s20", None),
     ("{self.global_step}-{loss.item():.3f}.pt", "12-0.500.pt", (12, {"loss": 0.5})),
     ("{epoch + 1:03d}.pt", "012.pt", (12, {})),
@@ -213,7 +213,7 @@ def test_what_is_one_of_several_files_can_be_asked() -> None:
     assert names.part_of("ep0-ba10.pt") == ()
 
 
-SLOW = ["{*}_{a:.2f}_{*}_{step}_{*}.pt", "{name}_{step}_{x}.pt", "{a}-{step}.{b}-{c:g}x{*}", "{time}x{*}-{step}"]
+SLOW = ["{*}_{a:.2f}_{*}_{step}_{*}.pt", "{name}_{step}_{x}.pt", "{a}-{step}.{b}-{c:g}x{*}z", "{time}x{*}-{step}"]
 
 
 @pytest.mark.parametrize("name", [
