@@ -172,3 +172,23 @@ def test_a_watch_says_it_without_a_hint(how: str, work_dir: Path, watching: Watc
         watch.heard("pointed last_ckpt at epoch_4.pth")
         assert watch.stop() == 0
     assert watch.said("still open for writing") == 1
+
+
+def test_what_is_open_is_looked_at_once_more_soon_for_its_closing_may_have_been_told_too_early(
+    with_checkpoints: Builder, work_dir: Path
+) -> None:
+    with_checkpoints("epoch_1.pth", "epoch_2.pth")
+    now_ns = [time.time_ns()]
+    background = Background()
+    with WorkDir(work_dir) as work, holding_open(work_dir / "epoch_2.pth", "r+b"):
+        reconciler = Reconciler(work, Policy(), background, clock=lambda: now_ns[0])
+        soon = reconciler.reconcile().look_again_s
+        assert soon is not None
+        assert soon <= 1
+        again = reconciler.reconcile().look_again_s  # a hint that came before that
+        assert again == soon
+        now_ns[0] += 10**9
+        later = reconciler.reconcile().look_again_s
+        assert later is None or later > 1, "no more than once"
+        assert reconciler.reconcile().look_again_s == soon  # after the next event, or scan
+    background.close()

@@ -35,7 +35,7 @@ class Held:
             return
         waits = []
         for series in survey.plan.series:
-            quiet_s = {d: _quiet_s(d.checkpoint.entry, now_ns) for d in series.decisions if _is_open(d)}
+            quiet_s = {d: _quiet_s(d.checkpoint.entry, now_ns) for d in series.decisions if is_open(d)}
             for decision in quiet_s:
                 later = sum(_order(each) > _order(decision) for each in series.decisions)
                 left_s = (_QUIET_S if later >= _LATER_SAVES else _LONG_S) - quiet_s[decision]
@@ -58,7 +58,8 @@ class Held:
         )
 
 
-def _is_open(decision: Decision) -> bool:
+def is_open(decision: Decision) -> bool:
+    """Whether somebody has the checkpoint open for writing."""
     return decision.checkpoint.evidence.endswith(OPEN_FOR_WRITING) or OPEN_FOR_WRITING in decision.reasons
 
 

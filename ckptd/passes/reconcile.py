@@ -32,7 +32,7 @@ from ..workdir.workdir import WorkDir
 from .back_off import back_off_s
 from .background import Background
 from .floor import CALM_S
-from .held import Held
+from .held import Held, is_open
 from .last_look import Holders, reasons_to_stay
 from .patience import Patience
 from .pruner import Pruner
@@ -40,6 +40,7 @@ from .reading import Reader
 from .reliance import Reliance
 from .surveyor import Surveyor
 
+_CLOSING_NS = 500_000_000
 _SETTLED_S = 0.05  # so that what has to be quiet for so long then is
 
 
@@ -106,6 +107,7 @@ class Reconciler:
         self._on_disk: Memory | None = None
         self._taken = False
         self._failures = 0
+        self._closing_due_ns: int | None = None  # when it is looked whether somebody has closed what he has written
         self._unlinked: list[Decision] = []  # to make room for `.ckptd`; no report has counted them yet
         self._expecting = expecting
         self._held = Held(work, voice)
@@ -124,7 +126,8 @@ class Reconciler:
     def can_rest(self) -> bool:
         """Whether another object, made later, would find on the disk all that this one knows."""
         written = self.surveyor.memory == self._on_disk
-        return written and not (self._failures or self._reliance.waits or self._pruner.is_busy)
+        waits = self._failures or self._closing_due_ns is not None or self._reliance.waits
+        return written and not (waits or self._pruner.is_busy)
 
     def survey(self) -> Survey:
         """Look and decide, changing nothing."""
@@ -329,12 +332,27 @@ class Reconciler:
 
     def _look_again_s(self, survey: Survey, *, troubled: bool) -> float | None:
         waits = [] if survey.settles_s is None else [survey.settles_s + _SETTLED_S]
+        waits.extend(self._closes_in_s(survey))
         waits.extend(self._pruner.expires_in_s())
         if self._held.due_s is not None:
             waits.append(self._held.due_s + _SETTLED_S)
         if troubled:
             waits.append(back_off_s(self._failures))
         return min(waits, default=None)
+
+    def _closes_in_s(self, survey: Survey) -> list[float]:
+        """When what is open for writing may be closed without another event: once after each pass that was due anyway.
+
+        The kernel tells of the closing a moment before it counts the file as closed, and a pass can come in between.
+        """
+        now_ns, due_ns = self._clock(), self._closing_due_ns
+        self._closing_due_ns = None
+        if not any(map(is_open, survey.plan.decisions)) or (
+            due_ns is not None and not 0 < due_ns - now_ns <= _CLOSING_NS
+        ):
+            return []
+        self._closing_due_ns = now_ns + _CLOSING_NS
+        return [_CLOSING_NS / 1e9]
 
 
 def _is_left_alone(work: WorkDir) -> bool:
