@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,7 +93,10 @@ def resting(work_dir: Path, voice: Voice, **policy: Any) -> Iterator[Any]:
         def a_pass() -> None:
             work.wake()
             process = Reconciler(work, Policy(**{"max_keep": 1, "interval": 1, **policy}), background, voice=voice)
-            process.reconcile()
+            again_s = process.reconcile().look_again_s
+            if again_s == 0.5:  # what is open is looked at once more first, for it may just have been closed
+                time.sleep(again_s)
+                process.reconcile()
             background.wait()
             assert process.can_rest
             work.rest()
