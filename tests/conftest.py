@@ -242,6 +242,20 @@ def keeper_of(work_dir: Path, policy: Policy, background: Background, *, root: P
     return Keeper(str(work_dir), process, below or Named([str(work_dir)], process, nobody))
 
 
+def bottomless(path: Path, *, depth: int) -> None:
+    """A directory in a directory in a directory ..., some of them protected against writing."""
+    path.mkdir()
+    fd = os.open(path, os.O_RDONLY)
+    for level in range(depth):
+        os.mkdir("d", dir_fd=fd)
+        inner = os.open("d", os.O_RDONLY, dir_fd=fd)
+        if level % 1000 == 0:
+            os.fchmod(fd, 0o555)
+        os.close(fd)
+        fd = inner
+    os.close(fd)
+
+
 def left(work_dir: Path) -> list[str]:
     """The names in a work dir, ckptd's own aside, by the numbers in them."""
     ours = {".ckptd", "last_ckpt"}

@@ -16,7 +16,7 @@ from ckptd.inspect import scan as scanning
 from ckptd.inspect.scan import Found, entry_of, scan
 from ckptd.workdir import trash
 
-from .conftest import Builder, a_pass, epochs, left, picture, torch_zip
+from .conftest import Builder, a_pass, bottomless, epochs, left, picture, torch_zip
 
 
 def look(work_dir: Path, *templates: str) -> Found:
@@ -205,20 +205,6 @@ def test_an_entry_by_its_name_needs_no_checkpoints_name(work_dir: Path) -> None:
     (work_dir / "any").write_bytes(torch_zip())
     with opened_dir(str(work_dir)) as fd:
         assert entry_of("any", dir_fd=fd).size_bytes == len(torch_zip())
-
-
-def bottomless(path: Path, *, depth: int) -> None:
-    """A directory in a directory in a directory ..., some of them protected against writing."""
-    path.mkdir()
-    fd = os.open(path, os.O_RDONLY)
-    for level in range(depth):
-        os.mkdir("d", dir_fd=fd)
-        inner = os.open("d", os.O_RDONLY, dir_fd=fd)
-        if level % 1000 == 0:
-            os.fchmod(fd, 0o555)
-        os.close(fd)
-        fd = inner
-    os.close(fd)
 
 
 def test_a_directory_nested_deeper_than_any_checkpoint_is_left_alone(with_checkpoints: Builder) -> None:

@@ -16,21 +16,7 @@ from ckptd.passes.reconcile import Reconciler
 from ckptd.workdir import trash
 from ckptd.workdir.workdir import WorkDir
 
-from .conftest import Builder, a_pass, epochs, in_trash, left
-
-
-def bottomless(path: Path, *, depth: int) -> None:
-    """A directory in a directory in a directory ..., some of them protected against writing."""
-    path.mkdir()
-    fd = os.open(path, os.O_RDONLY)
-    for level in range(depth):
-        os.mkdir("d", dir_fd=fd)
-        inner = os.open("d", os.O_RDONLY, dir_fd=fd)
-        if level % 1000 == 0:
-            os.fchmod(fd, 0o555)
-        os.close(fd)
-        fd = inner
-    os.close(fd)
+from .conftest import Builder, a_pass, bottomless, epochs, in_trash, left
 
 
 def test_what_a_crash_left_without_a_name_is_kept_for_a_while(with_checkpoints: Builder) -> None:
