@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ckptd import errors
+from ckptd.disk import mounts as mounts_of_the_kernel
 from ckptd.errors import DoubtError
 from ckptd.passes import absence
 
@@ -203,7 +204,7 @@ def test_what_is_below_a_mount_on_demand_is_a_doubt(tmp_path: Path, monkeypatch:
     mounts, fstab = tmp_path / "mounts", tmp_path / "fstab"
     mounts.write_text(f"20 1 8:1 / / rw - ext4 /dev/sda rw\n21 20 0:9 / {tmp_path} rw - autofs systemd-1 rw\n")
     fstab.write_text("")
-    monkeypatch.setattr(absence, "_MOUNTS", str(mounts))
+    monkeypatch.setattr(mounts_of_the_kernel, "MOUNTS", str(mounts))
     monkeypatch.setattr(absence, "_FSTAB", str(fstab))
     with pytest.raises(DoubtError, match="mounted on demand"):
         latest_or_why(tmp_path / "project" / "run")

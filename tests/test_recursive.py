@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptd.core.policy import Policy
-from ckptd.daemon.tree import Tree, name_test
+from ckptd.core.policy import Policy, name_test
+from ckptd.daemon.tree import Tree
 
 from .conftest import Builder, Somebody, environment, epochs, left, picture, pointed, section
 

@@ -18,10 +18,10 @@ import click
 
 from .. import api
 from ..core.plan import PRUNE
-from ..core.policy import Policy
+from ..core.policy import Policy, name_test
 from ..core.survey import Survey
 from ..daemon.exclude import excluder, idle
-from ..daemon.tree import Tree, name_test
+from ..daemon.tree import Tree
 from ..errors import CkptdError, RefusedError, why
 from ..text import render
 from ..text.human import human_bytes

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..errors import UsageError
 from .keyed import given
-from .naming import Family, Template
+from .naming import Family, Template, escaped
 
 _FEWEST = 2
 _NUMBER = re.compile("([0-9]+)")
@@ -110,7 +110,7 @@ def _guesses_in(group: list[list[str]]) -> Iterator[Guess]:
     left = {"".join(pieces): pieces[at] for pieces in group}
     padded = sorted({len(text) for text in left.values() if text.startswith("0") and len(text) > 1}, reverse=True)
     for spec in (*(f":0{width}d" for width in padded), ""):
-        template = _template(f"{_escaped(head)}{{{spec}}}{_escaped(tail)}")
+        template = _template(f"{escaped(head)}{{{spec}}}{escaped(tail)}")
         if template is None:
             return
         steps = {name: step for name in left if (step := template.step_of(name)) is not None}
@@ -124,7 +124,7 @@ def _with_fields(group: list[list[str]], varying: list[int]) -> Iterator[Guess]:
     words = _words(group[0], varying[0]) if varying else None
     if words is None:
         return
-    text, at, plain = _escaped(group[0][0]), 1, 0
+    text, at, plain = escaped(group[0][0]), 1, 0
     while at < len(group[0]):
         whole = {pieces[at] for pieces in group}
         word = _word_before(group[0][at - 1], is_first=at == 1)
@@ -139,7 +139,7 @@ def _with_fields(group: list[list[str]], varying: list[int]) -> Iterator[Guess]:
             text += f"{{{name}:0{width}d}}" if width else f"{{{name}}}"
         else:
             text += group[0][at]
-        text += _escaped(group[0][at + 1])
+        text += escaped(group[0][at + 1])
         at += 2
     if plain > 1:
         return  # which of them counts the saves?
@@ -179,7 +179,3 @@ def _template(text: str) -> Template | None:
         return Template(text)
     except UsageError:
         return None
-
-
-def _escaped(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")

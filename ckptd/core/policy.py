@@ -21,6 +21,8 @@ RULES = ("auto", "stepped", "newest")
 VERIFY = ("full", "structure")
 NO_POINTER = "none"  # among the checkpoints
 
+NameTest = Callable[[str, bool], bool]
+
 
 @dataclass(frozen=True)
 class Stepped:
@@ -207,3 +209,16 @@ def _plain_name(name: str) -> bool:
     return (
         bool(name) and not name.startswith(".") and "/" not in name and name.isprintable() and len(name.encode()) <= 200
     )
+
+
+def name_test(policy: Policy) -> NameTest:
+    """Tells of a name, and whether a directory bears it, if it can belong to a checkpoint: the one place that knows."""
+    asked = bool(policy.templates or policy.layouts)
+    # Without the layouts that are only listed and left alone: what is never pruned makes no work dir.
+    finder = policy.finder() if asked else Finder((), DEFAULT_LAYOUTS)
+
+    def is_checkpoint(name: str, is_dir: bool) -> bool:
+        found = finder.match(name)
+        return found is not None and (found[0].directories if is_dir else found[0].files)
+
+    return is_checkpoint

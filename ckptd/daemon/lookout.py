@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 
+from ..core.policy import name_test
 from ..core.survey import Survey
 from ..disk.descriptors import OWN_DIR, opened_dir
 from ..disk.filesystem import SCAN_LOCAL_S, SCAN_NETWORK_S, is_local
@@ -23,7 +24,7 @@ from ..workdir.workdir import WorkDir, check_library_use, other_owner, others_te
 from .exclude import idle
 from .inotify import DirectoryWatch
 from .process import Process
-from .tree import Tree, name_test
+from .tree import Tree
 from .watch import Watcher
 
 _MOST_LEFT_OUT = 20  # that are said one by one

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ..core.survey import Survey
 from ..disk.filesystem import SCAN_LOCAL_S, SCAN_NETWORK_S, is_local, is_read_only
+from ..disk.mounts import mounts
 from ..errors import RefusedError, ReplacedError
 from ..systemd import notify
 from ..workdir.place import left_alone_text
@@ -87,13 +87,8 @@ class Named:
 
 
 def _mounts() -> dict[str, int]:
-    """The number of the disk by the place where it is mounted, as the kernel knows it: no disk is asked."""
+    """The number of the disk by the place where it is mounted."""
     try:
-        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+        return {mount.place: mount.device for mount in mounts()}
     except OSError:
         return {}
-    found = {}
-    for _, _, device, _, place, *_ in map(str.split, lines):
-        place = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), place)
-        found[place] = os.makedev(*map(int, device.split(":")))
-    return found

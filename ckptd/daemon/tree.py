@@ -13,9 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from ..core.finder import Finder
-from ..core.layouts import DEFAULT_LAYOUTS
-from ..core.policy import Policy
+from ..core.policy import NameTest
 from ..disk.descriptors import OWN_DIR, opened_dir
 from ..disk.opened import OpenedDirectory
 from ..inspect.directories import is_claimed
@@ -28,21 +26,7 @@ from .notable import is_ours
 _SAME_TIME_NS = 2 * 10**9
 _HIDDEN = "hidden"
 
-NameTest = Callable[[str, bool], bool]
 Stamp = tuple[int, int, int, int]
-
-
-def name_test(policy: Policy) -> NameTest:
-    """Tells of a name, and whether a directory bears it, if it can belong to a checkpoint: the one place that knows."""
-    asked = bool(policy.templates or policy.layouts)
-    # Without the layouts that are only listed and left alone: what is never pruned makes no work dir.
-    finder = policy.finder() if asked else Finder((), DEFAULT_LAYOUTS)
-
-    def is_checkpoint(name: str, is_dir: bool) -> bool:
-        found = finder.match(name)
-        return found is not None and (found[0].directories if is_dir else found[0].files)
-
-    return is_checkpoint
 
 
 @dataclass(slots=True)

@@ -6,7 +6,6 @@ A run that is told so starts anew, and writes over what it could have gone on fr
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 
 from ..core.checkpoint import State
@@ -14,6 +13,7 @@ from ..core.layouts import FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS
 from ..core.policy import Policy
 from ..core.survey import Survey
 from ..disk.descriptors import listed, opened_dir, opened_file
+from ..disk.mounts import mounts, unescaped
 from ..disk.opened import OpenedDirectory, OpenedFile
 from ..errors import DoubtError, RefusedError
 from ..inspect.directories import is_claimed
@@ -23,7 +23,7 @@ from ..workdir.pointer import PointerFile, framework_pointers, link_target, name
 from ..workdir.workdir import WorkDir
 from .unrecognised import series_below, series_here
 
-_FSTAB, _MOUNTS = "/etc/fstab", "/proc/self/mountinfo"
+_FSTAB = "/etc/fstab"
 
 
 def why_missing(work_dir: str) -> str:
@@ -110,13 +110,11 @@ def _check_mounts(work_dir: str, here: str) -> None:
     """Raise DoubtError where `here` is to be on a file system that is not mounted now."""
     here = os.path.realpath(here)
     try:
-        with open(_MOUNTS) as mounts:
-            lines = [line.split() for line in mounts]
+        kinds = {mount.place: mount.kind for mount in mounts()}
         with open(_FSTAB) as fstab:
-            wanted = {_unescaped(line.split()[1]) for line in fstab if len(line.split()) > 1}
+            wanted = {unescaped(line.split()[1]) for line in fstab if len(line.split()) > 1}
     except OSError:
         return  # nothing is known of what is to be mounted
-    kinds = {_unescaped(fields[4]): fields[fields.index("-") + 1] for fields in lines}
     above = [here, *_parents(here)]
     missing = next((place for place in above if place in wanted and place not in kinds), None)
     if missing is not None:
@@ -137,8 +135,3 @@ def _is_there(path: str) -> bool:
 def _parents(path: str) -> Iterator[str]:
     while path != (path := os.path.dirname(path)):
         yield path
-
-
-def _unescaped(field: str) -> str:
-    """A path as fstab and the kernel write it: a space is \\040."""
-    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field)

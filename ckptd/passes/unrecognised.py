@@ -14,20 +14,20 @@ from contextlib import suppress
 from dataclasses import replace
 
 from ..core.entry import LeftAlone
-from ..core.finder import Finder
 from ..core.guess import companions, twins
-from ..core.layouts import DEFAULT_LAYOUTS, LAYOUTS, Layout
+from ..core.layouts import LAYOUTS, Layout
 from ..core.naming import Template
-from ..core.policy import Policy
+from ..core.policy import NameTest, Policy, name_test
 from ..core.survey import Survey
 from ..disk.descriptors import listed, opened_dir
+from ..disk.mounts import mounts
 from ..disk.opened import OpenedDirectory
 from ..inspect.unnamed import Series, files_of, is_of, series_in
+from ..text.human import plural
 from ..workdir.workdir import WorkDir
 
 _MOST_SERIES = 6
 _MOST_DIRECTORIES, _DEEPEST = 300, 4
-_MOUNTS = "/proc/self/mountinfo"
 
 
 def explained(work: WorkDir, survey: Survey, policy: Policy, *, links: bool = True) -> Survey:
@@ -56,7 +56,7 @@ def _told(each: LeftAlone, here: OpenedDirectory) -> LeftAlone:
 def _advice(work: WorkDir, survey: Survey, policy: Policy, *, links: bool) -> Iterator[str]:
     said = set[str]()
     for layout, names in _left_alone(survey).items():
-        yield _line(f"{_plural(len(names), 'checkpoint')} of {layout.title}", work.path, "--layout", layout.name)
+        yield _line(f"{plural(len(names), 'checkpoint')} of {layout.title}", work.path, "--layout", layout.name)
         said.update(names)
     here = list(series_here(work.path, work.fd, but=said))
     yield from here
@@ -76,18 +76,18 @@ def told_of(root: str, policy: Policy) -> list[str]:
 
 def _beside(work: WorkDir, survey: Survey, here: OpenedDirectory) -> Iterator[str]:
     """Of each series that was found, what is named much as it is, and not of it."""
+    others = here.names - survey.plan.memory.seen.keys()  # of 100,000 names, few
     for series in survey.plan.series:
         template = series.grid.template
         if not isinstance(template, Template) or not series.decisions:
             continue
         # Half of a run, often, by `{:03d}`.
-        for twin in twins(here.names, template):
-            text = f"{_plural(len(twin.names), 'name')} such as {twin.names[-1]} are not of {template.text}"
+        for twin in twins(others, template):
+            text = f"{plural(len(twin.names), 'name')} such as {twin.names[-1]} are not of {template.text}"
             yield _line(text, work.path, "--template", twin.template)
-        for guess in companions(here.names, template):
-            known = survey.plan.memory.seen.keys()
-            if known.isdisjoint(guess.names) and files_of(guess, here):
-                count = _plural(len(guess.names), "file")
+        for guess in companions(others, template):
+            if files_of(guess, here):
+                count = plural(len(guess.names), "file")
                 yield f"{count} such as {guess.names[-1]} stand beside {template.text}, and stay when that goes"
 
 
@@ -102,12 +102,12 @@ def series_here(path: str, dir_fd: int, *, but: AbstractSet[str] = frozenset()) 
 
 def series_below(root: str, policy: Policy, *, links: bool = True) -> Iterator[str]:
     """A line for checkpoints in directories below. links: as for `explained`."""
-    finder = policy.finder() if policy.templates or policy.layouts else Finder((), DEFAULT_LAYOUTS)
+    is_checkpoint = name_test(policy)
     known: dict[str, int] = {}
     unnamed: dict[str, list[Series]] = {}
     for path, is_link in _directories_below(root, links=links):
         with suppress(OSError), opened_dir(path) as fd:
-            count = _known_in(fd, finder)
+            count = _known_in(fd, is_checkpoint)
             series = series_in(OpenedDirectory(fd)) if not count else []
             if is_link and (count or series):
                 text = (
@@ -159,22 +159,19 @@ def _directories_below(root: str, *, links: bool) -> Iterator[tuple[str, bool]]:
 
 def _mount_points() -> frozenset[str]:
     try:
-        with open(_MOUNTS) as mounts:
-            return frozenset(line.split()[4] for line in mounts)
+        return frozenset(mount.place for mount in mounts())
     except OSError:
         return frozenset()
 
 
-def _known_in(fd: int, finder: Finder) -> int:
-    """How many names of checkpoints a directory holds."""
-    count = 0
+def _known_in(fd: int, is_checkpoint: NameTest) -> int:
+    """How many checkpoints a directory holds, by their names."""
     with listed(fd) as entries:
-        for entry in entries:
-            match = finder.match(entry.name)
-            if match is not None and not match[0].alone:
-                is_dir = entry.is_dir(follow_symlinks=False)
-                count += match[0].directories if is_dir else match[0].files and entry.is_file(follow_symlinks=False)
-    return count
+        return sum(
+            is_checkpoint(entry.name, is_dir)
+            for entry in entries
+            if (is_dir := entry.is_dir(follow_symlinks=False)) or entry.is_file(follow_symlinks=False)
+        )
 
 
 # --- layouts that are only listed -----------------------------------------------------------------------------------
@@ -209,7 +206,3 @@ def _templates(series: Sequence[Series]) -> list[str]:
 
 def _line(text: str, path: str, *options: str) -> str:
     return f"{text}: {shlex.join(['ckptd', 'plan', path, *options])}"
-
-
-def _plural(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""Sizes and ages in the unit that a person would choose."""
+"""Sizes, ages and counts as a person would write them."""
 
 from __future__ import annotations
 
@@ -19,3 +19,8 @@ def human_age(seconds: float) -> str:
         if seconds < limit:
             return f"{max(0, int(seconds // size))} {unit}"
     return f"{int(seconds // 86400)} d"
+
+
+def plural(count: int, what: str) -> str:
+    """So many of them."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

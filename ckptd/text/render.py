@@ -22,7 +22,7 @@ from ..core.policy import Policy, Stepped
 from ..core.reason import Reason
 from ..core.replay import Source
 from ..core.survey import Survey
-from .human import human_age, human_bytes
+from .human import human_age, human_bytes, plural
 from .timeline import timeline
 
 _MOST_NAMES = 3
@@ -287,7 +287,3 @@ def _iso(mtime_ns: int) -> str | None:
         return datetime.fromtimestamp(mtime_ns / 1e9, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     except (ValueError, OverflowError, OSError):
         return None  # a time beyond the calendar
-
-
-def plural(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"

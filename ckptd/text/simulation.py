@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..core.simulate import Simulation
-from .render import plural, reason_json, rule_text, steps
+from .human import plural
+from .render import reason_json, rule_text, steps
 from .timeline import timeline
 
 

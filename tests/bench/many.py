@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ckptd.core.policy import Policy
-from ckptd.daemon.tree import Tree, name_test
+from ckptd.core.policy import Policy, name_test
+from ckptd.daemon.tree import Tree
 
 from .beside import CKPTD, cpu_s, resident_mb, switches, until
 from .idle import settled
