@@ -67,7 +67,7 @@ def _doubts(work: WorkDir, survey: Survey, policy: Policy) -> Iterator[str]:
     for pointer, name in _pointed(work, survey, policy):
         yield f"{pointer} names {name}, and no complete checkpoint is there"
     if not (policy.templates or policy.layouts):
-        yield from series_here(work.path, work.fd)
+        yield from series_here(work.path, OpenedDirectory(work.fd))
         for name in _nameless(work.fd):
             yield f"{name} looks like a checkpoint, by none of the known names; --template gives one"
 

@@ -40,7 +40,7 @@ def explained(work: WorkDir, survey: Survey, policy: Policy, *, links: bool = Tr
     survey = replace(survey, left_alone=left_alone)
     lines: list[str] = []
     with suppress(OSError):  # advice is no reason to fail
-        lines += _beside(work, survey, here) if survey.decisions else _advice(work, survey, policy, links=links)
+        lines += _beside(work, survey, here) if survey.decisions else _advice(work, survey, policy, here, links=links)
     return replace(survey, advice=(*survey.advice, *lines))
 
 
@@ -53,12 +53,12 @@ def _told(each: LeftAlone, here: OpenedDirectory) -> LeftAlone:
                                 "--template names it")  # fmt: skip
 
 
-def _advice(work: WorkDir, survey: Survey, policy: Policy, *, links: bool) -> Iterator[str]:
+def _advice(work: WorkDir, survey: Survey, policy: Policy, directory: OpenedDirectory, *, links: bool) -> Iterator[str]:
     said = set[str]()
     for layout, names in _left_alone(survey).items():
         yield _line(f"{plural(len(names), 'checkpoint')} of {layout.title}", work.path, "--layout", layout.name)
         said.update(names)
-    here = list(series_here(work.path, work.fd, but=said))
+    here = list(series_here(work.path, directory, but=said))
     yield from here
     if not (said or here):
         yield from series_below(work.path, policy, links=links)
@@ -68,7 +68,7 @@ def told_of(root: str, policy: Policy) -> list[str]:
     """A line for what looks like checkpoints in the directory `root`, or else below it."""
     lines: list[str] = []
     with suppress(OSError), opened_dir(root) as fd:  # advice is no reason to fail
-        lines += series_here(root, fd)
+        lines += series_here(root, OpenedDirectory(fd))
         if not lines:
             lines += series_below(root, policy)
     return lines
@@ -91,9 +91,9 @@ def _beside(work: WorkDir, survey: Survey, here: OpenedDirectory) -> Iterator[st
                 yield f"{count} such as {guess.names[-1]} stand beside {template.text}, and stay when that goes"
 
 
-def series_here(path: str, dir_fd: int, *, but: AbstractSet[str] = frozenset()) -> Iterator[str]:
+def series_here(path: str, directory: OpenedDirectory, *, but: AbstractSet[str] = frozenset()) -> Iterator[str]:
     """A line for what has a checkpoint's bytes in a directory, and a name that nobody has given. Raises OSError."""
-    here = [each for each in series_in(OpenedDirectory(dir_fd)) if but.isdisjoint(each.guess.names)]
+    here = [each for each in series_in(directory) if but.isdisjoint(each.guess.names)]
     if here:
         series = "one series" if len(here) == 1 else f"{len(here)} series"
         text = f"no checkpoint by a known name, but {_what(here)} look like {series}"
