@@ -39,6 +39,19 @@ class Durability(Enum):
         self.failed = value is False  # as `whole`, answered once
 
 
+class Content(Enum):
+    """What there is to be read of a checkpoint beyond its structure: whatever its format holds a checksum of."""
+
+    UNCHECKED = "no checksum"
+    CHECKED = "checksums"  # read, or nobody has asked for that
+    AWAITED = "awaited"  # still to be read, and taken for good until then
+    UNREAD = "unread"  # still to be read, and not relied on before
+
+    def __init__(self, text: str) -> None:
+        self.has_checksum = text != "no checksum"  # as `whole`, answered once
+        self.is_to_be_read = text in ("awaited", "unread")
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """One saved training state, a file or a directory of shards: what a scan found, and what its bytes say.
@@ -50,7 +63,7 @@ class Checkpoint:
     state: State = State.COMPLETE
     evidence: str = ""
     durability: Durability = Durability.UNKNOWN
-    pending: bool = False  # its content is still to be read: not relied on before
+    content: Content = Content.UNCHECKED
     metrics: tuple[tuple[str, float], ...] = ()
 
     @property
@@ -85,7 +98,7 @@ class Checkpoint:
     @property
     def relied_on(self) -> bool:
         """Whether a deletion may stand on it."""
-        return self.fit and not self.pending
+        return self.fit and self.content is not Content.UNREAD
 
     @property
     def spoiled(self) -> bool:

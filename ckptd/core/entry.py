@@ -6,6 +6,17 @@ Pure: values; what fills them reads the disk, and is inspect's business.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Identity(NamedTuple):
+    """Which bytes bear a name: of the same save, what is equal but for the inode and its changes may be a copy."""
+
+    name: str
+    size_bytes: int
+    mtime_ns: int
+    inode: int
+    changes: int
 
 
 @dataclass(frozen=True)
@@ -48,10 +59,10 @@ class Entry:
         return self.name, self.size_bytes if self.marker_bytes is None else self.marker_bytes, self.mtime_ns
 
     @property
-    def bytes_on_disk(self) -> tuple[str, int, int, int, int]:
+    def bytes_on_disk(self) -> Identity:
         """The identity with the inode and its changes: a copy put in its place, or what was written over it with the
         old time, is the same save, but nobody has flushed or read it."""
-        return (*self.identity, self.inode, self.changes)
+        return Identity(*self.identity, self.inode, self.changes)
 
     def is_same_as(self, other: Entry) -> bool:
         """Whether it is the same inode, and nothing in it has been written since."""
@@ -69,7 +80,11 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class LeftAlone:
-    """Something that bears a checkpoint's name and is none, with the reason."""
+    """Something that bears a checkpoint's name and is none, with the reason.
+
+    filling: a directory that may become one by what is written into it.
+    """
 
     name: str
     reason: str
+    filling: bool = False

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from .checkpoint import Checkpoint, Durability
-from .entry import Entry
+from .entry import Entry, Identity
 
 _GAPS = 8  # how many of the latest gaps between saves speak for the interval
 _FEWEST_GAPS = 3
@@ -47,15 +47,27 @@ class Seen:
     older: int = 0
     younger: int = 0
 
+    @classmethod
+    def of(
+        cls, found: Entry, *, order: int, written_ns: int, whole: bool = True, owed: bool = False,
+        durability: Durability = Durability.UNKNOWN,
+    ) -> Seen:  # fmt: skip
+        """`found` as it is met now; of its content nothing is known."""
+        name, size_bytes, mtime_ns = found.identity
+        return cls(
+            found.series, name, found.step, size_bytes, mtime_ns, written_ns, order, whole, durability, owed,
+            inode=found.inode, changes=found.changes, older=found.older, younger=found.younger,
+        )  # fmt: skip
+
     @property
     def identity(self) -> tuple[str, int, int]:
         """As an entry's."""
         return self.name, self.size_bytes, self.mtime_ns
 
     @property
-    def bytes_on_disk(self) -> tuple[str, int, int, int, int]:
+    def bytes_on_disk(self) -> Identity:
         """As an entry's."""
-        return (*self.identity, self.inode, self.changes)
+        return Identity(*self.identity, self.inode, self.changes)
 
     @property
     def rank(self) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from .checkpoint import Checkpoint, Durability, State
+from .checkpoint import Checkpoint, Content, Durability, State
 from .memory import Memory
 from .plan import Decision, Plan, SeriesPlan
 from .reason import Kind, Reason
@@ -32,20 +32,19 @@ def permit(
     durable: AbstractSet[str],
     pointed: str | None,
     stays: bool = False,
-    unread: AbstractSet[str] = frozenset(),
 ) -> Permit:
     """Nothing goes on the strength of what is not `durable`, and never what the pointer names.
 
     durable: the names whose bytes are read and on stable storage. pointed: what the pointer names by now, None if
     nothing. stays: whether it rightly does so, as `pointer_stays` says; else nothing at all goes beside a pointer
-    whose checkpoint is not complete and durable (docs/design.md, section 7). unread: those that lack but that.
+    whose checkpoint is not complete and durable (docs/design.md, section 7).
     """
     planned = plan.prune
     if not planned:
         return Permit((), {})
     pruned = {d.checkpoint.series for d in planned}
     series = [s for s in plan.series if s.grid.template.text in pruned]
-    missing = {s.grid.template.text: _missing(s, durable, unread) for s in series}
+    missing = {s.grid.template.text: _missing(s, durable) for s in series}
     dangling = None if stays else _dangling(plan, durable, pointed)
     prunes: list[Decision] = []
     held: dict[str, Reason] = {}
@@ -61,27 +60,25 @@ def permit(
     return Permit(tuple(prunes), held)
 
 
-def held_back(
-    plan: Plan, *, met: Memory | None, unread: AbstractSet[str], pointed: str | None, is_there: bool
-) -> Mapping[str, Reason]:
+def held_back(plan: Plan, *, met: Memory | None, pointed: str | None, is_there: bool) -> Mapping[str, Reason]:
     """By name, what is to be pruned and for what it still waits, as far as a look alone can tell.
 
     met: what passes have seen before, None if there was none. What they have not, or other bytes under its name, the
-    next pass reads and flushes before it deletes: nothing is known that would hold anything back. unread: the names
-    whose content is still to be read. is_there: as for `pointer_stays`.
+    next pass reads and flushes before it deletes: nothing is known that would hold anything back. is_there: as for
+    `pointer_stays`.
     """
 
     def is_durable(c: Checkpoint) -> bool:
         seen = met.seen.get(c.name) if met is not None else None
         if seen is None or seen.bytes_on_disk != c.entry.bytes_on_disk:
             return True
-        return seen.durability is Durability.SYNCED and c.name not in unread
+        return seen.durability is Durability.SYNCED and not c.content.is_to_be_read
 
     durable = {c.name for c in relied_on(plan, pointed) if is_durable(c)}
     stays = pointer_stays(plan, pointed, is_there=is_there)
     if plan.newest is not None and plan.newest.name in durable:
         pointed = plan.newest.name  # a pass moves it there first
-    return permit(plan, durable=durable, pointed=pointed, stays=stays, unread=unread).held
+    return permit(plan, durable=durable, pointed=pointed, stays=stays).held
 
 
 def pointer_stays(plan: Plan, pointed: str | None, *, is_there: bool) -> bool:
@@ -120,21 +117,23 @@ def trash_ttl_s(plan: Plan, prunes: Sequence[Decision], *, asked_s: float | None
     return LARGE_PRUNE_TTL_S if free_bytes >= 2 * plan.newest.size_bytes else 0.0
 
 
-def _missing(series: SeriesPlan, durable: AbstractSet[str], unread: AbstractSet[str]) -> Reason | None:
+def _missing(series: SeriesPlan, durable: AbstractSet[str]) -> Reason | None:
     """What keeps a series from being pruned now, None if nothing does."""
     whole = [d.checkpoint for d in series.decisions if d.checkpoint.fit]
     # As many as there could be: what is still being read counts for nothing, and lowers no count.
     if len(series.relied_on) < min(series.grid.max_keep or 1, len(whole)):
-        return _still_to_be_read(next(c.name for c in reversed(whole) if c.pending))
+        return _still_to_be_read(next(c.name for c in reversed(whole) if c.content is Content.UNREAD))
     if not series.relied_on:
         return Reason(Kind.WAITS, "there is no complete one to rely on")
-    lacking = next((c.name for c in (*series.relied_on, *series.best) if c.name not in durable), None)
-    if lacking in unread:
-        return _still_to_be_read(lacking)
-    return Reason(Kind.WAITS, f"{lacking} is not on stable storage yet") if lacking is not None else None
+    lacking = next((c for c in (*series.relied_on, *series.best) if c.name not in durable), None)
+    if lacking is None:
+        return None
+    if lacking.content.is_to_be_read:
+        return _still_to_be_read(lacking.name)
+    return Reason(Kind.WAITS, f"{lacking.name} is not on stable storage yet")
 
 
-def _still_to_be_read(name: str | None) -> Reason:
+def _still_to_be_read(name: str) -> Reason:
     return Reason(Kind.WAITS, f"{name} is still to be read")
 
 

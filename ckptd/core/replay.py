@@ -257,14 +257,9 @@ class _Order:
             order = BROUGHT_BACK  # neither written later nor further on than the newest: somebody put it there
         else:
             self.next += 1
-        name, size_bytes, mtime_ns = entry.identity
         # That an fsync has succeeded is written down after the pointer has moved, and not as the save is met.
         failed = checkpoint.durability if checkpoint.durability.failed else Durability.UNKNOWN
-        arrival = Seen(
-            entry.series, name, entry.step, size_bytes, mtime_ns, written_ns, order, whole,
-            durability=failed, inode=entry.inode, changes=entry.changes,
-            older=entry.older, younger=entry.younger,
-        )  # fmt: skip
+        arrival = Seen.of(entry, order=order, written_ns=written_ns, whole=whole, durability=failed)
         if whole and order != BROUGHT_BACK:
             self._newest[entry.series] = arrival
         return arrival

@@ -9,14 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from .checkpoint import Durability
-from .entry import LeftAlone, Unreadable
+from .entry import Identity, LeftAlone, Unreadable
 from .memory import Memory, Seen
 from .permit import held_back
 from .plan import Decision, Plan
 from .reason import Reason
 from .schedule import Schedule
-
-Identity = tuple[str, int, int, int, int]  # name, size in bytes, time of writing in ns, inode, its changes
 
 
 @dataclass
@@ -56,10 +54,8 @@ class Survey:
 
     remembered: what earlier passes have left, None if nothing. pointed: the line in the pointer file, if any.
     settles_s: after how many seconds something that is in flight now can have become quiet, if nothing else happens,
-    or a run have ended that a changed max_keep waits for. filling: directories in flight, of which only events inside
-    them tell. checkable: names whose format holds a checksum; unread: those of them whose content is to be read before
-    anything relies on it. named: what the series are called that runs have declared, or that are remembered. links:
-    symlinks that name something here.
+    or a run have ended that a changed max_keep waits for. named: what the series are called that runs have declared, or
+    that are remembered. links: symlinks that name something here.
     """
 
     plan: Plan
@@ -70,9 +66,6 @@ class Survey:
     declared: dict[str, Schedule]
     advice: tuple[str, ...]
     settles_s: float | None
-    filling: frozenset[str]
-    checkable: frozenset[str]
-    unread: frozenset[str]
     named: frozenset[str] = frozenset()
     links: frozenset[str] = frozenset()
     trash_bytes: int = 0  # what the trash takes on the disk, where somebody has asked
@@ -88,11 +81,23 @@ class Survey:
         return tuple(d.checkpoint.name for d in self.plan.prune)
 
     @property
+    def filling(self) -> frozenset[str]:
+        """The directories in flight, of which only events inside them tell."""
+        found = (d.checkpoint for d in self.plan.decisions)
+        known = (c.name for c in found if c.entry.is_dir and not c.state.settled)
+        return frozenset((*known, *(each.name for each in self.left_alone if each.filling)))
+
+    @property
+    def unread(self) -> frozenset[str]:
+        """The names whose content is to be read before anything relies on it."""
+        return frozenset(d.checkpoint.name for d in self.plan.decisions if d.checkpoint.content.is_to_be_read)
+
+    @property
     def held_back(self) -> Mapping[str, Reason]:
         """Of what would go, by name: why no pass could do it yet. Known without trying, so from passes before."""
         pointed = self.pointed_name
         is_there = any(each.name == pointed for each in self.left_alone)
-        return held_back(self.plan, met=self.remembered, unread=self.unread, pointed=pointed, is_there=is_there)
+        return held_back(self.plan, met=self.remembered, pointed=pointed, is_there=is_there)
 
     @property
     def pointed_name(self) -> str | None:

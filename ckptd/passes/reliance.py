@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..core.checkpoint import Checkpoint, Durability
+from ..core.entry import Identity
 from ..core.permit import relied_on
-from ..core.survey import Identity, Survey
+from ..core.survey import Survey
 from ..disk.descriptors import SyncError, sync_dir, sync_file
 from ..disk.walk import sync_tree
 from ..errors import RefusedError, why
@@ -71,7 +72,7 @@ class Reliance:
             names, spoiled = set[str](), False
             wanted = relied_on(survey.plan, survey.pointed_name)
             for checkpoint in wanted:
-                fault = self._content(checkpoint, survey)
+                fault = self._content(checkpoint)
                 if fault is None:
                     waits.add(checkpoint.name)
                 elif fault:
@@ -91,10 +92,10 @@ class Reliance:
     def _survey(self, *, strict: bool = False) -> Survey:
         return self._surveyor.survey(self._clock(), strict=strict)
 
-    def _content(self, checkpoint: Checkpoint, survey: Survey) -> str | None:
+    def _content(self, checkpoint: Checkpoint) -> str | None:
         """What is wrong with its content, "" if nothing is; None if that is not known yet."""
         findings, name = self._surveyor.findings, checkpoint.name
-        if name not in survey.unread:
+        if not checkpoint.content.is_to_be_read:
             return findings.content.get(checkpoint.entry.bytes_on_disk, "")
         work, entry = self._surveyor.work, checkpoint.entry
         if entry.size_bytes >= _WORTH_A_LINE_BYTES:
@@ -169,9 +170,8 @@ class Reliance:
         mended = False
         findings, work = self._surveyor.findings, self._surveyor.work
         for checkpoint in (d.checkpoint for d in survey.plan.decisions):
-            if not (checkpoint.durability.failed and checkpoint.state.whole) or checkpoint.name not in survey.checkable:
-                continue
-            if checkpoint.entry.is_dir:
+            lost = checkpoint.durability.failed and checkpoint.state.whole
+            if not (lost and checkpoint.content.has_checksum) or checkpoint.entry.is_dir:
                 continue  # not all of its files have a checksum: what the disk holds of the others cannot be told
             self._troubled = True
             if time.monotonic() < self._read_back_due_s.get(checkpoint.entry.bytes_on_disk, 0.0):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..core import kinds
 from ..core.budget import Disk
-from ..core.checkpoint import Checkpoint, Durability, State
+from ..core.checkpoint import Checkpoint, Content, Durability, State
 from ..core.entry import Entry, LeftAlone, Unreadable
 from ..core.finder import Finder, Known
 from ..core.keyed import names_from
@@ -53,9 +53,6 @@ class _Judged:
     left_alone: list[LeftAlone] = field(default_factory=list)
     unreadable: list[Unreadable] = field(default_factory=list)
     settles_s: float | None = None
-    filling: set[str] = field(default_factory=set)
-    checkable: set[str] = field(default_factory=set)
-    unread: set[str] = field(default_factory=set)
     trainers: set[str] = field(default_factory=set)  # what a Trainer has saved, whole
 
 
@@ -153,9 +150,6 @@ class Surveyor:
             {text: said for text, said in declared.items() if text not in ignored},
             (*advice_on(decided, self.policy, remembered is None, trusted), *self._on_old_pointer()),
             judged.settles_s,
-            frozenset(judged.filling),
-            frozenset(judged.checkable),
-            frozenset(judged.unread),
             named=frozenset({*declared, *(remembered.series if remembered else ())}),
             links=frozenset(found.linked.values()),
         )
@@ -238,14 +232,16 @@ class Surveyor:
                     judged.unreadable.append(Unreadable(entry, why(error)))
                     # What was seen before keeps its place; what was not is not met before it can be read.
                     verdict = Verdict(State.IN_FLIGHT, f"cannot be read: {why(error)}", entry.name in seen)
-            if entry.is_dir and verdict.state is State.IN_FLIGHT:
-                judged.filling.add(entry.name)  # one that is nothing yet, too: only events inside tell more
             if not (verdict.known or entry.series in asked_for or found.known[entry.series].kinds is None):
-                judged.left_alone.append(LeftAlone(entry.name, verdict.structure))
+                judged.left_alone.append(
+                    LeftAlone(entry.name, verdict.structure, entry.is_dir and verdict.state is State.IN_FLIGHT)
+                )
                 continue
             reason = _other_kind(verdict, found.known[entry.series])
             if reason:
-                judged.left_alone.append(LeftAlone(entry.name, reason))
+                judged.left_alone.append(
+                    LeftAlone(entry.name, reason, entry.is_dir and verdict.state is State.IN_FLIGHT)
+                )
                 continue
             if verdict.kind == kinds.TRAINER and verdict.state.whole:
                 judged.trainers.add(entry.name)
@@ -254,17 +250,14 @@ class Surveyor:
             elif verdict.settles_s is not None:
                 judged.settles_s = min(verdict.settles_s, judged.settles_s or verdict.settles_s)
             checkpoint = self._checkpoint(entry, verdict, seen.get(entry.name))
-            if entry.is_dir and not checkpoint.state.settled:
-                judged.filling.add(entry.name)
             if self._scores is not None:
                 named = found.known[entry.series].names.metrics_of(entry.name)
                 checkpoint = replace(checkpoint, metrics=self._scores.of(entry, named, OpenedDirectory(self.work.fd)))
             if verdict.checksum and checkpoint.state is not State.DOUBTFUL:
-                judged.checkable.add(entry.name)
                 known = seen.get(entry.name)
-                if self._content(entry, known) is None and self.policy.verify == "full":
-                    judged.unread.add(entry.name)
-                    checkpoint = replace(checkpoint, pending=strict)
+                is_to_be_read = self._content(entry, known) is None and self.policy.verify == "full"
+                ahead = Content.UNREAD if strict else Content.AWAITED
+                checkpoint = replace(checkpoint, content=ahead if is_to_be_read else Content.CHECKED)
             judged.checkpoints.append(checkpoint)
         self._verdicts = verdicts
         judged.left_alone.sort(key=lambda each: each.name)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ckptd.core.checkpoint import Checkpoint, Durability, State
+from ckptd.core.checkpoint import Checkpoint, Content, Durability, State
 from ckptd.core.entry import Entry
 from ckptd.core.keepers import KeepBest, KeepWithin
 from ckptd.core.memory import Memory
@@ -91,7 +91,7 @@ def test_a_keeper_keeps_what_it_says(keeper: dict[str, Any], steps: list[int], e
 def test_until_the_best_was_read_what_would_be_the_best_without_it_stays(unread: set[int]) -> None:
     policy = Policy(max_keep=1, rule="newest", keep_best=("mAP:max",))
     found = epochs(1, 2, 3, scores={1: 0.8, 2: 0.9, 3: 0.1})
-    decided = decide([replace(c, pending=c.step in unread) for c in found], policy)
+    decided = decide([replace(c, content=Content.UNREAD if c.step in unread else c.content) for c in found], policy)
     assert not steps_of(decided, PRUNE)
     assert steps_of(decide(found, policy), PRUNE) == {1}
 
@@ -123,7 +123,7 @@ def test_the_best_is_read_and_durable_before_others_go_because_of_it() -> None:
     found = epochs(1, 2, 3, 4, scores={1: 0.5, 2: 0.9, 3: 0.1, 4: 0.2})
     policy = Policy(max_keep=1, rule="newest", keep_best=("mAP:max",))
     assert {c.step for c in decide(found, policy).relied_on} == {2, 4}
-    unread = [found[0], replace(found[1], pending=True), *found[2:]]
+    unread = [found[0], replace(found[1], content=Content.UNREAD), *found[2:]]
     decided = decide(unread, policy)
     assert {c.step for c in decided.relied_on} == {1, 4}, "the best of those that can be relied on"
     assert {1, 2, 4} == steps_of(decided, KEEP), "the unread one takes nobody's place, and stays"
@@ -251,7 +251,7 @@ def test_a_budget_takes_nothing_in_doubt_nor_what_lies_ahead_of_a_resumed_run_no
 
 def test_a_budget_never_takes_what_is_newer_than_the_newest_that_was_read() -> None:
     found = epochs(1, 2, 3)
-    unread = [found[0], found[1], replace(found[2], pending=True)]
+    unread = [found[0], found[1], replace(found[2], content=Content.UNREAD)]
     assert steps_of(decide(unread, Policy(max_bytes=1)), PRUNE) == {1}
 
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 import pytest
 
 from ckptd.core.budget import Budget, over_in_trash
-from ckptd.core.checkpoint import Checkpoint, Durability, State
+from ckptd.core.checkpoint import Checkpoint, Content, Durability, State
 from ckptd.core.entry import Entry
 from ckptd.core.memory import Memory
 from ckptd.core.permit import LARGE_PRUNE_TTL_S, held_back, permit, pointer_stays, relied_on, trash_ttl_s
@@ -48,7 +49,26 @@ def checkpoint(step: int, state: str = "whole", series: str = SERIES) -> Checkpo
     if state == "broken":
         return replace(found, state=State.INCOMPLETE)
     durability = Durability.FAILED if state == "fsync failed" else Durability.UNKNOWN
-    return replace(found, pending=state == "unread", durability=durability)
+    content = Content.UNREAD if state == "unread" else Content.UNCHECKED
+    return replace(found, content=content, durability=durability)
+
+
+def awaiting(decided: Plan, unread: AbstractSet[str]) -> Plan:
+    """The same plan where the content of `unread` is still to be read, and taken for good until then."""
+
+    def known(c: Checkpoint) -> Checkpoint:
+        return replace(c, content=Content.AWAITED) if c.name in unread and c.relied_on else c
+
+    series = [
+        replace(
+            each,
+            decisions=tuple(replace(d, checkpoint=known(d.checkpoint)) for d in each.decisions),
+            relied_on=tuple(map(known, each.relied_on)),
+            best=tuple(map(known, each.best)),
+        )
+        for each in decided.series
+    ]
+    return replace(decided, series=tuple(series), newest=decided.newest and known(decided.newest))
 
 
 def decide(found: list[Checkpoint], policy: Policy, memory: Memory | None = None) -> Plan:
@@ -144,7 +164,7 @@ def test_where_all_is_durable_and_the_pointer_moved_only_what_is_unread_or_gone_
     for decided in plans(policy):
         newest = decided.newest.name if decided.newest else None
         allowed = permit(decided, durable=frozenset(NAMES), pointed=newest)
-        unread = any(d.checkpoint.pending for d in decided.decisions)
+        unread = any(d.checkpoint.content is Content.UNREAD for d in decided.decisions)
         assert allowed.prunes == decided.prune or unread or newest is None
 
 
@@ -184,7 +204,7 @@ def test_what_is_held_back_says_what_it_waits_for(
 def test_before_any_pass_a_look_holds_back_only_what_no_pass_could_do(policy: Policy) -> None:
     for decided in plans(policy):
         for pointed in POINTED:
-            held = held_back(decided, met=None, unread=frozenset(), pointed=pointed, is_there=False)
+            held = held_back(decided, met=None, pointed=pointed, is_there=False)
             newest = decided.newest.name if decided.newest else pointed
             stays = pointer_stays(decided, pointed, is_there=False)
             sure = permit(decided, durable=frozenset(NAMES), pointed=pointed if stays else newest, stays=stays)
@@ -198,7 +218,7 @@ def test_what_passes_have_met_holds_back_until_it_is_durable_and_read(policy: Po
         for durable, unread in itertools.product(SUBSETS, (frozenset(), frozenset(NAMES[-1:]))):
             seen = {name: replace(s, durability=Durability(name in durable)) for name, s in decided.memory.seen.items()}
             met = replace(decided.memory, seen=seen)
-            held = held_back(decided, met=met, unread=unread, pointed=None, is_there=False)
+            held = held_back(awaiting(decided, unread), met=met, pointed=None, is_there=False)
             assert held.keys() <= names(decided.prune)
             if stands_on - (durable - unread):
                 assert held.keys() == names(decided.prune)
@@ -227,7 +247,7 @@ def test_what_a_pass_met_says_nothing_of_a_save_that_was_written_over_it() -> No
     for inode, held in ((0, {"epoch_1.pth"}), (7, set())):
         seen = {name: replace(known, inode=inode) for name, known in decided.memory.seen.items()}
         met = replace(decided.memory, seen=seen)
-        assert held_back(decided, met=met, unread=frozenset(), pointed=None, is_there=False).keys() == held
+        assert held_back(decided, met=met, pointed=None, is_there=False).keys() == held
 
 
 def test_the_pointer_stays_on_what_is_newer_only_while_it_is_written_over_or_another_policys() -> None:

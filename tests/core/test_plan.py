@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ckptd.core.checkpoint import Checkpoint, Durability, State
+from ckptd.core.checkpoint import Checkpoint, Content, Durability, State
 from ckptd.core.entry import Entry
 from ckptd.core.memory import Memory
 from ckptd.core.plan import KEEP, PRUNE, SKIP, Plan, plan
@@ -67,7 +67,9 @@ def test_the_newest_survive_though_some_of_them_are_still_to_be_read(policy: Pol
     for run in RUNS[::2]:
         newest = run[-policy.max_keep :]
         for unread in itertools.chain.from_iterable(itertools.combinations(newest, n) for n in range(len(newest) + 1)):
-            decided = decide([replace(c, pending=c.step in unread) for c in epochs(*run)], policy)
+            decided = decide(
+                [replace(c, content=Content.UNREAD if c.step in unread else c.content) for c in epochs(*run)], policy
+            )
             assert not {*newest} & steps_of(decided, PRUNE), (run, unread)
             assert not {*unread} & {c.step for c in decided.relied_on}
 
@@ -186,8 +188,8 @@ def test_a_run_resumed_from_an_older_checkpoint_keeps_what_lies_above_until_it_i
 def test_what_lies_above_is_not_reached_by_a_save_that_is_still_to_be_read() -> None:
     policy = Policy(max_keep=1, rule="newest")
     before = decide([*epochs(5), *epochs(1, start=10)], Policy())
-    unread = replace(epochs(7, start=20)[0], pending=True)
-    for newest, gone in ((unread, set()), (replace(unread, pending=False), {1, 5})):
+    unread = replace(epochs(7, start=20)[0], content=Content.UNREAD)
+    for newest, gone in ((unread, set()), (replace(unread, content=Content.CHECKED), {1, 5})):
         decided = decide([*epochs(5), *epochs(1, start=10), newest], policy, before.memory)
         assert steps_of(decided, PRUNE) == gone
 
