@@ -28,7 +28,7 @@ from .workdir.place import is_ignored, left_alone_text
 from .workdir.workdir import WorkDir, check_library_use
 
 if TYPE_CHECKING:
-    from .passes.reconcile import Report
+    from .passes.report import Report
 
 StrPath = str | os.PathLike[str]
 

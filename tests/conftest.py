@@ -31,7 +31,8 @@ from ckptd import api
 from ckptd.core.policy import Policy
 from ckptd.passes.background import Background
 from ckptd.passes.reading import Reader
-from ckptd.passes.reconcile import Reconciler, Report
+from ckptd.passes.reconcile import Reconciler
+from ckptd.passes.report import Report
 from ckptd.workdir.workdir import WorkDir
 
 PACE = 4 if "COVERAGE_RUN" in os.environ else 1  # how many times as long all may take

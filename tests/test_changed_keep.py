@@ -25,7 +25,8 @@ from ckptd.disk.in_use import holder_of_files
 from ckptd.passes import patience
 from ckptd.passes.background import Background
 from ckptd.passes.patience import Patience
-from ckptd.passes.reconcile import Reconciler, Report
+from ckptd.passes.reconcile import Reconciler
+from ckptd.passes.report import Report
 from ckptd.passes.restore import restorable
 from ckptd.workdir import journal
 from ckptd.workdir.workdir import WorkDir

@@ -13,7 +13,7 @@ import pytest
 
 import ckptd
 from ckptd.core.plan import SKIP
-from ckptd.passes.reconcile import Report
+from ckptd.passes.report import Report
 from tests.golden_cases import CASES, Outside, Save, happenings, policy_of
 
 SHARDS = 6  # the cases in so many tests, so that a failure names a part

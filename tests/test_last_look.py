@@ -23,8 +23,9 @@ from ckptd.disk.in_use import OpenFiles
 from ckptd.inspect.scan import entry_of
 from ckptd.passes.background import Background
 from ckptd.passes.last_look import Holders
-from ckptd.passes.reconcile import Reconciler, Report
-from ckptd.passes.surveyor import Surveyor
+from ckptd.passes.protections import Protections
+from ckptd.passes.reconcile import Reconciler
+from ckptd.passes.report import Report
 from ckptd.workdir import trash
 from ckptd.workdir.state import read_state
 from ckptd.workdir.workdir import WorkDir
@@ -399,17 +400,17 @@ def test_nothing_is_freed_for_an_hour_where_a_look_in_the_trash_or_the_way_back_
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    named_now = Surveyor.named_now
+    named_now = Protections.named_now
 
-    def second_fails(surveyor: Surveyor) -> dict[str, list[str]]:
+    def second_fails(protections: Protections) -> dict[str, list[str]]:
         looked.append("")
         if len(looked) == 2 and what == "the look":
             refuse()
-        return {FILES[0]: ["pinned"]} if len(looked) == 2 else named_now(surveyor)
+        return {FILES[0]: ["pinned"]} if len(looked) == 2 else named_now(protections)
 
     background = Background()
     with WorkDir(work_dir) as work, monkeypatch.context() as patch:
-        patch.setattr(Surveyor, "named_now", second_fails)
+        patch.setattr(Protections, "named_now", second_fails)
         patch.setattr(trash, "give_back", refuse)
         reconciler = Reconciler(work, Policy(**POLICY), background, clock=lambda: now_ns)
         report = reconciler.reconcile()

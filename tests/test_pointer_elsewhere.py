@@ -15,6 +15,7 @@ import pytest
 from ckptd import api
 from ckptd.core.policy import Policy
 from ckptd.errors import RefusedError, UsageError
+from ckptd.passes.protections import Protections
 from ckptd.passes.reliance import Reliance
 
 from .conftest import Builder, Watching, a_pass, epochs, eventually, holding_open, left, torch_zip, truncated
@@ -78,7 +79,7 @@ def test_what_it_names_is_never_pruned_though_the_policy_looks_at_others(asked: 
     place_of(asked, work_dir).write_text(f"{work_dir}/iter_10.pth\n")  # as if the policy had looked at all
     decided = {d.checkpoint.name: d for d in api.plan(work_dir, Policy(**ONE, pointer=asked)).decisions}
     assert decided["iter_20.pth"].decision == "keep"
-    named = api.Surveyor(api.WorkDir(work_dir), Policy(**ONE, pointer=asked)).named_now()
+    named = Protections(api.WorkDir(work_dir), Policy(**ONE, pointer=asked)).named_now()
     assert [name for name, why in named.items() if "named by" in why[0]] == ["iter_10.pth"]
 
 

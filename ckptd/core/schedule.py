@@ -13,6 +13,7 @@ from ..errors import CkptdError, UsageError
 from .naming import Template
 
 VERSION = 1
+DIRECTORY = "schedules"  # in `.ckptd`, one file for each template
 LARGEST_BYTES = 4096  # a schedule is a line; what is larger is none
 WITNESSES = 3  # how many of the last saves can contradict a schedule
 

@@ -19,7 +19,8 @@ from ..passes import unrecognised  # noqa: F401
 from ..passes.back_off import back_off_s
 from ..passes.left_behind import LeftBehind
 from ..passes.patience import Patience
-from ..passes.reconcile import Reconciler, Report
+from ..passes.reconcile import Reconciler
+from ..passes.report import Report
 from ..text.advice import beyond_text, ignored_text
 from ..text.render import summary, will_happen
 from ..text.voice import Voice

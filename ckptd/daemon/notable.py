@@ -14,10 +14,10 @@ from ..core.finder import Finder
 from ..core.keyed import names_from
 from ..core.layouts import FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS
 from ..core.policy import Policy
+from ..core.schedule import DIRECTORY
 from ..core.survey import Survey
 from ..disk.descriptors import OWN_DIR, temporary_name
 from ..inspect.scan import PIN_ENDING, SIDECAR_ENDING, TRAINER_STATE
-from ..passes.surveyor import SCHEDULES
 from ..workdir.place import IGNORE
 
 _TELLING = frozenset({
@@ -115,7 +115,7 @@ def declared_at(path: str) -> Stamp | None:
     parent, name = os.path.split(path)
     for own in (f"{path}/{OWN_DIR}", f"{parent}/{OWN_DIR}.{name}"):  # asked thousands of times a second in a storm
         try:
-            info = os.stat(f"{own}/{SCHEDULES}")
+            info = os.stat(f"{own}/{DIRECTORY}")
         except OSError:
             continue
         if abs(time.time_ns() - info.st_mtime_ns) < _TICK_NS:

@@ -38,7 +38,7 @@ class LeftBehind:
         self._work, self._clock = work, clock
         voice = voice or Voice()
         self._surveyor = Surveyor(work, policy, voice=voice)
-        named_now = self._surveyor.named_now
+        named_now = self._surveyor.protections.named_now
         self._pruner = Pruner(work, policy.trash_ttl_s, background, clock, voice, lambda: True, named_now)
         self._taken = False
 

@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from ..core.budget import MIN_FREE, Budget
@@ -38,49 +38,11 @@ from .patience import Patience
 from .pruner import Pruner
 from .reading import Reader
 from .reliance import Reliance
+from .report import Report
 from .surveyor import Surveyor
 
 _CLOSING_NS = 500_000_000
 _SETTLED_S = 0.05  # so that what has to be quiet for so long then is
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a pass has done.
-
-    pruned: the decisions carried out. failed: names with the reason for which the system refused. moved: the name
-    the pointer was moved to, if it was. look_again_s: when something can have changed without an event, or None.
-    waits: whether contents are still being read. unsaid: whether the pointer or the state could not be written.
-    """
-
-    survey: Survey
-    pruned: tuple[Decision, ...] = ()
-    failed: dict[str, str] | None = None
-    moved: str | None = None
-    look_again_s: float | None = None
-    waits: bool = False
-    unsaid: bool = False
-
-    @property
-    def exit_code(self) -> int:
-        """3 if the system refused a deletion, 1 if the pointer or the state is not what it should be, else 0."""
-        if self.failed or self.survey.unreadable:
-            return 3
-        return 1 if self.unsaid else 0
-
-    @property
-    def counts(self) -> str:
-        """What is kept, pruned and so on, as one line of a log."""
-        states = [d.checkpoint.state for d in self.survey.plan.decisions]
-        newest = self.survey.plan.newest
-        # By their bytes: the survey may be one that was made after some of them had gone already.
-        gone = {d.checkpoint.entry.bytes_on_disk for d in self.pruned}
-        kept = sum(d.checkpoint.entry.bytes_on_disk not in gone for d in self.survey.plan.decisions)
-        return (
-            f"reconciled kept={kept} pruned={len(self.pruned)} "
-            f"incomplete={states.count(State.INCOMPLETE)} in_flight={states.count(State.IN_FLIGHT)} "
-            f"failed={len(self.failed or ()) + len(self.survey.unreadable)} newest={newest.name if newest else 'none'}"
-        )
 
 
 class Reconciler:
@@ -113,7 +75,7 @@ class Reconciler:
         self._held = Held(work, voice)
         self._pruner = Pruner(
             work, policy.trash_ttl_s, background, clock, voice, lambda: stopping() or _is_left_alone(work),
-            self.surveyor.named_now,
+            self.surveyor.protections.named_now,
         )  # fmt: skip
         self._reliance = Reliance(self.surveyor, reader or Reader(background, wait=True), clock, voice)
 
@@ -227,7 +189,7 @@ class Reconciler:
         reliable = self._reliance.establish(survey)
         survey, synced = reliable.survey, reliable.names
         prunes = permit(survey.plan, durable=synced, pointed=survey.pointed_name).prunes
-        stays = reasons_to_stay(survey, prunes, self.surveyor.named_now(), work_fd=self.work.fd)
+        stays = reasons_to_stay(survey, prunes, self.surveyor.protections.named_now(), work_fd=self.work.fd)
         for decision in prunes:
             name = decision.checkpoint.name
             if name in stays:
@@ -246,7 +208,8 @@ class Reconciler:
 
     def _point(self, survey: Survey, synced: frozenset[str]) -> tuple[str | None, Permit, bool]:
         """Move the pointer; return the name it was moved to, what may be deleted now, and whether there was room."""
-        plan, pointed, newest, pointer = survey.plan, survey.pointed_name, survey.plan.newest, self.surveyor.pointer
+        plan, pointed, newest = survey.plan, survey.pointed_name, survey.plan.newest
+        pointer = self.surveyor.protections.pointer
         is_there = pointed is not None and exists(pointed, dir_fd=self.work.fd)
         stays = pointer_stays(plan, pointed, is_there=is_there)
         as_it_is = partial(permit, plan, durable=synced, pointed=pointed, stays=stays)

@@ -5,8 +5,6 @@ The one place where scan, verify, the pointers and what is remembered become the
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -17,33 +15,31 @@ from ..core.checkpoint import Checkpoint, Content, Durability, State
 from ..core.entry import Entry, LeftAlone, Unreadable
 from ..core.finder import Finder, Known
 from ..core.keyed import names_from
-from ..core.layouts import DEFAULT_TEMPLATES, FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS, LAYOUTS
+from ..core.layouts import DEFAULT_TEMPLATES, LAYOUTS
 from ..core.memory import Memory, Seen
 from ..core.naming import Template
 from ..core.plan import plan
-from ..core.policy import NO_POINTER, Policy
-from ..core.reason import Kind, Reason
-from ..core.schedule import LARGEST_BYTES, Schedule
+from ..core.policy import Policy
+from ..core.schedule import DIRECTORY, Schedule
 from ..core.survey import Findings, Survey
-from ..disk.descriptors import FORBIDDEN, opened_own_dir, read_small
+from ..disk.descriptors import FORBIDDEN
 from ..disk.filesystem import is_local
 from ..disk.opened import OpenedDirectory
 from ..errors import CkptdError, RefusedError, why
-from ..inspect.scan import Found, scan, scan_marks
+from ..inspect.scan import Found, scan
 from ..inspect.verdict import Settling, Verdict, judge
 from ..text.advice import advice_on
 from ..text.voice import Voice
-from ..workdir.pointer import PointerFile, best_of_trainer, framework_pointers, link_target, named_by, read_pointer
+from ..workdir.schedules import read_schedules
 from ..workdir.state import read_state
 from ..workdir.workdir import WorkDir
-from .last_look import Holders
+from .protections import Protections
 
 if TYPE_CHECKING:
     from ..inspect.metrics import Scores
     from .floor import Room, RoomKeeper
     from .patience import Patience
 
-SCHEDULES = "schedules"
 _KNOWN_NAMES = {template.text for template in DEFAULT_TEMPLATES}
 
 
@@ -79,7 +75,6 @@ class Surveyor:
     _verdicts: dict[str, tuple[Entry, Verdict]] = field(default_factory=dict)
     _scores: Scores | None = None
     _finder: tuple[frozenset[str], Finder] | None = None
-    _best: dict[Entry, str | None] = field(default_factory=dict)
     _local: bool | None = None
     room: Room | None = None
     room_keeper: RoomKeeper | None = None
@@ -92,7 +87,7 @@ class Surveyor:
             # Not this object: among ten thousand, cycles are not collected in time.
             voice, path = self.voice, self.work.path
             self._scores = Scores(wanted, lambda text: voice.once("scores", f"{path}/{text}", of=text))
-        self.pointer = PointerFile(self.work, self.policy.pointer)
+        self.protections = Protections(self.work, self.policy, as_remembered=self.as_remembered)
         if self.policy.min_free is not None:
             from .floor import RoomKeeper  # here, because those who only read seldom ask for room
 
@@ -106,8 +101,10 @@ class Surveyor:
         work = self.work
         own_fd = work.open_own()
         remembered = self._remember(own_fd)
-        declared = self._declared(own_fd, now_ns)
-        self.pointer.check_ours({said.work_dir for said in declared.values() if said.work_dir})
+        declared, ignored = read_schedules(own_fd, now_ns)
+        place = f"{work.own_path}/{DIRECTORY}"
+        self.voice.all_of("schedules", {name: f"ignored {place}/{name}: {ignored[name]}" for name in ignored})
+        self.protections.pointer.check_ours({said.work_dir for said in declared.values() if said.work_dir})
         named = {*declared, *(remembered.series if remembered and self.as_remembered else ())} - _KNOWN_NAMES
         finder = self._finder_of(frozenset(named), declared)
         before = [names for text in (remembered.series if remembered else ()) if (names := finder.series_of(text))]
@@ -118,8 +115,9 @@ class Surveyor:
         judged = self._judge(found, remembered, asked_for, now_ns, strict=strict)
         there = {entry.name for entry in found.entries}
         self.findings.forget(lambda name: name not in there)
-        protected = self._protections(found, judged)
-        trusted = None if remembered else self._trusted({c.name for c in judged.checkpoints if c.state.whole})
+        protected = self.protections.of(found, judged.trainers)
+        whole = {c.name for c in judged.checkpoints if c.state.whole}
+        trusted = None if remembered else self.protections.trusted(whole)
         ended: frozenset[str] | None = None if self.patience is None else frozenset()
         room = self._look_at_room(now_ns, judged)
         while True:
@@ -135,20 +133,20 @@ class Surveyor:
                     judged.settles_s = min(again_s, judged.settles_s or again_s)
                 if ended:
                     continue
-            used = self._uses([d.checkpoint.name for d in decided.prune])
+            used = self.protections.in_use(d.checkpoint.name for d in decided.prune)
             if not used:
                 break
             for name, use in used.items():
                 protected.setdefault(name, []).append(use)
-        ignored = {series.grid.template.text for series in decided.series if series.grid.ignored}
+        overruled = {series.grid.template.text for series in decided.series if series.grid.ignored}
         return Survey(
             decided,
             tuple(judged.left_alone),
             tuple(judged.unreadable),
             remembered,
-            self._read_pointer(),
-            {text: said for text, said in declared.items() if text not in ignored},
-            (*advice_on(decided, self.policy, remembered is None, trusted), *self._on_old_pointer()),
+            self.protections.pointed(),
+            {text: said for text, said in declared.items() if text not in overruled},
+            (*advice_on(decided, self.policy, remembered is None, trusted), *self.protections.advice()),
             judged.settles_s,
             named=frozenset({*declared, *(remembered.series if remembered else ())}),
             links=frozenset(found.linked.values()),
@@ -180,28 +178,6 @@ class Surveyor:
             remembered = [names_from(text) for text in sorted(named - declared.keys())]
             self._finder = named, self.policy.finder(said, remembered)
         return self._finder[1]
-
-    def _declared(self, own_fd: int | None, now_ns: int) -> dict[str, Schedule]:
-        """The schedules that runs have declared in `.ckptd/schedules/`, by template; what is corrupt is ignored."""
-        declared: dict[str, Schedule] = {}
-        ignored: dict[str, str] = {}
-        if own_fd is None:
-            return declared
-        with contextlib.suppress(FileNotFoundError), opened_own_dir(SCHEDULES, dir_fd=own_fd) as fd:
-            for name in sorted(os.listdir(fd)):
-                if name.startswith("."):
-                    continue
-                try:
-                    declared_ns = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mtime_ns
-                    schedule = Schedule.from_text((read_small(name, dir_fd=fd, at_most=LARGEST_BYTES) or b"").decode())
-                except (CkptdError, OSError, UnicodeDecodeError) as error:
-                    ignored[name] = f"ignored {self.work.own_path}/{SCHEDULES}/{name}: {why(error)}"
-                else:
-                    # A time in the future tells nothing: every save is then taken for one that came after.
-                    known_ns = declared_ns if declared_ns <= now_ns else None
-                    declared[schedule.template] = replace(schedule, declared_ns=known_ns)
-        self.voice.all_of("schedules", ignored)
-        return declared
 
     def _judge(
         self, found: Found, remembered: Memory | None, asked_for: set[str], now_ns: int, *, strict: bool
@@ -292,98 +268,7 @@ class Surveyor:
         known = seen.get(entry.name)
         if known is None or not known.whole or not known.is_same_file(entry) or known.changes != entry.changes:
             return False
-        return entry.touched_ns <= entry.mtime_ns or entry.touched_ns <= self._pointed_ns(entry.name)
-
-    def _pointed_ns(self, name: str) -> int:
-        """When the pointer was set to a checkpoint; 0 if it names another."""
-        text = self._read_pointer()
-        return self.pointer.written_ns() if text is not None and named_by(text) == name else 0
-
-    def _protections(self, found: Found, judged: _Judged) -> dict[str, list[Reason]]:
-        """Who must stay whatever a rule says, with the reasons (docs/design.md, section 4)."""
-        protected = self._named(found)
-        trainers = [entry for entry in found.entries if entry.name in judged.trainers]
-        if trainers:
-            newest = max(trainers, key=lambda entry: (entry.mtime_ns, entry.step))
-            if newest not in self._best:  # else read already
-                self._best = {newest: best_of_trainer(newest.name, dir_fd=self.work.fd)}
-            best = self._best[newest]
-            if best is not None:
-                _protect(protected, best, Kind.POINTER, f"the best, by {newest.name}/trainer_state.json")
-        for entry in found.entries:
-            # Of directories only: on overlayfs a file's device is that of its layer. A file that something is mounted
-            # on cannot be renamed, and says so then.
-            if entry.is_dir and entry.device != self.work.device:
-                _protect(protected, entry.name, Kind.MOUNT, "a mount point")
-        return protected
-
-    def _read_pointer(self) -> str | None:
-        """The line in our pointer. A reader need not know that there is none among the checkpoints."""
-        text = self.pointer.read()
-        if text is None and self.as_remembered and self.policy.pointer != NO_POINTER:
-            hidden = PointerFile(self.work, NO_POINTER)
-            text = hidden.read()
-            if text is not None:
-                self.pointer = hidden
-        return text
-
-    def _on_old_pointer(self) -> list[str]:
-        """What to know of a pointer that lies there from before there was to be none."""
-        name = Policy.pointer
-        if self.policy.pointer != NO_POINTER and "/" not in self.policy.pointer:
-            return []
-        line = read_pointer(name, dir_fd=self.work.pointer_fd)
-        if line is None:
-            return []
-        return [f"{name} is there from before and kept up no more; while it is, {named_by(line)} stays: remove it"]
-
-    def named_now(self) -> dict[str, list[Reason]]:
-        """What is pinned, or named by a pointer or a symlink, at this moment, with the reasons."""
-        named = self._named(scan_marks(self.work.path, self.work.fd))
-        text = self.pointer.read()
-        if text:
-            _protect(named, named_by(text), Kind.POINTER, f"named by {self.pointer.name}")
-        return named
-
-    def _named(self, found: Found) -> dict[str, list[Reason]]:
-        named: dict[str, list[Reason]] = {}
-        for name in found.pinned:
-            _protect(named, name, Kind.PINNED, "pinned")
-        for name, link in found.linked.items():
-            _protect(named, name, Kind.LINK, f"named by the symlink {link}")
-        others = [pointer for pointer in FRAMEWORK_POINTERS if pointer.file != self.policy.pointer]
-        for file, names in framework_pointers(others, dir_fd=self.work.fd).items():
-            for name in names:
-                _protect(named, name, Kind.POINTER, f"named by {file}")
-        return named
-
-    def _trusted(self, whole: set[str]) -> str | None:
-        """The complete checkpoint that a pointer in a work dir names which is met for the first time."""
-        for name in dict.fromkeys((self.policy.pointer, *FIRST_CONTACT_POINTERS)):
-            target = link_target(name, dir_fd=self.work.fd)
-            if target is None:
-                ours = name == self.policy.pointer
-                text = self.pointer.read() if ours else read_pointer(name, dir_fd=self.work.fd)
-                target = named_by(text) if text else None
-            if target in whole:
-                return target
-        return None
-
-    def _uses(self, names: list[str]) -> dict[str, Reason]:
-        """Who is at the checkpoints that are about to go."""
-        used: dict[str, Reason] = {}
-        holders = Holders()
-        for name in names:
-            # What cannot be looked at now cannot be renamed either, and says so then.
-            with contextlib.suppress(OSError, RefusedError):
-                use = holders.of(name, dir_fd=self.work.fd)
-                if use:
-                    used[name] = Reason(Kind.IN_USE, use)
-        return used
-
-
-def _protect(protected: dict[str, list[Reason]], name: str, kind: Kind, text: str) -> None:
-    protected.setdefault(name, []).append(Reason(kind, text))
+        return entry.touched_ns <= entry.mtime_ns or entry.touched_ns <= self.protections.pointed_ns(entry.name)
 
 
 def _any(series: str) -> bool:

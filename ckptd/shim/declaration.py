@@ -7,7 +7,7 @@ import logging
 import os
 
 from ..core.naming import Template
-from ..core.schedule import LARGEST_BYTES, Schedule
+from ..core.schedule import DIRECTORY, LARGEST_BYTES, Schedule
 from ..disk.descriptors import (
     OWN_DIR,
     listed,
@@ -20,8 +20,6 @@ from ..disk.descriptors import (
 from ..errors import CkptdError, why
 from ..workdir.place import make_own, opened_own
 from .ranks import rank_of
-
-SCHEDULES = "schedules"
 
 _log = logging.getLogger("ckptd.shim")
 _warned: set[tuple[str, str]] = set()
@@ -76,8 +74,8 @@ def _write(schedule: Schedule, dir_fd: int) -> None:
     make_own(dir_fd)
     with opened_own(dir_fd) as own_fd:
         with contextlib.suppress(FileExistsError):
-            os.mkdir(SCHEDULES, dir_fd=own_fd)
-        with opened_own_dir(SCHEDULES, dir_fd=own_fd) as fd:
+            os.mkdir(DIRECTORY, dir_fd=own_fd)
+        with opened_own_dir(DIRECTORY, dir_fd=own_fd) as fd:
             open_as_its_directory(fd, dir_fd=own_fd)
             with contextlib.suppress(CkptdError):  # what is no schedule is replaced, or that fails below
                 if read_small(name, dir_fd=fd, at_most=LARGEST_BYTES) == content:

@@ -19,7 +19,8 @@ from ckptd.core.survey import Survey
 from ckptd.errors import OwnedError
 from ckptd.passes import restore
 from ckptd.passes.background import Background
-from ckptd.passes.reconcile import Reconciler, Report
+from ckptd.passes.reconcile import Reconciler
+from ckptd.passes.report import Report
 from ckptd.passes.surveyor import Surveyor
 from ckptd.workdir.workdir import WorkDir
 
