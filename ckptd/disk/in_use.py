@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from typing import Union
+from typing import NamedTuple
 
 from .descriptors import OWN_DIR
+from .processes import Handle, Mapping, Views, handles, mapped
 from .walk import walk, walk_opened
 
-Inode = tuple[Union[int, bytes], int]  # its device, or the name of a file that is mapped, and its number
 _LONGEST_COMMAND = 80  # characters
 
-_MAPPED = re.compile(rb"^\S+ (\S+) \S+ ([0-9a-f]+):([0-9a-f]+) ([1-9][0-9]*) +(\S.*)", re.MULTILINE)
+
+class Inode(NamedTuple):
+    """A file or a directory that is looked for. name: the last part of its path, empty where that says nothing."""
+
+    device: int
+    number: int
+    name: bytes
 
 
 class OpenFiles:
@@ -30,7 +35,7 @@ class OpenFiles:
     """
 
     def __init__(self) -> None:
-        self._users: dict[Inode, int] = {}
+        self._look = _Look(frozenset())
         self._stale_s = 0.0
 
     def user_of(self, name: str, *, dir_fd: int) -> int | None:
@@ -39,19 +44,15 @@ class OpenFiles:
         Raises OSError if it cannot be read.
         """
         inside = list(_inodes(name, dir_fd))
-        if time.monotonic() > self._stale_s:
-            self._look()
-        return next((self._users[inode] for inode in inside if inode in self._users), None)
-
-    def _look(self) -> None:
-        began_s, own = time.monotonic(), str(os.getpid())
-        self._users = {}
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            if pid != own:
-                for inode in (*_opened_by(pid), *_mapped_by(pid)):
-                    self._users.setdefault(inode, int(pid))
-        now_s = time.monotonic()
-        self._stale_s = now_s + (now_s - began_s)
+        devices = frozenset(inode.device for inode in inside)
+        if time.monotonic() > self._stale_s or not devices <= self._look.devices:
+            began_s = time.monotonic()
+            self._look = _Look(devices | self._look.devices)
+            for pid in _others():
+                self._look.add(pid)
+            now_s = time.monotonic()
+            self._stale_s = now_s + (now_s - began_s)
+        return next(self._look.users_of(inside), None)
 
 
 def writers_of(names: Iterable[str], *, dir_fd: int) -> list[int]:
@@ -62,10 +63,25 @@ def writers_of(names: Iterable[str], *, dir_fd: int) -> list[int]:
     inodes: set[Inode] = set()
     for name in names:
         info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-        of_file: list[Inode] = [(info.st_dev, info.st_ino), (os.fsencode(name), info.st_ino)]
-        inodes.update(_inodes(name, dir_fd) if stat.S_ISDIR(info.st_mode) else of_file)
-    pids = filter(str.isdigit, os.listdir("/proc"))
-    return sorted(int(pid) for pid in pids if not inodes.isdisjoint((*_written_by(pid), *_mapped_by(pid, b"ws"))))
+        own = [Inode(info.st_dev, info.st_ino, os.fsencode(name))]
+        inodes.update(_inodes(name, dir_fd) if stat.S_ISDIR(info.st_mode) else own)
+    look = _Look(frozenset(inode.device for inode in inodes), writers=True)
+    for pid in (*_others(), str(os.getpid())):
+        look.add(pid)
+    return sorted(set(look.users_of(inodes)))
+
+
+def holder_of_files(*, dir_fd: int) -> int | None:
+    """The pid of a process that has a file below a directory open or mapped, ours and our own files aside; 0 where
+    not all of it can be read, so that nobody knows."""
+    try:
+        files = set(_files(dir_fd))
+    except OSError:
+        return 0
+    look = _Look(frozenset(inode.device for inode in files))
+    for pid in _others():
+        look.add(pid)
+    return next(look.users_of(files), None)
 
 
 def process_text(pid: int) -> str:
@@ -78,27 +94,50 @@ def process_text(pid: int) -> str:
     return f"process {pid} ({shown})" if shown else f"process {pid}"
 
 
-def _written_by(pid: str) -> Iterator[Inode]:
-    with contextlib.suppress(OSError):  # gone, or another user's
-        for fd in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/fdinfo/{fd}") as file:
-                flags = next((int(line.split()[1], 8) for line in file if line.startswith("flags:")), 0)
-                if flags & os.O_ACCMODE != os.O_RDONLY:
-                    info = os.stat(f"/proc/{pid}/fd/{fd}")
-                    yield info.st_dev, info.st_ino
+class _Look:
+    """What the processes that were added have at one moment. devices: of all that will be asked about. writers: only
+    what is open or mapped for writing counts."""
+
+    def __init__(self, devices: frozenset[int], *, writers: bool = False) -> None:
+        self.devices = devices
+        self._writers = writers
+        self._views = Views(devices)
+        self._numbered: dict[int, list[Handle]] = {}
+        self._mapped: dict[int, list[tuple[Mapping, int]]] = {}
+        self._asked: dict[tuple[int, int], int] = {}
+
+    def add(self, pid: str) -> None:
+        for handle in handles(pid):
+            if handle.writes or not self._writers:
+                self._add(handle)
+        for mapping in mapped(pid):
+            if mapping.writes or not self._writers:
+                self._mapped.setdefault(mapping.inode, []).append((mapping, int(pid)))
+        if not self._writers and (place := self._views.works_in(pid)) is not None:
+            self._asked.setdefault(place, int(pid))
+
+    def users_of(self, inodes: Iterable[Inode]) -> Iterator[int]:
+        for device, number, name in inodes:
+            if (device, number) in self._asked:
+                yield self._asked[device, number]
+            for handle in self._numbered.get(number, ()):
+                if self._views.is_at(handle, device, name):
+                    yield int(handle.pid)
+            for mapping, pid in self._mapped.get(number, ()):
+                # On btrfs and overlayfs the kernel shows another device here than stat does.
+                if mapping.device == device or mapping.name == name:
+                    yield pid
+
+    def _add(self, handle: Handle) -> None:
+        if handle.inode is not None and self._views.has_number(handle):
+            self._numbered.setdefault(handle.inode, []).append(handle)
+        elif (place := self._views.asked(handle)) is not None:
+            self._asked.setdefault(place, int(handle.pid))
 
 
-def holder_of_files(*, dir_fd: int) -> int | None:
-    """The pid of a process that has a file below a directory open or mapped, ours and our own files aside; 0 where
-    not all of it can be read, so that nobody knows."""
-    try:
-        files = set(_files(dir_fd))
-    except OSError:
-        return 0
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        if pid != str(os.getpid()) and any(inode in files for inode in (*_opened_by(pid), *_mapped_by(pid))):
-            return int(pid)
-    return None
+def _others() -> Iterator[str]:
+    own = str(os.getpid())
+    return (name for name in os.listdir("/proc") if name.isdigit() and name != own)
 
 
 def _files(dir_fd: int) -> Iterator[Inode]:
@@ -115,7 +154,7 @@ def _files(dir_fd: int) -> Iterator[Inode]:
 def _inodes(name: str, dir_fd: int) -> Iterator[Inode]:
     for fd, _, _, others in walk(name, dir_fd=dir_fd):
         info = os.fstat(fd)
-        yield info.st_dev, info.st_ino
+        yield Inode(info.st_dev, info.st_ino, b"")
         yield from _inodes_of(others)
 
 
@@ -123,24 +162,4 @@ def _inodes_of(entries: Iterable[os.DirEntry[str]]) -> Iterator[Inode]:
     for entry in entries:
         with contextlib.suppress(FileNotFoundError):
             info = entry.stat(follow_symlinks=False)
-            yield info.st_dev, info.st_ino
-            yield os.fsencode(entry.name), info.st_ino
-
-
-def _opened_by(pid: str) -> Iterator[Inode]:
-    # By inode and not by path: a process in a container has another name for the same file.
-    with contextlib.suppress(OSError):  # gone, or another user's
-        for link in (f"/proc/{pid}/cwd", *(f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd"))):
-            with contextlib.suppress(OSError):
-                info = os.stat(link)
-                yield info.st_dev, info.st_ino
-
-
-def _mapped_by(pid: str, how: bytes = b"") -> Iterator[Inode]:
-    """Of the files that it has mapped those whose permissions hold each letter of `how`."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", "rb") as maps:
-        for allowed, major, minor, inode, path in set(_MAPPED.findall(maps.read())):
-            if set(how) <= set(allowed):
-                yield os.makedev(int(major, 16), int(minor, 16)), int(inode)
-                # On btrfs and overlayfs the kernel shows another device here than stat does.
-                yield path.rpartition(b"/")[2], int(inode)
+            yield Inode(info.st_dev, info.st_ino, os.fsencode(entry.name))

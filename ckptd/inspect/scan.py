@@ -18,6 +18,7 @@ from ..core.naming import PIN_ENDING as PIN_ENDING
 from ..core.naming import SIDECAR_ENDING as SIDECAR_ENDING
 from ..disk.descriptors import FORBIDDEN, exists, listed, names_in, opened_dir
 from ..disk.walk import walk
+from .links import names_behind
 
 DCP_MARKER = ".metadata"
 INDEX_ENDING = ".index.json"  # Hugging Face: names the shard of every tensor
@@ -206,39 +207,6 @@ def _measured(entry: Entry, dir_fd: int) -> Entry:
 def _note_mark(found: Found, work_dir: str, dir_fd: int, entry: os.DirEntry[str]) -> None:
     """Remember what a pin or a symlink says of others."""
     if entry.is_symlink():
-        _note_link(found, work_dir, dir_fd, entry.name)
+        found.linked.update(dict.fromkeys(names_behind(entry.name, work_dir, dir_fd=dir_fd), entry.name))
     if entry.name.endswith(PIN_ENDING):
         found.pinned.add(entry.name[: -len(PIN_ENDING)])
-
-
-def _note_link(found: Found, work_dir: str, dir_fd: int, link: str) -> None:
-    """Remember what a symlink names inside the work dir: the name it holds, and the one it ends at.
-
-    One that leads nowhere here may well lead somewhere in a container, on another host, or before the run was moved:
-    there it names what bears a name of its path here. One that leads to another file elsewhere names that one.
-    """
-    try:
-        target = os.readlink(link, dir_fd=dir_fd)
-    except OSError:
-        return
-    here = os.path.realpath(work_dir)
-    paths = os.path.normpath(os.path.join(here, target)), os.path.realpath(os.path.join(here, link))
-    ways = [os.path.relpath(path, here).split(os.sep) for path in paths]
-    try:
-        there = os.stat(link, dir_fd=dir_fd)
-    except OSError:
-        names = [part for way in ways for part in way]
-    else:
-        names = [way[0] for way in ways]
-        if _is_the_same(there, ways[1][-1], dir_fd):
-            names.append(ways[1][-1])  # by another way, such as a bind mount
-    for name in names:
-        if name not in (os.curdir, os.pardir, link):
-            found.linked[name] = link
-
-
-def _is_the_same(there: os.stat_result, name: str, dir_fd: int) -> bool:
-    try:
-        return os.path.samestat(there, stat_entry(name, dir_fd=dir_fd))
-    except OSError:
-        return False
