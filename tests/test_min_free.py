@@ -8,15 +8,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ckptd import api
+from ckptd.core.entry import Entry
 from ckptd.core.policy import Policy
 from ckptd.passes import floor
 from ckptd.passes.background import Background
 from ckptd.passes.reconcile import Reconciler
-from ckptd.workdir import taken
+from ckptd.text.human import human_bytes
+from ckptd.workdir import taken, trash
 from ckptd.workdir.workdir import WorkDir
 
 from .conftest import Builder, Watching, a_pass, epochs, eventually, left
@@ -168,6 +171,58 @@ def test_where_it_has_come_free_the_next_may_go(disk: ADisk, passes: Passes, mon
     assert passes(after_s=60) == ["epoch_2.pth"]
 
 
+def test_what_was_refused_or_never_begun_does_not_have_to_come_free(
+    disk: ADisk, passes: Passes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(floor, "frees_what_is_deleted", lambda _: False)
+    passes()
+    disk.beside -= 1
+
+    def killed(*_: object) -> tuple[list[object], dict[str, str]]:
+        return [], {}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(passes.reconciler._pruner, "prune", killed)
+        assert passes() == []
+    assert "epoch_1.pth" in (disk.work_dir / ".ckptd" / taken.NAME).read_text()
+    disk.beside -= disk.taken() // 10  # others write meanwhile
+    assert passes(after_s=1) == ["epoch_1.pth"]
+    assert "have not come free" not in caplog.text
+
+
+def test_only_what_is_really_gone_is_said_not_to_have_come_free(
+    disk: ADisk, passes: Passes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(floor, "frees_what_is_deleted", lambda _: False)
+    passes()
+    disk.comes_free = False
+    disk.beside -= disk.taken() // 5 + 1
+    put, refused = trash.put, []
+
+    def refusing(entry: Entry, **where: Any) -> str:
+        if entry.name == "epoch_1.pth":
+            refused.append(entry.name)
+            raise PermissionError(1, "Operation not permitted")
+        return put(entry, **where)
+
+    monkeypatch.setattr(trash, "put", refusing)
+    one = disk.taken() // 5
+    assert passes() == ["epoch_2.pth"]
+    assert refused
+    assert passes(after_s=60) == []
+    assert f"{human_bytes(one)} were deleted for --min-free" in caplog.text
+
+
+def test_what_the_run_saves_meanwhile_does_not_hide_that_it_has_come_free(
+    disk: ADisk, passes: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(floor, "frees_what_is_deleted", lambda _: False)
+    disk.beside -= 1
+    assert passes() == ["epoch_1.pth"]
+    Builder(disk.work_dir)(*epochs(6, 7))
+    assert passes(after_s=60) == epochs(2, 3)
+
+
 def test_the_nearer_the_floor_the_sooner_it_looks_again(disk: ADisk, passes: Passes) -> None:
     for spare, again_s in ((10**12, 60), (30 * 10**9, 30), (10**9, 5), (0, 5), (-(10**6), 5), (-(10**6), 60)):
         disk.beside = FLOOR + disk.taken() + spare
@@ -177,10 +232,10 @@ def test_the_nearer_the_floor_the_sooner_it_looks_again(disk: ADisk, passes: Pas
 
 def test_a_broken_note_is_as_if_nothing_had_gone(disk: ADisk, passes: Passes) -> None:
     passes()
-    for content in (b"", b"[]", b'{"at_ns": "x"}', b"null", b"x" * 2000):
+    for content in (b"", b"[]", b'{"at_ns": "x"}', b'{"going": {"a": [1]}}', b"null", b"x" * 2000):
         (disk.work_dir / ".ckptd" / taken.NAME).write_bytes(content)
         keeper = floor.RoomKeeper(passes.work, Policy(min_free=FLOOR).min_free)
-        assert keeper.look(passes.now_ns).disk is not None
+        assert keeper.look(passes.now_ns, ()).disk is not None
 
 
 def test_watch_takes_it_as_the_disk_fills_without_an_event(disk: ADisk, watching: Watch) -> None:

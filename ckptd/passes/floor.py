@@ -1,18 +1,21 @@
 """How much room there is on the disk, for `--min-free`; and whether what went for it has come free.
 
-Where snapshots hold the blocks of what is deleted, or a server counts otherwise, deleting more frees no more. So each
-time something goes for want of room it is written down how much, and nothing else goes before that has shown.
+Where snapshots hold the blocks of what is deleted, or a server counts otherwise, deleting more frees no more. So what
+is to go for want of room is written down before, and nothing else goes before that has shown. What has not gone after
+all, because it was refused or the process was killed, does not have to.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..core.budget import Disk, Floor
+from ..core.entry import Entry
 from ..disk.filesystem import frees_what_is_deleted, room_on
 from ..text.human import human_bytes
 from ..workdir import trash
-from ..workdir.taken import NAME, Taken, forget_taken, read_taken, write_taken
+from ..workdir.taken import NAME, Going, Taken, forget_taken, read_taken, write_taken
 from ..workdir.workdir import WorkDir
 
 CALM_S = 5.0  # a file system may free what was deleted a while after the call
@@ -38,34 +41,41 @@ class RoomKeeper:
         self._work, self._floor = work, floor
         self._taken: Taken | None = None
         self._was_read = False
+        self._room_bytes = 0
 
-    def look(self, now_ns: int) -> Room:
-        """What there is, the trash first: what comes free between the two counts twice, and so less goes."""
+    def look(self, now_ns: int, there: Sequence[Entry]) -> Room:
+        """What there is, the trash first: what comes free between the two counts twice, and so less goes.
+
+        there: what has a checkpoint's name now.
+        """
         own_fd = self._work.open_own()
         in_trash = trash.total_bytes(own_fd)
         disk = Disk(*room_on(self._work.fd), in_trash)
         spare_bytes = disk.free_bytes - self._floor.bytes_of(disk)
         shortest, longest = _AGAIN_S
         again_s = min(longest, max(shortest, spare_bytes / _FASTEST_BYTES_PER_S)) if spare_bytes >= 0 else longest
+        self._room_bytes = disk.free_bytes + in_trash + sum(entry.allocated_bytes for entry in there)
         taken = self._read(own_fd)
-        if taken is None or spare_bytes >= 0:
+        gone_bytes = taken.gone_bytes(there) if taken is not None else 0
+        if taken is None or spare_bytes >= 0 or not gone_bytes:
             return Room(disk, again_s, has_shown=True)
         waits_s = CALM_S - (now_ns - taken.at_ns) / 1e9
         if 0 < waits_s <= CALM_S:
             return Room(None, waits_s)
-        expected_bytes = taken.free_bytes + taken.taken_bytes // 2  # others write meanwhile
-        if disk.free_bytes + in_trash < expected_bytes and not frees_what_is_deleted(self._work.fd):
-            return Room(None, longest, doubt=self._doubt(taken))
+        expected_bytes = taken.room_bytes - gone_bytes // 2  # others write meanwhile
+        if self._room_bytes < expected_bytes and not frees_what_is_deleted(self._work.fd):
+            return Room(None, longest, doubt=self._doubt(gone_bytes))
         return Room(disk, again_s, has_shown=True)
 
-    def take(self, disk: Disk, taken_bytes: int, now_ns: int) -> None:
-        """Write down that so much is about to go for want of room. Raises OSError, but for a disk that is full."""
+    def take(self, going: Iterable[Entry], now_ns: int) -> None:
+        """Write down what is about to go for want of room. Raises OSError, but for a disk that is full."""
         assert self._work.own_fd is not None  # nothing goes before the work dir is taken
-        self._taken, self._was_read = Taken(now_ns, disk.free_bytes, taken_bytes), True
+        by_name = {entry.name: Going.of(entry) for entry in going}
+        self._taken, self._was_read = Taken(now_ns, self._room_bytes, by_name), True
         write_taken(self._taken, self._work.own_fd)
 
     def forget(self) -> None:
-        """What went has shown, or there is room."""
+        """What went has shown, or nothing did, or there is room."""
         if self._taken is not None and self._work.own_fd is not None:
             self._taken = None
             forget_taken(self._work.own_fd)
@@ -76,9 +86,9 @@ class RoomKeeper:
             self._taken = read_taken(own_fd)
         return self._taken
 
-    def _doubt(self, taken: Taken) -> str:
+    def _doubt(self, gone_bytes: int) -> str:
         return (
-            f"{self._work.path}: {human_bytes(taken.taken_bytes)} were deleted for --min-free, and have not come free "
+            f"{self._work.path}: {human_bytes(gone_bytes)} were deleted for --min-free, and have not come free "
             "(a snapshot may hold them, or others write as much); nothing more goes for it until there is room again, "
             f"or {self._work.own_path}/{NAME} is removed"
         )

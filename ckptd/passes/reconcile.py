@@ -161,7 +161,7 @@ class Reconciler:
         troubled = bool(failed) or unsaid or reliable.troubled
         self._failures = self._failures + 1 if troubled else 0
         again_s = self._look_again_s(survey, troubled=troubled)
-        if for_room:
+        if for_room and pruned:
             again_s = min(CALM_S, again_s or CALM_S)
         unlinked, self._unlinked = self._unlinked, []
         return Report(survey, (*unlinked, *pruned), failed, moved, again_s, reliable.waits, unsaid)
@@ -239,9 +239,9 @@ class Reconciler:
         keeper, room = self.surveyor.room_keeper, self.surveyor.room
         if keeper is None or room is None or plan.budget is None:
             return False
-        going = [d.checkpoint.allocated_bytes for d in prunes if any(r.kind is Kind.BUDGET for r in d.reasons)]
+        going = [d.checkpoint.entry for d in prunes if any(r.kind is Kind.BUDGET for r in d.reasons)]
         if going and plan.budget.option == MIN_FREE and room.disk is not None:
-            keeper.take(room.disk, sum(going), self._clock())
+            keeper.take(going, self._clock())
             return True
         if room.has_shown:
             keeper.forget()

@@ -119,7 +119,7 @@ class Surveyor:
         whole = {c.name for c in judged.checkpoints if c.state.whole}
         trusted = None if remembered else self.protections.trusted(whole)
         ended: frozenset[str] | None = None if self.patience is None else frozenset()
-        room = self._look_at_room(now_ns, judged)
+        room = self._look_at_room(now_ns, found, judged)
         while True:
             decided = plan(
                 judged.checkpoints, self.policy, memory=remembered or Memory(), now_ns=now_ns,
@@ -152,10 +152,10 @@ class Surveyor:
             links=frozenset(found.linked.values()),
         )
 
-    def _look_at_room(self, now_ns: int, judged: _Judged) -> Disk | None:
+    def _look_at_room(self, now_ns: int, found: Found, judged: _Judged) -> Disk | None:
         if self.room_keeper is None:
             return None
-        self.room = self.room_keeper.look(now_ns)
+        self.room = self.room_keeper.look(now_ns, found.entries)
         judged.settles_s = min(self.room.again_s, judged.settles_s or self.room.again_s)
         self.voice.all_of("room", {"": self.room.doubt} if self.room.doubt else {})
         return self.room.disk
