@@ -84,7 +84,7 @@ class Loop:
             lookout.start()
 
     def run(self) -> int:
-        """Go on until the end; returns the exit code. Raises CkptdError where there is nothing to go on with."""
+        """Go on until the end; returns the exit code."""
         ping_s = notify.watchdog_interval_s() or _LONGEST_S
         while (code := self.turn(min(self.next_s(), ping_s))) is None:
             if not self._hangs(ping_s):
@@ -108,6 +108,8 @@ class Loop:
         self._look_again()
         if self._late_s <= self._process.monotonic():
             self._stop_waiting()
+        if self._ended is not None:
+            return self._ended
         if self._code is not None and not self._awaited and self.crew.is_idle:
             return self._code
         return None
@@ -186,11 +188,13 @@ class Loop:
             then()
 
     def _begun(self) -> None:
-        """A service that can do nothing at all must not look up: it ends with the first thing to mend."""
+        """A service that can do nothing at all must not look up: it ends. Each keeper has said what is to be mended."""
         if self._named is not None and self._job is None:
             failures = [self.crew[path].failure for path in self._named.paths]
-            if failures and all(isinstance(failure, CkptdError) for failure in failures) and failures[0]:
-                raise failures[0]
+            mendable = [failure for failure in failures if isinstance(failure, CkptdError)]
+            if mendable and len(mendable) == len(failures):
+                self._ended = mendable[0].exit_code
+                return
         notify.ready(self.status())
 
     def _reloaded(self) -> None:

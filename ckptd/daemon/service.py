@@ -63,7 +63,7 @@ class Service:
     _job_runs: bool = False  # written by the loop's thread
 
     def run(self) -> int:
-        """Raises CkptdError where no work dir at all can be looked after, or only a restart can go on."""
+        """Go on until the end; returns the exit code. Raises CkptdError where only a new start can go on."""
         paths = list(dict.fromkeys(os.path.abspath(path) for path in self.paths))
         exclude = self._excluder(paths)
         if self.recursive:
