@@ -244,10 +244,25 @@ def test_watch_takes_it_as_the_disk_fills_without_an_event(disk: ADisk, watching
         watch.heard(f"at least {percent.replace('0.000001', '1e-06')} of the disk free")
         assert watch.stop() == 0
     assert left(disk.work_dir) == epochs(1, 2, 3, 4, 5)
-    with watching(disk.work_dir, "--min-free", "8000PB") as watch:
+    with watching(disk.work_dir, "--min-free", "99.9999%") as watch:
         watch.heard("cannot be met")
         eventually(lambda: left(disk.work_dir) == epochs(5))
         assert watch.stop() == 0
+
+
+def test_nothing_goes_for_more_than_the_disk_has_and_that_is_said(
+    disk: ADisk, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not a_pass(disk.work_dir, min_free=SIZE).pruned
+    assert "--min-free 1.0 TB can never be met, for the whole file system has 1.0 TB" in caplog.text
+    assert left(disk.work_dir) == epochs(1, 2, 3, 4, 5)
+
+
+def test_a_size_that_no_file_system_has_is_refused_as_such(work_dir: Path, ckptd: Command) -> None:
+    for option in ("--min-free", "--max-bytes"):
+        done = ckptd("plan", work_dir, option, "99999999TB")
+        assert done.returncode == 2
+        assert "'99999999TB' is out of range: no file system is as large" in done.stderr
 
 
 def test_it_is_for_one_work_dir(work_dir: Path, ckptd: Command) -> None:

@@ -216,6 +216,15 @@ def test_a_directory_that_is_not_there_is_refused_and_nothing_goes(with_checkpoi
     assert left(work_dir) == epochs(1, 2)
 
 
+def test_none_is_none_however_it_is_written(with_checkpoints: Builder, ckptd: Command) -> None:
+    work_dir = with_checkpoints(*epochs(1, 2))
+    done = ckptd("prune", work_dir, *KEEP_ONE, "--pointer", "None")
+    assert done.returncode == 0
+    assert not (work_dir / "None").exists()
+    assert hidden(work_dir).exists()
+    assert "pointer none" in ckptd("plan", work_dir, "-v", "--pointer", "NONE").stdout
+
+
 @pytest.mark.parametrize(
     "wrong", ["a/b", "../a", "/", "/a/", "/a/.hidden", "/a/..", ".x", "", "/a/epoch_3.pth", "x\ny"]
 )

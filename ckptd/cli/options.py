@@ -64,8 +64,10 @@ class Size(_Int):
         if match is None:
             self.fail(f"{value!r} is no size: write bytes, or a number with MB, GB, TB or GiB, as in 500GB", param, ctx)
         size = float(match[1]) * (1024 if match[3] == "ib" else 1000) ** _PREFIXES.index(match[2])
-        if not 1 <= size < 2**63:
+        if size < 1:
             self.fail(f"{value!r} is out of range: at least one byte", param, ctx)
+        if size >= 2**63:
+            self.fail(f"{value!r} is out of range: no file system is as large", param, ctx)
         return int(size)
 
 

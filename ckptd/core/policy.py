@@ -119,6 +119,8 @@ class Policy:
             seconds = getattr(self, name)
             if seconds is not None and not seconds >= 0:
                 raise UsageError(f"{name} is {seconds}: a duration is 0 or more seconds")
+        if self.pointer.lower() == NO_POINTER:
+            object.__setattr__(self, "pointer", NO_POINTER)
         name = self.pointer.rpartition("/")[2]
         elsewhere = self.pointer.startswith("/") and self.pointer.isprintable()
         if not (_plain_name(self.pointer) or (elsewhere and _plain_name(name))):

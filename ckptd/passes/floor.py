@@ -51,8 +51,10 @@ class RoomKeeper:
         own_fd = self._work.open_own()
         in_trash = trash.total_bytes(own_fd)
         disk = Disk(*room_on(self._work.fd), in_trash)
-        spare_bytes = disk.free_bytes - self._floor.bytes_of(disk)
-        shortest, longest = _AGAIN_S
+        floor_bytes, (shortest, longest) = self._floor.bytes_of(disk), _AGAIN_S
+        if floor_bytes >= disk.size_bytes:
+            return Room(None, longest, doubt=self._too_much(floor_bytes, disk))
+        spare_bytes = disk.free_bytes - floor_bytes
         again_s = min(longest, max(shortest, spare_bytes / _FASTEST_BYTES_PER_S)) if spare_bytes >= 0 else longest
         self._room_bytes = disk.free_bytes + in_trash + sum(entry.allocated_bytes for entry in there)
         taken = self._read(own_fd)
@@ -85,6 +87,12 @@ class RoomKeeper:
             self._was_read = True
             self._taken = read_taken(own_fd)
         return self._taken
+
+    def _too_much(self, floor_bytes: int, disk: Disk) -> str:
+        return (
+            f"{self._work.path}: --min-free {human_bytes(floor_bytes)} can never be met, for the whole file system has "
+            f"{human_bytes(disk.size_bytes)}: nothing goes for it. Give less"
+        )
 
     def _doubt(self, gone_bytes: int) -> str:
         return (
