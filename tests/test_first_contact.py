@@ -10,7 +10,9 @@ import time
 
 import pytest
 
+from ckptd import api
 from ckptd.core.policy import Policy
+from ckptd.core.reason import Kind
 from ckptd.passes.background import Background
 from ckptd.passes.reconcile import Reconciler
 from ckptd.workdir.pointer import replace_pointer
@@ -141,3 +143,15 @@ def test_after_the_state_was_lost_the_old_ones_go_all_the_same(with_checkpoints:
     shutil.rmtree(work_dir / ".ckptd")
     with_checkpoints(*epochs(4, 5))
     assert kept(work_dir, max_keep=3, interval=1) == epochs(3, 4, 5)
+
+
+def test_what_was_brought_back_stays_so_however_the_template_is_spelt(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(3, 4, 5))
+    a_pass(work_dir, templates=("epoch_{}.pth",), max_keep=1, rule="newest", trash_ttl_s=0)
+    (work_dir / "epoch_1.pth").write_bytes(torch_zip())
+    os.utime(work_dir / "epoch_1.pth", ns=(1, 1))
+    for spelt in ("epoch_{}.pth", "epoch_{:d}.pth", "epoch_{epoch:01d}.pth", "epoch_{}.pth"):
+        a_pass(work_dir, templates=(spelt,), max_keep=1, rule="newest", trash_ttl_s=0)
+        assert left(work_dir) == epochs(1, 5)
+        first = api.plan(work_dir, Policy(templates=(spelt,), max_keep=1, rule="newest")).decisions[0]
+        assert (first.checkpoint.name, first.reasons[0].kind) == ("epoch_1.pth", Kind.BROUGHT_BACK)

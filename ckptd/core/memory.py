@@ -94,6 +94,13 @@ class Seen:
         """Whether `found` is this save, and no copy of it, though its bytes may have been changed in place."""
         return (self.identity, self.inode) == (found.identity, found.inode)
 
+    def named_anew(self, found: Entry) -> Seen | None:
+        """What is still known of it where its name is `found` to be of another series by now, as where a template was
+        spelt in another way: nothing but that somebody has put it there."""
+        if self.order != BROUGHT_BACK or not self.is_same_file(found):
+            return None
+        return replace(self, series=found.series, step=found.step, owed=False)
+
     def was_written_over(self, found: Entry) -> bool:
         """Whether a part of `found`, a directory, is younger than its marker that was not when all was whole."""
         # One that has come since, a slow rank's, makes the younger more, but the older no fewer.

@@ -211,7 +211,7 @@ def _sort_out(found: list[Checkpoint], memory: Memory) -> tuple[dict[str, Seen],
         entry = checkpoint.entry
         known = memory.seen.get(entry.name)
         if known is not None and known.series != entry.series:
-            known = None
+            known = known.named_anew(entry)
         if known is not None and not known.owed:
             there.setdefault(entry.series, set()).add(entry.step)
         if known is not None and (known.is_still(checkpoint) or checkpoint.state is State.IN_FLIGHT):
