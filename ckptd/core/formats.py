@@ -1,6 +1,6 @@
 """What one field of a template stands for, by its name and its format.
 
-Pure. docs/rules.md has the words that are known: what a template means is remembered with its series, so none of them
+Pure. docs/names.md has the words that are known: what a template means is remembered with its series, so none of them
 may come to mean something else.
 """
 
