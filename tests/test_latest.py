@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -134,6 +135,53 @@ def test_one_that_is_open_for_writing_is_a_doubt(work_dir: Path, ckptd: Ckptd) -
         done = ckptd("latest", work_dir)
     assert (done.returncode, done.stdout) == (DOUBT, "")
     assert "open for writing" in done.stderr
+
+
+def hdf5(size_bytes: int = 96) -> bytes:
+    head = b"\x89HDF\r\n\x1a\n" + bytes([0, 0, 0, 0, 0, 8, 8, 0]) + struct.pack("<HHI", 4, 16, 0)
+    return (head + struct.pack("<QQQQ", 0, 2**64 - 1, size_bytes, 2**64 - 1)).ljust(size_bytes, b"x")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("weights.01-0.90.h5", "weights.02-0.55.h5"),
+        ("weights.05-0.21.h5",),
+        ("weights.05-0.21-1.33.h5", "weights.06-0.19-1.31.h5"),
+        ("model.h5",),
+    ],
+)
+def test_hdf5_by_a_name_of_several_numbers_is_a_doubt(names: tuple[str, ...], work_dir: Path, ckptd: Ckptd) -> None:
+    Builder(work_dir)(*names, content=hdf5())
+    done = ckptd("latest", work_dir)
+    assert (done.returncode, done.stdout) == (DOUBT, "")
+    assert "--template" in done.stderr
+
+
+def test_data_in_hdf5_is_none(work_dir: Path, ckptd: Ckptd) -> None:
+    Builder(work_dir)("train.h5", "features_1.h5", "features_2.h5", content=hdf5())
+    assert ckptd("latest", work_dir).returncode == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("there", "template"),
+    [
+        (("ckpt_000100.pt",), "ckpt_{}.pt"),
+        (("ckpt_100.pt",), "ckpt-{:06d}.pth"),
+        (("CKPT100.pt",), "ckpt_{}.pt"),
+        (("model_1.pt", "model_2.pt"), "modle_{}.pt"),
+        (("epoch_3.pth",), "model_{}.pth"),
+        (("weights.01-0.90.h5", "weights.02-0.55.h5"), "weights.{epoch}-{val_loss:.3f}.h5"),
+        (("weights.01-0.90.h5",), "weights.{epoch}-{val_loss:.3f}.h5"),
+    ],
+)
+def test_beside_a_template_that_may_be_mistyped_it_is_a_doubt(
+    there: tuple[str, ...], template: str, work_dir: Path, ckptd: Ckptd
+) -> None:
+    Builder(work_dir)(*there, content=hdf5() if there[0].endswith("h5") else torch_zip())
+    done = ckptd("latest", work_dir, "--template", template)
+    assert (done.returncode, done.stdout) == (DOUBT, "")
+    assert there[0] in done.stderr or "look like one series" in done.stderr
 
 
 def test_what_is_asked_for_by_its_name_is_all_that_counts(work_dir: Path, ckptd: Ckptd) -> None:

@@ -17,6 +17,7 @@ _FEWEST = 2
 _NUMBER = re.compile("([0-9]+)")
 _PADDED = re.compile(r"\{:0[0-9]+d\}")
 _WORD = re.compile("[a-z]+")
+_BETWEEN = re.compile("[-_. ]")
 _BESIDE = re.compile("[-_.][A-Za-z]")
 _LAST_WORD = re.compile("([a-z_]*[a-z])[^a-z]*$")
 # What counts saves in a name, and how a template calls it.
@@ -68,6 +69,26 @@ def guesses(names: Iterable[str]) -> list[Guess]:
             groups.setdefault(tuple(pieces[::2]), []).append(pieces)
     found = [guess for group in groups.values() for guess in _guesses_in(group)]
     return sorted(found, key=lambda guess: (-len(guess.names), guess.template))
+
+
+def is_named_so(name: str) -> bool:
+    """Whether a word in a name says that it is a checkpoint, and no number in it that it is only a part or data."""
+    pieces = _NUMBER.split(name)
+    if len(pieces) == 1:
+        return not _CHECKPOINT.isdisjoint(_WORD.findall(name.lower()))
+    words = _words(pieces, 1)
+    return words is not None and not words.isdisjoint(_CHECKPOINT)
+
+
+def is_nearly(name: str, sample: str) -> bool:
+    """Whether a name differs from another only in its numbers, in case, in what stands between words, and in its
+    ending, as one does that was mistyped."""
+    return _NUMBER.search(name) is not None and _shape(name) == _shape(sample)
+
+
+def _shape(name: str) -> str:
+    stem = name.rpartition(".")[0] or name
+    return _BETWEEN.sub("", _NUMBER.sub("0", stem).lower())
 
 
 def twins(names: Iterable[str], template: Template) -> list[Guess]:

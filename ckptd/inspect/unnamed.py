@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..core import kinds
 from ..core.checkpoint import State
 from ..core.finder import Finder
-from ..core.guess import Guess, guesses
+from ..core.guess import Guess, guesses, is_named_so
 from ..core.layouts import DEFAULT_LAYOUTS, Layout
 from ..errors import CkptdError
 from .directories import is_claimed, structure_of_directory
-from .files import structure_of_file
+from .files import Structure, structure_of_file
+from .scan import PARTS
 
 if TYPE_CHECKING:
     from .view import DirectoryView
@@ -51,11 +52,9 @@ def files_of(guess: Guess, directory: DirectoryView) -> str:
     seen, whole = set(), False
     for name in _some(guess.names):
         try:
-            with directory.opened_file(name) as file:
-                structure, head = structure_of_file(file), file.read(4, 0)
+            structure, taken = _look(name, directory, is_named_so=guess.is_named_so)
         except (OSError, CkptdError):
             return ""
-        taken = guess.is_named_so and name.endswith(_ENDINGS) and head.startswith(_HEADS)
         if structure.kind not in kinds.FILES and not taken:
             return ""
         seen.add(structure.kind)
@@ -65,6 +64,28 @@ def files_of(guess: Guess, directory: DirectoryView) -> str:
     if seen <= {kinds.TORCH, kinds.LEGACY}:
         return "torch files"
     return "safetensors files" if seen == {kinds.SAFETENSORS} else "files"
+
+
+def looks_like_one(name: str, directory: DirectoryView) -> bool:
+    """Whether a file or a directory has a checkpoint's bytes; of files that could be anybody's, whether it is called as
+    one too. Raises OSError if it cannot be read."""
+    try:
+        if directory.is_dir(name):
+            with directory.opened_dir(name) as inside:
+                return is_claimed(inside)
+        if not name.endswith((*PARTS, *_ENDINGS)):
+            return False
+        structure, taken = _look(name, directory, is_named_so=is_named_so(name))
+        return structure.known or taken
+    except (FileNotFoundError, CkptdError):
+        return False
+
+
+def _look(name: str, directory: DirectoryView, *, is_named_so: bool) -> tuple[Structure, bool]:
+    """What a file looks like; and whether it is taken for a checkpoint by its name, as its first bytes may be one's."""
+    with directory.opened_file(name) as file:
+        structure, head = structure_of_file(file), file.read(4, 0)
+    return structure, is_named_so and name.endswith(_ENDINGS) and head.startswith(_HEADS)
 
 
 def _is_checkpoint(name: str, directory: DirectoryView, guess: Guess) -> bool:

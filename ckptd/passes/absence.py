@@ -9,16 +9,16 @@ import os
 from collections.abc import Iterator
 
 from ..core.checkpoint import State
+from ..core.guess import is_nearly
+from ..core.keyed import given
 from ..core.layouts import FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS
-from ..core.policy import Policy
+from ..core.naming import Family
+from ..core.policy import Policy, name_test
 from ..core.survey import Survey
-from ..disk.descriptors import listed, opened_dir, opened_file
 from ..disk.mounts import mounts, unescaped
-from ..disk.opened import OpenedDirectory, OpenedFile
-from ..errors import DoubtError, RefusedError
-from ..inspect.directories import is_claimed
-from ..inspect.files import structure_of_file
-from ..inspect.scan import PARTS
+from ..disk.opened import OpenedDirectory
+from ..errors import DoubtError
+from ..inspect.unnamed import looks_like_one
 from ..workdir.pointer import PointerFile, framework_pointers, link_target, named_by
 from ..workdir.workdir import WorkDir
 from .unrecognised import series_below, series_here
@@ -66,10 +66,13 @@ def _doubts(work: WorkDir, survey: Survey, policy: Policy) -> Iterator[str]:
         yield f"{alone.name} has a checkpoint's name, and is left alone ({alone.reason})"
     for pointer, name in _pointed(work, survey, policy):
         yield f"{pointer} names {name}, and no complete checkpoint is there"
-    if not (policy.templates or policy.layouts):
-        yield from series_here(work.path, OpenedDirectory(work.fd))
-        for name in _nameless(work.fd):
-            yield f"{name} looks like a checkpoint, by none of the known names; --template gives one"
+    here = OpenedDirectory(work.fd)
+    yield from series_here(work.path, here)
+    asked = bool(policy.templates or policy.layouts)
+    names = "the names that were asked for" if asked else "the known names"
+    for name in sorted(here.names):
+        if (not asked or _may_be_meant(name, policy, here)) and looks_like_one(name, here):
+            yield f"{name} looks like a checkpoint, by none of {names}; --template gives one"
 
 
 def _pointed(work: WorkDir, survey: Survey, policy: Policy) -> Iterator[tuple[str, str]]:
@@ -87,23 +90,13 @@ def _pointed(work: WorkDir, survey: Survey, policy: Policy) -> Iterator[tuple[st
             yield link, target
 
 
-def _nameless(fd: int) -> Iterator[str]:
-    """What has a checkpoint's bytes, whatever its name."""
-    with listed(fd) as entries:
-        for entry in sorted(entries, key=lambda each: each.name):
-            try:
-                if entry.is_dir(follow_symlinks=False):
-                    with opened_dir(entry.name, dir_fd=fd) as inside:
-                        looks_like_one = is_claimed(OpenedDirectory(inside))
-                elif entry.name.endswith((*PARTS, ".tar")):
-                    with opened_file(entry.name, dir_fd=fd) as inside:
-                        looks_like_one = structure_of_file(OpenedFile(inside)).known
-                else:
-                    continue
-            except (FileNotFoundError, RefusedError):
-                continue
-            if looks_like_one:
-                yield entry.name
+def _may_be_meant(name: str, policy: Policy, here: OpenedDirectory) -> bool:
+    """Whether a run that was asked for by other names may have saved it all the same: a known name, or nearly one that
+    was asked for. A `pretrained.pth` beside is no reason to stop."""
+    if name_test(Policy())(name, here.is_dir(name)):
+        return True
+    asked = (names for names in map(given, policy.templates) if not isinstance(names, Family))
+    return any(is_nearly(name, names.sample) for names in asked)
 
 
 def _check_mounts(work_dir: str, here: str) -> None:
