@@ -155,3 +155,24 @@ def test_what_was_brought_back_stays_so_however_the_template_is_spelt(with_check
         assert left(work_dir) == epochs(1, 5)
         first = api.plan(work_dir, Policy(templates=(spelt,), max_keep=1, rule="newest")).decisions[0]
         assert (first.checkpoint.name, first.reasons[0].kind) == ("epoch_1.pth", Kind.BROUGHT_BACK)
+
+
+def test_of_what_was_brought_back_the_note_names_a_way_out_that_is_one(with_checkpoints: Builder, ckptd: Ckptd) -> None:
+    """A run that arrives one file after the other, in the order of the names as text, with its old times."""
+    work_dir = with_checkpoints.work_dir
+    for name in sorted(epochs(*range(1, 13))):
+        (work_dir / name).write_bytes(torch_zip())
+        os.utime(work_dir / name, ns=((10**9 + int(name[6:-4])) * 10**9,) * 2)
+        ckptd("prune", work_dir, "--max-keep", 2, "--interval", 1, "--trash-ttl", 0)
+    options = ("--max-keep", 2, "--interval", 1)
+    said = ckptd("plan", work_dir, *options).stdout
+    assert "copied or restored by hand, which no rule prunes: delete them by hand" in said
+    assert "1 of them where the stepped rule does not reach; `--rule newest` goes by order of writing instead" in said
+    rows = json.loads(ckptd("plan", work_dir, *options, "--json").stdout)["series"][0]["checkpoints"]
+    brought = [row["name"] for row in rows if row["why"][0]["kind"] == "brought_back"]
+    assert f"{len(brought)} copied or restored" in said
+    for name in brought:
+        (work_dir / name).unlink()
+    ckptd("prune", work_dir, *options, "--rule", "newest", "--trash-ttl", 0)
+    assert left(work_dir) == epochs(11, 12)
+    assert "beyond" not in ckptd("plan", work_dir, *options).stdout

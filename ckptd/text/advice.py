@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from ..core.budget import MIN_FREE, Budget
 from ..core.memory import Memory
 from ..core.plan import Plan, SeriesPlan
-from ..core.policy import Policy, Stepped
+from ..core.policy import Policy
+from ..core.reason import Kind
 from ..core.schedule import WITNESSES
 from .human import human_bytes
 
@@ -100,17 +101,33 @@ def ignored_text(series: SeriesPlan, memory: Memory) -> str:
 
 
 def beyond_text(series: SeriesPlan) -> str:
-    """What stays although K others would do, and the way out where there is one."""
+    """What stays although K others would do, and for each why and the way out."""
+    names = {c.name for c in series.beyond}
+    kinds = [d.reasons[0].kind for d in series.decisions if d.checkpoint.name in names]
+    brought, ahead, broken = (kinds.count(kind) for kind in (Kind.BROUGHT_BACK, Kind.AHEAD, Kind.BROKEN))
+    others = len(kinds) - brought - ahead - broken
+    parts = []
+    if others:
+        parts.append(f"{others} of them {_left_by_rule(series)}" if others < len(kinds) else _left_by_rule(series))
+    if ahead:
+        parts.append(f"{ahead} above the newest's step, until a run reaches them: delete them by hand, or wait")
+    if brought:
+        parts.append(f"{brought} copied or restored by hand, which no rule prunes: delete them by hand")
+    if broken:
+        parts.append(f"{broken} not on stable storage: see to the disk")
     freed = human_bytes(sum(c.allocated_bytes for c in series.beyond))
-    text = f"{series.grid.template.text}: {len(series.beyond)} beyond --max-keep {series.grid.max_keep} ({freed})"
-    if isinstance(series.grid.rule, Stepped):
-        other = "`--rule newest` goes by order of writing instead"
-        if series.grid.waits_for_end:
-            return f"{text}: a changed --max-keep acts at the next save, or once the run has ended; {other}"
-        if series.grid.waits_for_interval:
-            return (
-                f"{text}: a smaller --max-keep acts at the next save where the interval is only inferred; "
-                f"`--interval {series.grid.interval}` has it act now, {other}"
-            )
-        return f"{text} where the stepped rule does not reach; {other}"
-    return f"{text}: above the newest's step, or brought back; delete them by hand, or wait until a run reaches them"
+    head = f"{series.grid.template.text}: {len(series.beyond)} beyond --max-keep {series.grid.max_keep} ({freed})"
+    return f"{head}: {'; '.join(parts)}"
+
+
+def _left_by_rule(series: SeriesPlan) -> str:
+    """Why the stepped rule has not pruned what another would."""
+    other = "`--rule newest` goes by order of writing instead"
+    if series.grid.waits_for_end:
+        return f"a changed --max-keep acts at the next save, or once the run has ended; {other}"
+    if series.grid.waits_for_interval:
+        return (
+            "a smaller --max-keep acts at the next save where the interval is only inferred; "
+            f"`--interval {series.grid.interval}` has it act now, {other}"
+        )
+    return f"where the stepped rule does not reach; {other}"
