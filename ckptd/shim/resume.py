@@ -6,11 +6,13 @@ import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint, State
+from ..core.copied import are_a_copy
 from ..core.entry import Entry
 from ..core.finder import Finder
+from ..core.layouts import FIRST_CONTACT_POINTERS
 from ..core.memory import Memory
 from ..core.naming import Template
 from ..core.policy import Policy
@@ -21,6 +23,7 @@ from ..inspect.content import ChangedError, check_content
 from ..inspect.scan import scan
 from ..inspect.verdict import Settling, Verdict, judge
 from ..workdir.place import opened_own
+from ..workdir.pointer import link_target, named_by, read_pointer
 from ..workdir.state import read_state
 
 _log = logging.getLogger("ckptd.shim")
@@ -51,20 +54,30 @@ class _Candidate:
     doubt: str
 
 
+class _Trusted(NamedTuple):
+    """A checkpoint that a pointer names in a directory of which nothing is remembered."""
+
+    name: str
+    by: str
+
+
 def newest_complete(work_dir: str, template: Template) -> str | None:
     """The name of the newest complete checkpoint of a series, or None if there is none.
 
     Newest by the order of writing, as a ckptd beside the job remembers it, so that `ckptd latest` names the same;
-    where none remembers anything, by (time of writing, step). Each is read to its end where its format has
-    checksums. What is passed over is said, with the reason. Raises OSError if the directory cannot be read.
+    where none remembers anything, by (time of writing, step), or where the times are a copy's by the step. Each is read
+    to its end where its format has checksums. What is passed over is said, with the reason. Raises OSError if the
+    directory cannot be read.
     """
     now_ns = time.time_ns()
     with opened_dir(work_dir) as fd:
-        memory = _remembered(work_dir, fd)
+        remembered = _remembered(work_dir, fd)
+        memory = remembered or Memory()
         # A directory of shards is none of ours.
         entries = [entry for entry in scan(work_dir, fd, Finder((template,))).entries if not entry.is_dir]
         found = [_candidate(entry, _judge(entry, fd, now_ns), memory) for entry in entries]
-        ordered = _newest_first(found, memory, template, now_ns)
+        trusted = _trusted(found, fd) if remembered is None else None
+        ordered = _newest_first(found, memory, template, now_ns, trusted)
         for each in ordered:
             fault = each.doubt or _fault(each, fd)
             if not fault:
@@ -74,12 +87,12 @@ def newest_complete(work_dir: str, template: Template) -> str | None:
         return next((each.checkpoint.name for each in ordered if each.doubt and not _fault(each, fd)), None)
 
 
-def _remembered(work_dir: str, dir_fd: int) -> Memory:
+def _remembered(work_dir: str, dir_fd: int) -> Memory | None:
     try:
         with opened_own(dir_fd) as own_fd:
-            return read_state(own_fd) or Memory()
+            return read_state(own_fd)
     except FileNotFoundError:
-        return Memory()
+        return None
     except (OSError, CkptdError) as error:
         _log.warning("could not read in %s/%s what was seen before: %s; the newest is told by the times of writing",
                      work_dir, OWN_DIR, why(error))  # fmt: skip
@@ -96,16 +109,38 @@ def _candidate(entry: Entry, verdict: Verdict, memory: Memory) -> _Candidate:
     return _Candidate(Checkpoint(entry, state), verdict, doubt)
 
 
-def _newest_first(found: list[_Candidate], memory: Memory, template: Template, now_ns: int) -> list[_Candidate]:
-    """As the next pass of a ckptd would order them; what it would wait for comes first, to be told of."""
+def _newest_first(
+    found: list[_Candidate], memory: Memory, template: Template, now_ns: int, trusted: _Trusted | None
+) -> list[_Candidate]:
+    """As the next pass of a ckptd would order them; what it would wait for comes first, to be told of.
+
+    Those of a copy, whose times say nothing, by their steps, as `ckptd latest` does.
+    """
     checkpoints = [each.checkpoint for each in found]
-    after = replay(checkpoints, memory, Policy(), now_ns=now_ns, declared={}, patterns=(template,)).memory
+    name = trusted.name if trusted else None
+    replayed = replay(checkpoints, memory, Policy(), now_ns=now_ns, declared={}, trusted=name, patterns=(template,))
+    after, grid = replayed.memory, replayed.grids.get(template.text)
+    by_us = trusted is not None and trusted.by == Policy.pointer
+    if grid is not None and grid.waits and not by_us and are_a_copy(checkpoints):
+        _log.warning("the times of the checkpoints are those of a copy, in the order of their names as text: the "
+                     "highest step is resumed from")  # fmt: skip
+        return sorted(found, key=lambda each: each.checkpoint.step, reverse=True)
 
     def rank(each: _Candidate) -> tuple[int, int, int]:
         known = after.seen.get(each.checkpoint.name)
         return known.rank if known else (after.next_order, each.checkpoint.mtime_ns, each.checkpoint.step)
 
     return sorted(found, key=rank, reverse=True)
+
+
+def _trusted(found: list[_Candidate], dir_fd: int) -> _Trusted | None:
+    """The complete checkpoint that a pointer names."""
+    whole = {each.checkpoint.name for each in found if each.checkpoint.state.whole}
+    for pointer in FIRST_CONTACT_POINTERS:
+        text = link_target(pointer, dir_fd=dir_fd) or read_pointer(pointer, dir_fd=dir_fd)
+        if text and named_by(text) in whole:
+            return _Trusted(named_by(text), pointer)
+    return None
 
 
 def _judge(entry: Entry, dir_fd: int, now_ns: int) -> Verdict:

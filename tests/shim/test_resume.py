@@ -69,6 +69,30 @@ def test_what_a_pointer_told_of_a_copied_directory_is_remembered(with_checkpoint
     assert resumed(work_dir) == "epoch_2.pth"
 
 
+def test_of_a_copy_the_highest_step_is_resumed_from_with_a_word(
+    with_checkpoints: Builder, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = sorted(epochs(*range(1, 13)))
+    work_dir = with_checkpoints(*names)
+    dated(work_dir, *names, at=range(12))
+    assert resumed(work_dir) == "epoch_12.pth"
+    assert "those of a copy" in caplog.text
+    (work_dir / "last_ckpt").write_text("/elsewhere/epoch_11.pth\n")
+    assert resumed(work_dir) == "epoch_11.pth"
+    (work_dir / "last_ckpt").unlink()
+    a_pass(work_dir)
+    assert resumed(work_dir) == "epoch_12.pth"
+    (work_dir / "epoch_12.pth").write_bytes(truncated())
+    dated(work_dir, *names, at=range(12))
+    assert resumed(work_dir) == "epoch_11.pth"
+
+
+def test_a_run_that_was_resumed_is_no_copy(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*epochs(8, 10, 9))
+    dated(work_dir, *epochs(8, 10, 9), at=range(3))
+    assert resumed(work_dir) == "epoch_9.pth"
+
+
 @pytest.mark.parametrize("at", list(itertools.product((0, 1, 5000), repeat=3)), ids=str)
 def test_equal_and_shuffled_times_lead_to_the_same_checkpoint(at: tuple[int, ...], with_checkpoints: Builder) -> None:
     work_dir = with_checkpoints(*epochs(1, 2, 5))
