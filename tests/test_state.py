@@ -26,6 +26,7 @@ FULL = Memory(
         "epoch_2.pth": Seen("epoch_{}.pth", "epoch_2.pth", 2, 1000, 10**18, 10**18, 2, whole=False),
         "epoch_3.pth": Seen("epoch_{}.pth", "epoch_3.pth", 3, 0, -5, 0, BROUGHT_BACK, durability=Durability.FAILED),
         "ü_4": Seen("ü_{}", "ü_4", 10**240, 2**63, 0, 0, 3, content="", inode=7, changes=10**20, older=3, younger=1),
+        "G_5": Seen("G_{} + D_{}", "G_5", 5, 7, 9, 9, 3, inode=1, changes=2, parts=(("G_5", 3, 8), ("D_5", 4, 9))),
     },
     {
         "epoch_{}.pth": SeriesMemory(1, (1, 2, 3), True, InForce(3, "stepped", 1), 2, (1,)),
@@ -133,6 +134,10 @@ BROKEN = [
     pytest.param(changed(durable="yes"), id="durable in words"),
     pytest.param(
         b'{"version": 1, "next_order": 1, "series": {}, "seen": {"a": {}}, "changes": []}', id="a list of changes"
+    ),
+    *(
+        pytest.param(changed()[:-1] + b', "parts": {"epoch_1.pth": ' + parts + b"}}", id=f"parts {parts.decode()}")
+        for parts in (b"3", b"[3]", b'["G_5"]', b"[[5, 3, 8]]", b'[["G_5", 3]]', b'[["G_5", 3, true]]')
     ),
 ]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from .checkpoint import Checkpoint, Durability
-from .entry import Entry, Identity
+from .entry import Entry, Identity, Written
 
 _GAPS = 8  # how many of the latest gaps between saves speak for the interval
 _FEWEST_GAPS = 3
@@ -28,7 +28,7 @@ class Seen:
     whole: complete, by what it was then. owed: a rule has pruned it; it goes as soon as nothing else keeps it.
     content: what is wrong with its content, "" if nothing is, None if it was not read yet. inode, changes: of the
     bytes that `durability` and `content` are about; changes is 0 where an earlier version remembered none. older,
-    younger: as an entry's, then.
+    younger: as an entry's, then. parts: of a checkpoint of several files, what tells each of them from a rewritten one.
     """
 
     series: str
@@ -46,6 +46,7 @@ class Seen:
     changes: int = 0
     older: int = 0
     younger: int = 0
+    parts: tuple[Written, ...] = ()
 
     @classmethod
     def of(
@@ -53,21 +54,21 @@ class Seen:
         durability: Durability = Durability.UNKNOWN,
     ) -> Seen:  # fmt: skip
         """`found` as it is met now; of its content nothing is known."""
-        name, size_bytes, mtime_ns = found.identity
+        name, size_bytes, mtime_ns, parts = found.identity
         return cls(
             found.series, name, found.step, size_bytes, mtime_ns, written_ns, order, whole, durability, owed,
-            inode=found.inode, changes=found.changes, older=found.older, younger=found.younger,
+            inode=found.inode, changes=found.changes, older=found.older, younger=found.younger, parts=parts,
         )  # fmt: skip
 
     @property
-    def identity(self) -> tuple[str, int, int]:
+    def identity(self) -> tuple[str, int, int, tuple[Written, ...]]:
         """As an entry's."""
-        return self.name, self.size_bytes, self.mtime_ns
+        return self.name, self.size_bytes, self.mtime_ns, self.parts
 
     @property
     def bytes_on_disk(self) -> Identity:
         """As an entry's."""
-        return Identity(*self.identity, self.inode, self.changes)
+        return Identity(self.name, self.size_bytes, self.mtime_ns, self.inode, self.changes, self.parts)
 
     @property
     def rank(self) -> tuple[int, int, int]:

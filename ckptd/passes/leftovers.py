@@ -34,7 +34,7 @@ def adopt(
         left = trash.items(trash_fd)
         allocated = trash.bytes_in(trash_fd)
         lines = journal.pruned(work.taken_fd) if left else {}
-        seen = {s.identity[1:]: s for s in memory.seen.values()} if memory and left else {}
+        seen = {s.identity[1:3]: s for s in memory.seen.values()} if memory and left else {}
         for item in left:
             line = lines.get(item.name)
             if line is None and not item.claimed:
@@ -59,7 +59,7 @@ def _named_again(item: trash.Item, known: dict[tuple[int, int], Seen], work_fd: 
         entry = entry_of(item.name, dir_fd=trash_fd)
     except OSError:
         return None
-    seen = known.get(entry.identity[1:])
+    seen = known.get(entry.identity[1:3])
     if seen is None or exists(seen.name, dir_fd=work_fd):
         return None
     return Line.of_pruned(seen, seen.order, "pruned just before a crash", item.name, item.at_ms)

@@ -140,7 +140,7 @@ def _seen_again(line: Line, entry: Entry) -> list[Seen]:
     if line.series is None or line.step is None:
         return []
     order = BROUGHT_BACK if line.order is None else line.order  # lines of older versions have none
-    _, size_bytes, mtime_ns = entry.identity
+    _, size_bytes, mtime_ns, _ = entry.identity
     return [
         Seen(
             line.series, line.name, line.step, size_bytes, mtime_ns, mtime_ns, order,

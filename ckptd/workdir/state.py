@@ -6,10 +6,12 @@ A lost or broken file costs nothing but memory: the next pass meets the work dir
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import Any
 
 from ..core.checkpoint import Durability
+from ..core.entry import Written
 from ..core.keyed import names_from
 from ..core.memory import BROUGHT_BACK, InForce, Memory, Seen, SeriesMemory
 from ..disk.descriptors import read_small, replace_file
@@ -32,9 +34,12 @@ def read_state(own_fd: int) -> Memory | None:
         raw = json.loads(content)
         if raw["version"] != VERSION:
             raise ValueError(f"version {raw['version']!r}")
-        changes, policies = raw.get("changes", {}), raw.get("policies", {})
+        changes, policies, parts = raw.get("changes", {}), raw.get("policies", {}), raw.get("parts", {})
         memory = Memory(
-            {name: _seen(name, *changes.get(name, ()), **known) for name, known in raw["seen"].items()},
+            {
+                name: _seen(name, *changes.get(name, ()), parts=parts.get(name, ()), **known)
+                for name, known in raw["seen"].items()
+            },
             {
                 names_from(text).text: _series(**known, **policies.get(text, {}))
                 for text, known in raw["series"].items()
@@ -59,19 +64,21 @@ def write_state(memory: Memory, own_fd: int) -> None:
         "version": VERSION, "next_order": memory.next_order, "series": series, "seen": seen, "changes": changes,
         "policies": {text: known for text, known in policies.items() if known},
     }  # fmt: skip
+    parts = {name: known.parts for name, known in memory.seen.items() if known.parts}
+    if parts:
+        raw["parts"] = parts
     replace_file(NAME, json.dumps(raw, separators=(",", ":")).encode(), dir_fd=own_fd)
 
 
 _DEFAULTS = {f.name: f.default for f in fields(Seen)}
 _APART = ("changes", "older", "younger")
+_ELSEWHERE = ("name", "parts", *_APART)
 _SERIES_DEFAULTS = {f.name: f.default for f in fields(SeriesMemory)}
 _SERIES_APART = ("in_force", "walked", "late")
 
 
 def _plain(known: Seen) -> dict[str, Any]:
-    plain = {
-        key: value for key, value in vars(known).items() if key not in ("name", *_APART) and value != _DEFAULTS[key]
-    }
+    plain = {key: value for key, value in vars(known).items() if key not in _ELSEWHERE and value != _DEFAULTS[key]}
     if "durability" in plain:
         plain["durable"] = plain.pop("durability").value
     return plain
@@ -96,6 +103,7 @@ def _seen(
     whole: bool = True,
     durable: bool | None = None,
     content: str | None = None,
+    parts: Iterable[tuple[str, int, int]] = (),
     **numbers: int,
 ) -> Seen:
     if not isinstance(series, str):
@@ -106,8 +114,14 @@ def _seen(
         raise TypeError("content is no text")
     numbers |= {"changes": changes, "older": older, "younger": younger}
     checked = {key: _number(value) for key, value in numbers.items()}
-    known = Seen(series=series, name=name, **checked)  # type: ignore[arg-type]  # numbers go where numbers are
+    known = Seen(series=series, name=name, parts=tuple(_part(*part) for part in parts), **checked)  # type: ignore[arg-type]  # numbers go where numbers are
     return replace(known, owed=owed is True, whole=whole is True, durability=Durability(durable), content=content)
+
+
+def _part(name: str, size_bytes: int, mtime_ns: int) -> Written:
+    if not isinstance(name, str):
+        raise TypeError("a part is not a name")
+    return name, _number(size_bytes), _number(mtime_ns)
 
 
 def _series(
