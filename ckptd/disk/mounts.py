@@ -36,9 +36,10 @@ class Mount(NamedTuple):
         return self.place == "/" or path == self.place or path.startswith(self.place + "/")
 
 
-def mounts(table: str = MOUNTS) -> list[Mount]:
-    """All of them, the later above the earlier where two have one place. Raises OSError."""
-    with open(table, errors="surrogateescape") as file:
+def mounts(table: str | None = None) -> list[Mount]:
+    """All of them, the later above the earlier where two have one place; `table`: as another process sees them. Raises
+    OSError."""
+    with open(table or MOUNTS, errors="surrogateescape") as file:
         lines = [line.split() for line in file]
     return [
         Mount(
