@@ -151,7 +151,7 @@ def _newest(work: WorkDir, survey: Survey) -> Path | None:
         return Path(work.path, (highest or survey.plan.newest).name)
     # A pointer may name what no template knows; it is believed if the bytes bear it out.
     name = survey.pointed_name
-    if name is None:
+    if name is None or any(d.checkpoint.name == name and d.checkpoint.entry.parts for d in survey.decisions):
         return None
     try:
         verdict = verify(Path(work.path, name))

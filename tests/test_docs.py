@@ -50,6 +50,9 @@ def test_the_transcripts_are_what_ckptd_prints(tmp_path: Path) -> None:
     (tmp_path / "runs/b").mkdir()
     for at, score in enumerate(("0.90", "0.38", "0.55")):
         save(tmp_path / f"runs/b/weights.{at + 1:02d}-{score}.h5", hours_ago=6.5 - 2 * at)
+    (tmp_path / "runs/gan").mkdir()
+    for at, name in enumerate(("G_800", "D_800", "G_1600", "D_1600", "G_2400")):
+        save(tmp_path / f"runs/gan/{name}.pth", hours_ago=3.5 - at // 2)
     for block in blocks("console"):
         for command, expected in exchanges(block):
             run = watched if command.startswith("ckptd watch") else printed

@@ -20,7 +20,7 @@ from ..core.policy import Policy
 from ..errors import CkptdError, DoubtError, one_line, why
 from . import completion
 from .log import log_to_stderr, say, say_exactly
-from .options import Duration, layout_option, policy_options, verify_option
+from .options import Duration, layout_option, policy_options, template_option, verify_option
 
 _EPILOG = """\b
 Exit codes: 0 done; 1 failed, or nothing found; 2 wrong use; 3 some deletions failed or were refused by the
@@ -240,8 +240,7 @@ def prune(work_dirs: tuple[str, ...], recursive: bool, excludes: tuple[str, ...]
 
 @cli.command()
 @work_dir_argument
-@click.option("--template", "templates", multiple=True, metavar="T", envvar="CKPTD_TEMPLATE",
-              help="Name of a checkpoint, in place of the known names; repeatable.")  # fmt: skip
+@template_option("Name of a checkpoint, in place of the known names; repeatable.")
 @layout_option
 @click.option("--pointer", default="last_ckpt", show_default=True, metavar="NAME", envvar="CKPTD_POINTER",
               help="Name of the pointer file, none, or an absolute path.")  # fmt: skip

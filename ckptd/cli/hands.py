@@ -60,8 +60,12 @@ def unpin(checkpoints: tuple[str, ...], **policy: Any) -> None:
         except RefusedError as error:
             say(f"unpinned {path}: it stays ({error})")
             continue
-        say(f"unpinned {path}: {_fate(next((d for d in decisions if d.checkpoint.name == name), None))}")
+        say(f"unpinned {path}: {_fate(next((d for d in decisions if name in _files_of(d)), None))}")
     raise click.exceptions.Exit(code)
+
+
+def _files_of(decision: Decision) -> list[str]:
+    return [file.name for file in decision.checkpoint.entry.files]
 
 
 def _fate(decision: Decision | None) -> str:

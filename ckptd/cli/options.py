@@ -11,6 +11,7 @@ import click
 
 from ..core.budget import Floor
 from ..core.layouts import LAYOUTS
+from ..core.naming import JOINT
 from ..core.policy import RULES, VERIFY
 from ..errors import UsageError
 from .completion import layouts
@@ -18,6 +19,7 @@ from .completion import layouts
 _UNITS_S = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kmgtp]?)(ib|b|)", re.ASCII)
 _PREFIXES = ("", "k", "m", "g", "t", "p")
+_PLUS = JOINT.strip()
 _SHAPE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([a-z]*)", re.ASCII)
 
 
@@ -97,6 +99,20 @@ verify_option = click.option(
 )
 
 
+def _templates(_ctx: click.Context, _param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """The templates that were given. A variable comes split at its blanks, those around a plus too."""
+    words = list(value)
+    while _PLUS in words[1:-1]:
+        at = words.index(_PLUS, 1)
+        words[at - 1 : at + 2] = [JOINT.join((words[at - 1], words[at + 1]))]
+    return tuple(words)
+
+
+def template_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option("--template", "templates", multiple=True, metavar="T", envvar="CKPTD_TEMPLATE",
+                        callback=_templates, help=text)  # fmt: skip
+
+
 layout_option = click.option(
     "--layout",
     "layouts",
@@ -111,7 +127,7 @@ layout_option = click.option(
 
 def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that make a Policy; each also an environment variable, the same for every command."""
-    options = [
+    options: list[Callable[..., Any]] = [
         click.option("--max-keep", type=click.IntRange(min=1), metavar="N", envvar="CKPTD_MAX_KEEP",
                      help="Keep N of each series; without it, undeclared, and without --max-bytes and --min-free, "
                           "nothing is pruned."),
@@ -120,9 +136,9 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--rule", type=click.Choice(RULES), default="auto", show_default=True, envvar="CKPTD_RULE",
                      help="stepped: as mmcv's hook prunes; newest: the N newest by order of writing; "
                           "auto: stepped where the interval is known."),
-        click.option("--template", "templates", multiple=True, metavar="T", envvar="CKPTD_TEMPLATE",
-                     help="Name of a checkpoint, such as 'model-{:04d}.ckpt' or 'e{epoch}-{loss:.2f}.pt', in place of "
-                          "the known names; repeatable. Such files count, whatever their format, and can be pruned."),
+        template_option("Name of a checkpoint, such as 'model-{:04d}.ckpt' or 'e{epoch}-{loss:.2f}.pt', in place of "
+                        "the known names; repeatable. Such files count, whatever their format, and can be pruned. "
+                        "'G_{}.pth + D_{}.pth': both files are one checkpoint."),
         layout_option,
         click.option("--keep-every", type=click.IntRange(min=1), metavar="N", envvar="CKPTD_KEEP_EVERY",
                      help="Keep steps divisible by N for ever."),

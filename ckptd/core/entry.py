@@ -77,6 +77,11 @@ class Entry:
         return all(getattr(one, what) == getattr(another, what) for one, another in pairs for what in same)
 
     @property
+    def files(self) -> tuple[Entry, ...]:
+        """What bears a name of its own in the work dir: the parts of a group, or else the checkpoint itself."""
+        return self.parts or (self,)
+
+    @property
     def _written(self) -> Written:
         # Of a directory the size of its marker: evaluators drop files beside it.
         return self.name, self.size_bytes if self.marker_bytes is None else self.marker_bytes, self.mtime_ns

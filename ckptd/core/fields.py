@@ -12,9 +12,11 @@ from dataclasses import field as attribute
 
 from ..errors import UsageError
 from . import times
-from .formats import COUNTERS, Field, Role, as_step, behind, field_of
+from .formats import COUNTERS, Field, Role, among_parts, as_step, behind, field_of
 from .naming import LONGEST_NAME_BYTES, TIME, Family, Names, Template, escaped, pieces_of, refuse, refuse_unfit
 from .reading import Reader
+
+_OF = re.compile("[-_.]of[-_.]0*([1-9][0-9]*)(?![0-9])")
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,10 @@ class Fields:
     _step: int = attribute(init=False, repr=False, compare=False)
     _reader: Reader = attribute(init=False, repr=False, compare=False)
 
+    is_group = False
+
     def __post_init__(self) -> None:
-        literals, fields, step = _parsed(self.text)
+        literals, fields, step = parsed(self.text)
         if any(each.role is Role.TELLS for each in fields):
             refuse(self.text, "it is about several series")
         object.__setattr__(self, "_literals", literals)
@@ -62,9 +66,41 @@ class Fields:
         scores = {each.key: each.read(text) for each, text in self._texts(name) if each.role in (Role.SCORE, Role.OPEN)}
         return {key: float(score) for key, score in scores.items() if key and score is not None}
 
-    def part_of(self, name: str) -> tuple[str, ...]:
-        """What tells the files of one checkpoint apart in `name`: the texts of its fields for ranks, shards, parts."""
-        return tuple(text for each, text in self._texts(name) if each.role is Role.PART)
+    def part_of(self, name: str) -> tuple[tuple[int, ...], int | None]:
+        """What tells the files of one checkpoint apart in `name`, the numbers of its fields for ranks, shards, parts;
+        and how many files that checkpoint is, where the name says so."""
+        texts = self._texts(name)
+        numbers = tuple(int(each.read(text) or 0) for each, text in texts if each.role is Role.PART)
+        told = next((int(each.read(text) or 0) for each, text in texts if each.role is Role.OF), None)
+        return numbers, told if told is not None else self._of
+
+    def said_in(self, name: str) -> dict[str, str]:
+        """What `name` says in the fields that `agreeing` names."""
+        said = [(each.key, each.read(text)) for each, text in self._texts(name)]
+        return {key: str(value) for key, value in said if key in self.agreeing}
+
+    @property
+    def agreeing(self) -> Sequence[str]:
+        """The fields beside the step that say the same of all files of one checkpoint."""
+        others = [each for at, each in enumerate(self._fields) if at != self._step]
+        return [each.key for each in others if each.key and each.role not in (Role.PART, Role.ANY)]
+
+    @property
+    def tells_parts(self) -> bool:
+        """Whether several names can be of one checkpoint."""
+        return any(each.role is Role.PART for each in self._fields)
+
+    @property
+    def tells_how_many(self) -> bool:
+        """Whether each name says how many files its checkpoint is."""
+        return self._of is not None or any(each.role is Role.OF for each in self._fields)
+
+    @property
+    def _of(self) -> int | None:
+        """How many parts there are by what stands behind a part's number: `-of-00004`."""
+        behind = zip(self._fields, self._literals[1:])
+        found = [_OF.match(literal) for each, literal in behind if each.role is Role.PART]
+        return next((int(match[1]) for match in found if match), None)
 
     @property
     def fixed_head(self) -> str | None:
@@ -83,8 +119,8 @@ class Fields:
 def given(text: str) -> Names | Family:
     """What a template stands for that somebody has given. Raises UsageError, with the reason, for none."""
     _refuse_bare_star(text)
-    literals, fields, step = _parsed(text)
-    parts = [each.source for each in fields if each.role is Role.PART]
+    literals, fields, step = parsed(text)
+    parts = [each.source for each in fields if each.tells_parts]
     if parts:
         refuse(text, f"by its field {parts[0]} several files are one checkpoint together, which ckptd cannot prune yet")
     if any(each.tells_apart for each in fields):
@@ -92,9 +128,9 @@ def given(text: str) -> Names | Family:
     return series_called(text)
 
 
-def series_called(text: str) -> Names:
+def series_called(text: str) -> Template | Fields:
     """The names of the series that is called `text`. Raises UsageError if none can be."""
-    literals, fields, _ = _parsed(text)
+    literals, fields, _ = parsed(text)
     if len(fields) > 1 or fields[0].role is not Role.COUNTER:
         return Fields(text)
     before, behind = map(escaped, literals)
@@ -152,7 +188,12 @@ def _is_told_by(each: Field, text: str) -> bool:
     return each.tells_apart and not is_score
 
 
-def _parsed(text: str) -> tuple[Sequence[str], Sequence[Field], int]:
+def are_digits(field: Field) -> bool:
+    """Whether all that can stand for the field is of its alphabet."""
+    return field.role in (Role.COUNTER, Role.PART, Role.OF)
+
+
+def parsed(text: str) -> tuple[Sequence[str], Sequence[Field], int]:
     """The literals of a template, the fields between them, and which of these is the step."""
     try:
         pieces = pieces_of(text)
@@ -168,7 +209,7 @@ def _parsed(text: str) -> tuple[Sequence[str], Sequence[Field], int]:
     if fields and not literals[-1] and fields[-1].role is Role.ANY:
         refuse(text, "it ends in any text, so what is half written, as in 'NAME.tmp', is of it too: give its end, "
                      "such as '{*}.pt'")  # fmt: skip
-    fields = [behind(literal, each) for literal, each in zip(literals, fields)]
+    fields = among_parts(literals, [behind(literal, each) for literal, each in zip(literals, fields)])
     at = _step_among(text, fields)
     try:
         fields[at] = as_step(fields[at])

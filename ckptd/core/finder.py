@@ -177,11 +177,11 @@ class Finder:
             self._by_text[known.names.text] = united
             return
         self._by_text[known.names.text] = known
-        head = known.names.fixed_head
-        if head is None:
-            self._odd.append(known)
-        else:
-            self._by_head.setdefault(head, []).append(known)
+        for head in dict.fromkeys(_heads_of(known.names)):
+            if head is None:
+                self._odd.append(known)
+            else:
+                self._by_head.setdefault(head, []).append(known)
 
     def _add_form(self, form: Form, layout: Layout, alone: str) -> None:
         if form.text == KEYED:
@@ -268,7 +268,17 @@ def _split(text: str) -> tuple[str, str, str]:
 
 def _asked_for(names: Names) -> Known:
     """A series of which any bytes count."""
-    return Known(names, files=True, directories=isinstance(names, Keyed) or takes_directories(names.text))
+    may_be_directories = isinstance(names, Keyed) or (not names.is_group and takes_directories(names.text))
+    return Known(names, files=True, directories=may_be_directories)
+
+
+def _heads_of(names: Names) -> tuple[str | None, ...]:
+    if not names.is_group:
+        return (names.fixed_head,)
+    from .groups import Group  # few runs have any
+
+    assert isinstance(names, Group)
+    return names.heads
 
 
 _NAMES: dict[str, Names] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import NamedTuple, Union
 
@@ -32,6 +32,7 @@ _LOOSE = r" *[-+]?(?:[0-9][0-9,_]*(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|inf|nan|INF|
 _DECIMAL_SPEC = re.compile(r"(?:0?[=>])?[-+ ]?0?(?P<width>[1-9][0-9]*)?[,_]?(?:\.(?P<digits>[0-9]+))?[eEfFgG%]?")
 _ZEROS_SPEC = re.compile("0([1-9][0-9]?)d?")
 _DIRECTIVE = re.compile("%[A-Za-z]")
+_WORLD = re.compile("(?:world(?:_?size)?|num_(?:ranks|shards|parts))[-_.=]?$")
 
 Value = Union[int, float, None]
 
@@ -43,6 +44,7 @@ class Role(Enum):
     TIME = "when it was saved"
     SCORE = "how good it is"
     PART = "which of the files of one checkpoint it is"
+    OF = "how many files one checkpoint is"
     TELLS = "which series it belongs to"
     OPEN = "a score where it is a number with a point, or else which series"
     ANY = "nothing that matters"
@@ -71,6 +73,15 @@ class Field(NamedTuple):
     def tells_apart(self) -> bool:
         """Whether some of its texts make a series of their own."""
         return self.role is Role.TELLS or self.role is Role.OPEN
+
+    @property
+    def tells_parts(self) -> bool:
+        """Whether it tells the files of one checkpoint apart."""
+        return self.role is Role.PART
+
+    @property
+    def is_time(self) -> bool:
+        return self.role is Role.TIME
 
 
 def field_of(name: str, spec: str, conversion: str) -> Field:
@@ -116,6 +127,20 @@ def behind(literal: str, field: Field) -> Field:
     if not is_free or not _PARTS & set(re.findall("[a-z]+", literal.lower())[-1:]):
         return field
     return field._replace(role=Role.PART, sample="0", pattern="[0-9]+", read=int, alphabet=string.digits)
+
+
+def among_parts(literals: Sequence[str], fields: Sequence[Field]) -> list[Field]:
+    """The same fields, where one that says how many parts there are is known as that: `{shard}-of-{n}`, and what stands
+    behind a `world_size` where others tell ranks."""
+    if not any(each.tells_parts for each in fields):
+        return list(fields)
+    told = list(fields)
+    for at, (literal, each) in enumerate(zip(literals, fields)):
+        behind_of = at > 0 and told[at - 1].tells_parts and literal.strip("-_. ") == "of"
+        if behind_of or (not each.is_marked and each.role is not Role.COUNTER and _WORLD.search(literal.lower())):
+            whole = _whole(each) if each.spec else each._replace(pattern="[0-9]+", read=int, alphabet=string.digits)
+            told[at] = whole._replace(role=Role.OF, sample=whole.sample if each.spec else "8")
+    return told
 
 
 def _whole(field: Field) -> Field:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from ..errors import UsageError
-from .naming import LONGEST_NAME_BYTES, Family, Names, Template
+from .naming import LONGEST_NAME_BYTES, Family, Names, Template, joined
 
 # Values as Lightning formats them: whole numbers, padded or not, what `str` and `:.2f` make of a float.
 _VALUE = r"(?:-?(?:[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|inf)|nan)"
@@ -37,6 +37,8 @@ class Keyed:
 
     text: str
     _keys: tuple[str, ...] = field(init=False, repr=False, compare=False)
+
+    is_group = False
 
     def __post_init__(self) -> None:
         keys = _keys_of(self.text)
@@ -88,6 +90,8 @@ class Numbers:
 
     text: str
     _pattern: re.Pattern[str] = field(init=False, repr=False, compare=False)
+
+    is_group = False
 
     def __post_init__(self) -> None:
         literals = self.text.split("{}")
@@ -142,25 +146,27 @@ def names_from(text: str) -> Names:
     """The names of the series that is called `text`. Raises UsageError if none can be."""
     if _is_keyed(text):
         return Keyed(text)
-    if text.count("{}") > 1:
+    pieces = joined(text)
+    is_group = len(pieces) > 1 and all("{" in piece for piece in pieces)  # else a name that holds what joins them
+    if text.count("{}") > 1 and not is_group:
         return Numbers(text)
     if _ONE_NUMBER.fullmatch(text):
         return Template(text)
-    from .fields import series_called  # few have several
+    from . import groups  # few have several fields, or several files
 
-    return series_called(text)
+    return groups.series_called(text)
 
 
 @lru_cache(maxsize=256)
 def given(text: str) -> Names | Family:
     """What a template stands for that somebody has given. Raises UsageError, with the reason, for none."""
-    if _ONE_NUMBER.fullmatch(text):
+    if _ONE_NUMBER.fullmatch(text) and len(joined(text)) == 1:
         return Template(text)
     if text.count("{}") > 1 and _is_keyed(text):
         return Keyed(text)
-    from . import fields
+    from . import groups
 
-    return fields.given(text)
+    return groups.given(text)
 
 
 def _is_keyed(text: str) -> bool:

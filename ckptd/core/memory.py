@@ -113,6 +113,20 @@ class Seen:
         same_parts = (self.older, self.younger) == (found.older, found.younger)
         return not self.whole and self.is_same_file(found) and same_parts
 
+    def written_over_in_part(self, found: Entry) -> str:
+        """Of a group that was whole: what was written over since beside what was not, in words; else nothing."""
+        if not (self.whole and self.parts):
+            return ""
+        before, now = {part[0]: part for part in self.parts}, {part.name: part.identity[:3] for part in found.parts}
+        over = [name for name in now if name in before and now[name] != before[name]]
+        left = [name for name in now if now[name] == before.get(name)]
+        if not (over and left):
+            return ""
+        return (
+            f"{over[0]} was written over and {left[0]} was not, as in the middle of a save; if they are of one save, "
+            "touch both"
+        )
+
     def is_still(self, found: Checkpoint) -> bool:
         """Whether `found` is this checkpoint, and not one written over it since."""
         same = (self.series, self.identity) == (found.series, found.entry.identity)

@@ -23,6 +23,8 @@ _SPEC = re.compile(r"(?:(?P<fill>.)?(?P<align>[<>=^]))?(?P<sign>[-+ ]?)(?P<alt>#
                    r"(?P<width>[1-9][0-9]*)?(?P<group>[,_]?)(?P<type>.?)", re.DOTALL)  # fmt: skip
 _ALIASES = ("<>", "<n>")  # how help texts and papers write the number
 _CODE = re.compile(r"[^\W\d][\w.]*")  # a variable, or an attribute of one, as it stands in somebody's code
+JOINT = " + "  # between the templates of several files that are one checkpoint
+_JOINT = re.compile(r" \+ (?![^{}]*\})")  # and not in a field, where it is somebody's code
 STEP_MARK = "step"  # `{kimg!step}`: what is no conversion of Python's says which field is the step
 TIME = "time"  # the unit of a step that is a date: seconds since 1970
 _MARK = "\x01"  # stands for it
@@ -41,6 +43,10 @@ class Names(Protocol):
     @property
     def has_grid(self) -> bool:
         """Whether each step has one name, so that a rule can step from one to the next."""
+
+    @property
+    def is_group(self) -> bool:
+        """Whether each of its checkpoints is several files; it is a Group then."""
 
     def step_of(self, name: str) -> int | None:
         """The step that `name` was written for, or None if the name is none of these."""
@@ -122,6 +128,8 @@ class Template:
     _tail: str = field(init=False, repr=False, compare=False)
     _whole: Whole = field(init=False, repr=False, compare=False)
     _plain: bool = field(init=False, repr=False, compare=False)
+
+    is_group = False
 
     def __post_init__(self) -> None:
         text = self.text
@@ -237,6 +245,11 @@ def pieces_of(text: str) -> list[Piece]:
               (conversion or "").replace(_MARK, STEP_MARK))
         for literal, name, spec, conversion in string.Formatter().parse(marked)
     ]  # fmt: skip
+
+
+def joined(text: str) -> list[str]:
+    """The templates of the several files that are one checkpoint; of one file that one."""
+    return [piece.strip() for piece in _JOINT.split(text)] if JOINT in text else [text]
 
 
 def escaped(literal: str) -> str:

@@ -15,7 +15,7 @@ from .finder import Finder
 from .keepers import KeepBest, Keeper, KeepEvery, KeepWithin, at_least_1
 from .keyed import given
 from .layouts import DEFAULT_LAYOUTS, DEFAULT_TEMPLATES, LAYOUTS, layouts_called
-from .naming import TIME, Family, Names
+from .naming import TIME, Family, Names, joined
 
 RULES = ("auto", "stepped", "newest")
 VERIFY = ("full", "structure")
@@ -99,6 +99,7 @@ class Policy:
     def __post_init__(self) -> None:
         texts = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates or ())
         object.__setattr__(self, "templates", tuple(dict.fromkeys(given(text).text for text in texts)))
+        _refuse_named_twice(self.templates)
         layouts = (self.layouts,) if isinstance(self.layouts, str) else tuple(self.layouts or ())
         object.__setattr__(self, "layouts", tuple(layout.name for layout in layouts_called(layouts)))
         at_least_1("max_keep", self.max_keep, "a rule that keeps nothing is a mistake")
@@ -205,6 +206,14 @@ class Policy:
             return False
         asked = [layout for layout in layouts_called(self.layouts) if layout.name not in ("mmcv", "mmengine")]
         return not any(form.text == template.text for layout in asked for form in layout.forms)
+
+
+def _refuse_named_twice(templates: Iterable[str]) -> None:
+    """Raise UsageError where a file would be a checkpoint by itself, and a part of another."""
+    pieces = [piece for template in templates for piece in joined(template)]
+    for piece in pieces:
+        if pieces.count(piece) > 1:
+            raise UsageError(f"template {piece!r} is named twice: alone, or as a part of several groups")
 
 
 def _plain_name(name: str) -> bool:

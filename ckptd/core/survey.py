@@ -102,7 +102,11 @@ class Survey:
     @property
     def pointed_name(self) -> str | None:
         """The checkpoint that the pointer names: the last part of its path, so that a moved run finds it too."""
-        return self.pointed.rstrip("/").rpartition("/")[2] if self.pointed else None
+        if not self.pointed:
+            return None
+        name = self.pointed.rstrip("/").rpartition("/")[2]
+        groups = (d.checkpoint for d in self.decisions if d.checkpoint.entry.parts)
+        return next((c.name for c in groups if any(part.name == name for part in c.entry.parts)), name)
 
     @property
     def newest(self) -> str | None:

@@ -39,6 +39,10 @@ def check_content(entry: Entry, *, dir_fd: int, progress: Progress | None = None
     Raises ChangedError, or OSError if the disk does not answer.
     """
     progress = progress or (lambda _: None)
+    if entry.parts:
+        faults = ((part, check_content(part, dir_fd=dir_fd, progress=progress, from_disk=from_disk))
+                  for part in entry.parts)  # fmt: skip
+        return next((f"{part.name}: {fault}" for part, fault in faults if fault), "")
     around = OpenedDirectory(dir_fd, from_disk=from_disk)
     if entry.is_dir:
         with around.opened_dir(entry.name) as directory:

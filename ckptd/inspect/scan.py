@@ -47,6 +47,7 @@ class Found:
     pinned: set[str] = field(default_factory=set)
     linked: dict[str, str] = field(default_factory=dict)  # what a symlink in the work dir names -> that symlink
     known: dict[str, Known] = field(default_factory=dict)
+    parts: list[Entry] = field(default_factory=list)  # of checkpoints of several files, which are among the entries
 
 
 def scan(work_dir: str, dir_fd: int, finder: Finder) -> Found:
@@ -62,6 +63,11 @@ def scan(work_dir: str, dir_fd: int, finder: Finder) -> Found:
             matched = match(name)
             if matched is not None:
                 _look_at(found, dir_fd, matched[0], matched[1], name)
+    if found.parts:
+        from ..core.groups import Group, put_together  # few runs have any
+
+        groups = {text: each.names for text, each in found.known.items() if isinstance(each.names, Group)}
+        found.entries += put_together(found.parts, [each.name for each in found.left_alone], groups)
     return found
 
 
@@ -113,7 +119,8 @@ def _look_at(found: Found, dir_fd: int, known: Known, step: int, name: str) -> N
         found.left_alone.append(LeftAlone(name, "neither a file nor a directory"))
     else:
         try:
-            found.entries.append(_entry(known.names.text, name, step, dir_fd, info))
+            entries = found.parts if known.names.is_group else found.entries
+            entries.append(_entry(known.names.text, name, step, dir_fd, info))
             found.known.setdefault(known.names.text, known)
         except FileNotFoundError:
             return  # gone, or coming, while it was looked at

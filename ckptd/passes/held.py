@@ -40,7 +40,9 @@ class Held:
                 later = sum(_order(each) > _order(decision) for each in series.decisions)
                 left_s = (_QUIET_S if later >= _LATER_SAVES else _LONG_S) - quiet_s[decision]
                 if left_s <= 0:
-                    self._say([d.checkpoint.name for d in quiet_s if quiet_s[d] >= _QUIET_S])
+                    self._say(
+                        [file.name for d in quiet_s if quiet_s[d] >= _QUIET_S for file in d.checkpoint.entry.files]
+                    )
                     return
                 waits.append(left_s)
         self.due_s = min(waits, default=None)

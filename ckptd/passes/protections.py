@@ -6,7 +6,7 @@ Reads, never writes; also reads the pointer itself, as what it names is one of t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from ..core.entry import Entry
 from ..core.layouts import FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS
@@ -46,6 +46,9 @@ class Protections:
             # on cannot be renamed, and says so then.
             if entry.is_dir and entry.device != self._work.device:
                 _protect(protected, entry.name, Kind.MOUNT, "a mount point")
+            for part in entry.parts:
+                for reason in protected.get(part.name, ()) if part.name != entry.name else ():
+                    _protect(protected, entry.name, reason.kind, f"{reason} ({part.name})")
         return protected
 
     def named_now(self) -> dict[str, list[Reason]]:
@@ -56,28 +59,31 @@ class Protections:
             _protect(named, named_by(text), Kind.POINTER, f"named by {self.pointer.name}")
         return named
 
-    def in_use(self, names: Iterable[str]) -> dict[str, Reason]:
-        """Who is at the checkpoints that are about to go."""
+    def in_use(self, entries: Iterable[Entry]) -> dict[str, Reason]:
+        """Who is at the checkpoints that are about to go, by their names."""
         used: dict[str, Reason] = {}
         holders = Holders()
-        for name in names:
+        for name, file in ((entry.name, file.name) for entry in entries for file in entry.files):
             # What cannot be looked at now cannot be renamed either, and says so then.
             with contextlib.suppress(OSError, RefusedError):
-                use = holders.of(name, dir_fd=self._work.fd)
+                use = holders.of(file, dir_fd=self._work.fd)
                 if use:
                     used[name] = Reason(Kind.IN_USE, use)
         return used
 
-    def trusted(self, whole: Collection[str]) -> str | None:
-        """The complete checkpoint that a pointer in a work dir names which is met for the first time."""
+    def trusted(self, whole: Mapping[str, str]) -> str | None:
+        """The complete checkpoint that a pointer in a work dir names which is met for the first time.
+
+        whole: the names of complete ones, by those of their files.
+        """
         for name in dict.fromkeys((self._policy.pointer, *FIRST_CONTACT_POINTERS)):
             target = link_target(name, dir_fd=self._work.fd)
             if target is None:
                 ours = name == self._policy.pointer
                 text = self.pointer.read() if ours else read_pointer(name, dir_fd=self._work.fd)
                 target = named_by(text) if text else None
-            if target in whole:
-                return target
+            if target is not None and target in whole:
+                return whole[target]
         return None
 
     def pointed(self) -> str | None:

@@ -144,10 +144,11 @@ class Reliance:
 
     def _sync_one(self, checkpoint: Checkpoint) -> None:
         work_fd = self._surveyor.work.fd
-        if checkpoint.entry.is_dir:
-            sync_tree(checkpoint.name, dir_fd=work_fd)
-        else:
-            sync_file(checkpoint.name, dir_fd=work_fd)
+        for file in checkpoint.entry.files:
+            if file.is_dir:
+                sync_tree(file.name, dir_fd=work_fd)
+            else:
+                sync_file(file.name, dir_fd=work_fd)
 
     def _could_not_sync(self, name: str, error: OSError | RefusedError) -> None:
         path = self._surveyor.work.path
@@ -171,7 +172,7 @@ class Reliance:
         findings, work = self._surveyor.findings, self._surveyor.work
         for checkpoint in (d.checkpoint for d in survey.plan.decisions):
             lost = checkpoint.durability.failed and checkpoint.state.whole
-            if not (lost and checkpoint.content.has_checksum) or checkpoint.entry.is_dir:
+            if not (lost and checkpoint.content.has_checksum) or checkpoint.entry.is_dir or checkpoint.entry.parts:
                 continue  # not all of its files have a checksum: what the disk holds of the others cannot be told
             self._troubled = True
             if time.monotonic() < self._read_back_due_s.get(checkpoint.entry.bytes_on_disk, 0.0):

@@ -116,7 +116,7 @@ class Surveyor:
         there = {entry.name for entry in found.entries}
         self.findings.forget(lambda name: name not in there)
         protected = self.protections.of(found, judged.trainers)
-        whole = {c.name for c in judged.checkpoints if c.state.whole}
+        whole = {file.name: c.name for c in judged.checkpoints if c.state.whole for file in c.entry.files}
         trusted = None if remembered else self.protections.trusted(whole)
         ended: frozenset[str] | None = None if self.patience is None else frozenset()
         room = self._look_at_room(now_ns, found, judged)
@@ -133,7 +133,7 @@ class Surveyor:
                     judged.settles_s = min(again_s, judged.settles_s or again_s)
                 if ended:
                     continue
-            used = self.protections.in_use(d.checkpoint.name for d in decided.prune)
+            used = self.protections.in_use(d.checkpoint.entry for d in decided.prune)
             if not used:
                 break
             for name, use in used.items():
@@ -191,14 +191,11 @@ class Surveyor:
             if verdict is None or before != entry:
                 settling = self._settling(ever=_is_written_over(entry, seen))
                 try:
-                    wanted = found.known[entry.series].kinds
-                    verdict = judge(entry, dir_fd=self.work.fd, settling=settling, now_ns=now_ns, wanted=wanted)
+                    names = found.known[entry.series]
+                    verdict = self._verdict(entry, names, settling, now_ns)
                     if self.as_remembered and verdict.settles_s is not None and self._was_whole(entry, seen):
                         # For a reader: only its age speaks against it, and an earlier pass has waited for that already.
-                        settled = judge(
-                            entry, dir_fd=self.work.fd, settling=Settling(settling.local, 0.0), now_ns=now_ns,
-                            wanted=wanted,
-                        )  # fmt: skip
+                        settled = self._verdict(entry, names, Settling(settling.local, 0.0), now_ns)
                         verdict = settled if settled.state.whole else verdict
                 except (FileNotFoundError, RefusedError):
                     continue  # gone, or something else by now: the next look tells
@@ -239,11 +236,23 @@ class Surveyor:
         judged.left_alone.sort(key=lambda each: each.name)
         return judged
 
+    def _verdict(self, entry: Entry, known: Known, settling: Settling, now_ns: int) -> Verdict:
+        if entry.parts:
+            from ..core.groups import Group  # here, because most checkpoints are one file
+            from ..inspect.grouping import judge_group
+
+            assert isinstance(known.names, Group)
+            return judge_group(entry, known.names, dir_fd=self.work.fd, settling=settling, now_ns=now_ns)
+        return judge(entry, dir_fd=self.work.fd, settling=settling, now_ns=now_ns, wanted=known.kinds)
+
     def _checkpoint(self, entry: Entry, verdict: Verdict, known: Seen | None) -> Checkpoint:
         if verdict.late and known is not None and (known.was_written_over(entry) or known.was_in_doubt(entry)):
             return Checkpoint(entry, State.DOUBTFUL, verdict.late)
         if verdict.state is State.DOUBTFUL:
             return Checkpoint(entry, verdict.state, verdict.evidence)
+        mixed = known.written_over_in_part(entry) if known is not None and entry.parts else ""
+        if mixed:
+            return Checkpoint(entry, State.IN_FLIGHT, mixed)
         fault = self._content(entry, known)
         if fault:
             return Checkpoint(entry, State.INCOMPLETE, fault)

@@ -73,7 +73,7 @@ def as_table(survey: Survey, work_dir: str, now_s: float, *, width: int | None =
         for d in series.decisions:
             c = d.checkpoint
             age = human_age(now_s - c.mtime_ns / 1e9)
-            rows.append((c.name, c.state.value, human_bytes(c.size_bytes), age, d.decision, "; ".join(d.reasons)))
+            rows.append((_named(c), c.state.value, human_bytes(c.size_bytes), age, d.decision, "; ".join(d.reasons)))
         yield from columns(rows, right=(2, 3))
         if width is not None:
             yield ""
@@ -95,6 +95,14 @@ def as_table(survey: Survey, work_dir: str, now_s: float, *, width: int | None =
         yield f"pointer: {survey.pointed or 'none yet'}" + (
             "" if survey.pointed_name == newest.name else f" (would move to {newest.name})"
         )
+
+
+def _named(checkpoint: Checkpoint) -> str:
+    """What a row is called: of several files the first two, or the first and how many more there are."""
+    names = [file.name for file in checkpoint.entry.files]
+    if len(names) < 3 and names[0] == checkpoint.name:
+        return " + ".join(names)
+    return f"{checkpoint.name} and {plural(len(set(names) - {checkpoint.name}), 'more file')}"
 
 
 def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> Iterator[str]:
@@ -257,6 +265,7 @@ def _series_json(series: SeriesPlan, held: Mapping[str, Reason]) -> dict[str, An
         "checkpoints": [
             {
                 "name": d.checkpoint.name,
+                "files": [file.name for file in d.checkpoint.entry.files],
                 "step": d.checkpoint.step,
                 "state": d.checkpoint.state.value,
                 "evidence": d.checkpoint.evidence,

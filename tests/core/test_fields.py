@@ -209,8 +209,8 @@ def test_the_text_of_keys_is_what_it_is_in_a_plan() -> None:
 
 def test_what_is_one_of_several_files_can_be_asked() -> None:
     names = Fields("ep{epoch}-ba{batch}-rank{rank}.pt")
-    assert (names.step_of("ep0-ba10-rank3.pt"), names.part_of("ep0-ba10-rank3.pt")) == (10, ("3",))
-    assert names.part_of("ep0-ba10.pt") == ()
+    assert (names.step_of("ep0-ba10-rank3.pt"), names.part_of("ep0-ba10-rank3.pt")) == (10, ((3,), None))
+    assert names.part_of("ep0-ba10.pt") == ((), None)
 
 
 SLOW = ["{*}_{a:.2f}_{*}_{step}_{*}.pt", "{name}_{step}_{x}.pt", "{a}-{step}.{b}-{c:g}x{*}z", "{time}x{*}-{step}"]

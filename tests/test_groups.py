@@ -1,0 +1,313 @@
+"""Several files are one checkpoint, on a disk: whole where each is, protected where one is, and told as one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ckptd import api
+from ckptd.core.plan import KEEP, PRUNE, SKIP
+from ckptd.core.policy import Policy
+from ckptd.core.survey import Survey
+
+from .conftest import Builder, Ckptd, a_pass, left, passes, pointed, torch_zip, truncated
+
+PAIR = "G_{}.pth + D_{}.pth"
+ONE = Policy(templates=PAIR, max_keep=1, settle_s=0.0)
+
+
+def pairs(*steps: int) -> list[str]:
+    return [f"{part}_{step}.pth" for step in steps for part in "GD"]
+
+
+def decisions(survey: Survey) -> dict[str, str]:
+    return {d.checkpoint.name: d.decision for d in survey.decisions}
+
+
+def states(work_dir: Path, **policy: object) -> dict[str, tuple[str, str]]:
+    made = Policy(**{"templates": PAIR, "settle_s": 0.0, **policy})  # type: ignore[arg-type]
+    return {
+        d.checkpoint.name: (d.checkpoint.state.value, d.checkpoint.evidence) for d in api.plan(work_dir, made).decisions
+    }
+
+
+# --- what counts
+
+
+def test_between_the_saves_of_two_parts_the_last_whole_pair_stays(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*pairs(1))
+    with passes(work_dir, templates=PAIR, max_keep=1, trash_ttl_s=0.0) as process:
+        process.reconcile()
+        for step in (2, 3):
+            with_checkpoints(f"G_{step}.pth")
+            report = process.reconcile()
+            assert decisions(report.survey)[f"G_{step - 1}.pth"] == KEEP
+            assert pointed(work_dir) == f"G_{step - 1}.pth"
+            with_checkpoints(f"D_{step}.pth")
+            report = process.reconcile()
+            assert decisions(report.survey)[f"G_{step - 1}.pth"] == PRUNE
+            assert pointed(work_dir) == f"G_{step}.pth"
+
+
+@pytest.mark.parametrize(("content", "name", "evidence"), [
+    (None, "D_3.pth", "D_3.pth is missing"),
+    (None, "G_3.pth", "G_3.pth is missing"),
+    (truncated(), "D_3.pth", "D_3.pth: no end record: cut short"),
+    (truncated(), "G_3.pth", "G_3.pth: no end record: cut short"),
+    (b"", "D_3.pth", "D_3.pth: empty"),
+])  # fmt: skip
+def test_half_a_group_never_counts(with_checkpoints: Builder, content: bytes | None, name: str, evidence: str) -> None:
+    work_dir = with_checkpoints(*pairs(1, 2, 3))
+    if content is None:
+        (work_dir / name).unlink()
+    else:
+        with_checkpoints(name, content=content)
+    survey = api.plan(work_dir, ONE)
+    assert decisions(survey) == {"G_1.pth": PRUNE, "G_2.pth": KEEP, "G_3.pth": KEEP}
+    assert survey.newest == "G_2.pth"
+    state, said = states(work_dir)["G_3.pth"]
+    assert state == "incomplete"
+    assert said.startswith(evidence)
+    assert str(api.latest(work_dir, ONE)) == str(work_dir / "G_2.pth")
+
+
+def test_half_of_all_that_there_is_is_nothing_to_resume_from(ckptd: Ckptd, with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints("G_1.pth")
+    (work_dir / "last_ckpt").write_text(f"{work_dir}/G_1.pth\n")
+    done = ckptd("latest", str(work_dir), "--template", PAIR)
+    assert (done.returncode, done.stdout) == (6, "")
+    assert "D_1.pth is missing" in done.stderr
+
+
+def test_what_is_young_may_yet_get_its_other_half(work_dir: Path) -> None:
+    (work_dir / "G_1.pth").write_bytes(torch_zip())
+    survey = api.plan(work_dir, Policy(templates=PAIR))
+    assert [d.checkpoint.state.value for d in survey.decisions] == ["in flight"]
+    assert survey.settles_s is not None
+
+
+def test_a_part_that_is_open_for_writing_has_all_of_it_in_flight(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*pairs(1, 2))
+    with open(work_dir / "D_2.pth", "r+b"):
+        assert states(work_dir)["G_2.pth"][0] == "in flight"
+        assert decisions(api.plan(work_dir, ONE)) == {"G_1.pth": KEEP, "G_2.pth": KEEP}
+
+
+def test_a_part_with_a_hole_in_its_content_is_found_before_anything_relies_on_it(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*pairs(1, 2))
+    content = bytearray((work_dir / "D_2.pth").read_bytes())
+    at = content.index(b"w" * 100) + 50
+    content[at : at + 9] = bytes(9)
+    with_checkpoints("D_2.pth", content=bytes(content))
+    report = a_pass(work_dir, templates=PAIR, max_keep=1)
+    assert decisions(report.survey)["G_1.pth"] == KEEP
+    assert pointed(work_dir) == "G_1.pth"
+    assert states(work_dir)["G_2.pth"] == ("incomplete", "D_2.pth: member archive/data/0 is damaged (CRC)")
+
+
+def test_an_unverifiable_part_makes_all_of_it_that(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints("G_1.pth")
+    with_checkpoints("D_1.pth", content=b"some format of theirs" * 20)
+    assert states(work_dir)["G_1.pth"][0] == "unverifiable"
+
+
+def test_parts_may_be_many(with_checkpoints: Builder) -> None:
+    text = "model_{:06d}.pt + meta_{:06d}.json + optim_{:06d}.pt"
+    work_dir = with_checkpoints("model_000100.pt", "optim_000100.pt", "model_000200.pt", "optim_000200.pt")
+    with_checkpoints("meta_000100.json", content=b"{}" * 9)
+    found = states(work_dir, templates=text)
+    assert found["model_000100.pt"][0] == "unverifiable"
+    assert found["model_000200.pt"] == ("incomplete", "meta_000200.json is missing")
+
+
+def test_variants_of_one_step_are_told_apart_by_what_their_parts_agree_on(with_checkpoints: Builder) -> None:
+    text = "G_{epoch}_{loss:.2f}.pt + D_{epoch}_{loss:.2f}.pt"
+    work_dir = with_checkpoints("G_1_0.50.pt", "D_1_0.50.pt", "G_1_0.40.pt")
+    assert {name: state for name, (state, _) in states(work_dir, templates=text).items()} == {
+        "G_1_0.50.pt": "complete", "G_1_0.40.pt": "incomplete",
+    }  # fmt: skip
+
+
+# --- what is odd
+
+
+def test_two_names_of_one_part_are_in_doubt(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints("G_1_0.50.pt", "G_1_0.40.pt", "D_1.pt")
+    ((name, (state, said)),) = states(work_dir, templates="G_{epoch}_{loss:.2f}.pt + D_{epoch}.pt").items()
+    assert (name, state) == ("G_1_0.40.pt", "in doubt")
+    assert "G_1_0.40.pt and G_1_0.50.pt are both the same part" in said
+
+
+def test_a_part_that_is_a_link_is_not_followed(with_checkpoints: Builder, tmp_path: Path) -> None:
+    work_dir = with_checkpoints(*pairs(1, 2, 3))
+    (work_dir / "D_2.pth").rename(tmp_path / "D_2.pth")
+    (work_dir / "D_2.pth").symlink_to(tmp_path / "D_2.pth")
+    assert states(work_dir)["G_2.pth"][0] == "in doubt"
+    survey = api.plan(work_dir, ONE)
+    assert decisions(survey) == {"G_1.pth": PRUNE, "G_2.pth": KEEP, "G_3.pth": KEEP}
+    assert [each.name for each in survey.left_alone] == ["D_2.pth"]
+
+
+def test_a_part_that_is_a_directory_is_left_alone_and_so_is_what_it_is_of(with_checkpoints: Builder) -> None:
+    for template in (PAIR, "G_{} + D_{}"):
+        end = ".pth" if template == PAIR else ""
+        work_dir = with_checkpoints(f"G_1{end}", f"G_2{end}", f"D_2{end}")
+        (work_dir / f"D_1{end}").mkdir()
+        survey = api.plan(work_dir, Policy(templates=template, max_keep=1, settle_s=0.0))
+        assert decisions(survey) == {f"G_1{end}": KEEP, f"G_2{end}": KEEP}
+        assert [(each.name, "a directory" in each.reason) for each in survey.left_alone] == [(f"D_1{end}", True)]
+
+
+def test_two_parts_that_are_one_file_are_in_doubt(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints("G_1.pth")
+    os.link(work_dir / "G_1.pth", work_dir / "D_1.pth")
+    state, said = states(work_dir)["G_1.pth"]
+    assert (state, "G_1.pth and D_1.pth are one file" in said) == ("in doubt", True)
+
+
+def test_a_part_that_may_not_be_read_keeps_all_of_it(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ckptd.inspect import verdict
+
+    work_dir = with_checkpoints(*pairs(1, 2))
+    opened = verdict.opened_file
+
+    def refused(name: str, *, dir_fd: int) -> object:
+        if name == "D_1.pth":
+            raise PermissionError(13, "Permission denied", name)
+        return opened(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(verdict, "opened_file", refused)
+    survey = api.plan(work_dir, ONE)
+    assert [each.entry.name for each in survey.unreadable] == ["G_1.pth"]
+    assert PRUNE not in decisions(survey).values()
+
+
+# --- who protects
+
+
+def by_pin(work_dir: Path, name: str) -> None:
+    (work_dir / f"{name}.keep").touch()
+
+
+def by_link(work_dir: Path, name: str) -> None:
+    (work_dir / "best.pth").symlink_to(name)
+
+
+def by_pointer(work_dir: Path, name: str) -> None:
+    (work_dir / "last_checkpoint").write_text(f"/elsewhere/{name}")
+
+
+@pytest.mark.parametrize("of", ["G", "D"])
+@pytest.mark.parametrize("protect", [by_pin, by_link, by_pointer])
+def test_what_protects_one_part_protects_all(
+    with_checkpoints: Builder, protect: Callable[[Path, str], None], of: str
+) -> None:
+    work_dir = with_checkpoints(*pairs(1, 2, 3))
+    protect(work_dir, f"{of}_1.pth")
+    assert decisions(api.plan(work_dir, ONE)) == {"G_1.pth": SKIP, "G_2.pth": PRUNE, "G_3.pth": KEEP}
+
+
+def test_a_pointer_to_a_second_part_names_its_checkpoint(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*pairs(1, 2))
+    (work_dir / "last_ckpt").write_text(f"{work_dir}/D_2.pth\n")
+    assert api.plan(work_dir, ONE).pointed_name == "G_2.pth"
+    # Met for the first time in doubtful order, it is what the pointer names that counts.
+    for name in pairs(2):
+        os.utime(work_dir / name, (1, 1))
+    assert api.plan(work_dir, ONE).newest == "G_2.pth"
+
+
+def test_unpin_tells_what_becomes_of_all_of_it(ckptd: Ckptd, with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*pairs(1, 2))
+    for name in ("G_1.pth", "D_1.pth"):
+        ckptd("pin", f"{work_dir}/{name}")
+    said = [ckptd("unpin", f"{work_dir}/{name}", "--template", PAIR, "--max-keep", "1").stdout for name in pairs(1)]
+    assert "it stays (pinned (D_1.pth))" in said[0]
+    assert "the next pass prunes it" in said[1]
+
+
+# --- over time
+
+
+def test_a_rewrite_of_one_part_alone_is_the_middle_of_a_save(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*pairs(1, 2))
+    with passes(work_dir, templates=PAIR, max_keep=1, settle_s=0.0) as process:
+        process.reconcile()
+        with_checkpoints("G_2.pth", content=torch_zip(b"v" * 700))
+        for _ in range(2):
+            survey = process.reconcile().survey
+            assert {d.checkpoint.state.value for d in survey.decisions if d.checkpoint.step == 2} == {"in flight"}
+            assert decisions(survey) == {"G_1.pth": KEEP, "G_2.pth": KEEP}
+        with_checkpoints("D_2.pth", content=torch_zip(b"v" * 700))
+        survey = process.reconcile().survey
+        assert decisions(survey) == {"G_1.pth": PRUNE, "G_2.pth": KEEP}
+        assert survey.plan.memory.seen["G_2.pth"].order == 3
+
+
+def test_another_process_remembers_that_only_one_part_was_rewritten(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*pairs(1, 2))
+    a_pass(work_dir, templates=PAIR, max_keep=1, settle_s=0.0)
+    with_checkpoints("D_2.pth", content=torch_zip(b"v" * 700))
+    a_pass(work_dir, templates=PAIR, max_keep=1, settle_s=0.0)
+    assert states(work_dir)["G_2.pth"][0] == "in flight"
+
+
+def test_all_parts_are_durable_before_anything_relies_on_them(
+    with_checkpoints: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ckptd.passes import reliance
+
+    synced: list[str] = []
+    monkeypatch.setattr(reliance, "sync_file", lambda name, dir_fd: synced.append(name))
+    work_dir = with_checkpoints(*pairs(1, 2))
+    a_pass(work_dir, templates=PAIR, max_keep=1)
+    assert synced == pairs(2)
+
+
+def test_a_later_process_finds_them_by_what_is_remembered(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*pairs(1, 2))
+    a_pass(work_dir, templates=PAIR, max_keep=1)
+    (work_dir / "D_2.pth").unlink()
+    assert str(api.latest(work_dir)) == str(work_dir / "G_1.pth")
+
+
+def test_until_all_files_of_one_can_go_together_none_does(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*pairs(1, 2, 3))
+    report = a_pass(work_dir, templates=PAIR, max_keep=1, trash_ttl_s=0.0)
+    assert left(work_dir) == sorted(pairs(1, 2, 3), key=lambda name: (name[2], name))
+    assert set(report.survey.held_back) == {"G_1.pth", "G_2.pth"}
+
+
+# --- what is said
+
+
+def test_the_table_names_the_files(ckptd: Ckptd, with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*pairs(1), "G_2.pth")
+    with_checkpoints("D_3.pth")
+    lines = ckptd("plan", str(work_dir), "--template", PAIR, "--settle", "0").stdout.splitlines()
+    assert [line.split("  ")[1] for line in lines[2:5]] == ["G_1.pth + D_1.pth", "G_2.pth", "G_3.pth and 1 more file"]
+
+
+def test_json_has_the_files(ckptd: Ckptd, with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*pairs(1), "epoch_1.pth")
+    done = ckptd("plan", str(work_dir), "--template", PAIR, "--template", "epoch_{}.pth", "--json")
+    series = json.loads(done.stdout)["series"]
+    assert {each["template"]: each["checkpoints"][0]["files"] for each in series} == {
+        PAIR: ["G_1.pth", "D_1.pth"], "epoch_{}.pth": ["epoch_1.pth"],
+    }  # fmt: skip
+
+
+def test_the_variable_takes_a_group_among_others(ckptd: Ckptd, with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*pairs(1, 2), "epoch_1.pth")
+    done = ckptd("plan", str(work_dir), "--json", env={"CKPTD_TEMPLATE": f"epoch_{{}}.pth {PAIR} x_{{}}"})
+    assert [each["template"] for each in json.loads(done.stdout)["series"]] == ["epoch_{}.pth", PAIR]
+
+
+def test_the_policy_gives_its_options_again(ckptd: Ckptd, work_dir: Path) -> None:
+    assert f"--template '{PAIR}'" in ckptd("unit", str(work_dir), "--template", PAIR).stdout.replace('"', "'")
