@@ -135,7 +135,8 @@ def _survey_for_reading(work: WorkDir, policy: Policy) -> Survey:
 def _doubt_of(survey: Survey, path: Path) -> str:
     """What speaks against the checkpoint that `latest` names, in words; "" if nothing does."""
     if survey.plan.newest is None or survey.plan.newest.name == path.name:
-        return ""
+        behind = survey.plan.behind
+        return f"{path}: {behind.text}" if behind is not None else ""
     return (
         f"{path}: the times of these checkpoints are those of a copy, in the order of their names as text, so this is "
         f"the highest step. If a run was resumed from an older one and {survey.plan.newest.name} is the last that it "
@@ -147,7 +148,7 @@ def _newest(work: WorkDir, survey: Survey) -> Path | None:
     if survey.plan.newest is not None:
         # What a pointer named when the work dir was met for the first time is better advice than the numbers.
         named = survey.remembered is None and survey.pointed_name == survey.plan.newest.name
-        highest = None if named else highest_of_a_copy(survey.plan)
+        highest = None if named or survey.plan.behind is not None else highest_of_a_copy(survey.plan)
         return Path(work.path, (highest or survey.plan.newest).name)
     # A pointer may name what no template knows; it is believed if the bytes bear it out.
     name = survey.pointed_name

@@ -25,6 +25,7 @@ from ckptd import errors
 from ckptd.cli.commands import cli
 from ckptd.core.formats import COUNTERS
 from ckptd.core.layouts import DEFAULT_TEMPLATES, FRAMEWORK_POINTERS, LAYOUTS
+from ckptd.core.trackers import INSIDE
 
 from .conftest import Builder, Watching, a_pass, environment, eventually, left, pages, pointed, section, torch_zip
 from .demo import picture
@@ -488,6 +489,13 @@ def test_the_order_of_the_steps_is_the_one_that_is_told() -> None:
 def test_every_pointer_that_protects_is_named() -> None:
     promises = section("What is never deleted")
     assert {f"`{pointer.file}`" for pointer in FRAMEWORK_POINTERS} <= set(re.findall(r"`.*?`", promises))
+
+
+def test_the_pointers_of_frameworks_are_told_as_the_table_has_them() -> None:
+    rows = table("framework | file | holds | names the latest")
+    told = {file: row[3] == "yes" for row in rows for file in re.findall("`(.*?)`", row[1]) or [row[1]]}
+    known = {pointer.file: pointer.latest for pointer in FRAMEWORK_POINTERS if pointer.file != "last_ckpt"}
+    assert told == {**known, INSIDE: False}
 
 
 def test_the_python_interface_is_named_whole() -> None:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ckptd.core.layouts import FRAMEWORK_POINTERS, Pointer
 from ckptd.disk.descriptors import opened_dir
 from ckptd.errors import RefusedError
-from ckptd.workdir.pointer import framework_pointers, link_target, named_by, read_pointer, replace_pointer
+from ckptd.workdir.pointer import link_target, named_by, read_pointer, replace_pointer
 
 from .conftest import Builder, Ckptd, Crash, epochs, left, picture, pointed, safetensors
 
@@ -114,27 +113,6 @@ def test_a_directory_in_its_place_is_refused_with_its_path(work_dir: Path) -> No
     (work_dir / "last_ckpt").mkdir()
     with pytest.raises(RefusedError, match=f"^{work_dir}/last_ckpt: a directory where the pointer goes"):
         replace(work_dir, "/a/epoch_1.pth")
-
-
-def test_the_frameworks_pointers_are_read_where_they_are(work_dir: Path) -> None:
-    (work_dir / "latest").write_text("global_step500")
-    (work_dir / "last_checkpoint").write_text("/runs/a/epoch_7.pth")
-    with opened_dir(str(work_dir)) as fd:
-        found = framework_pointers(map(Pointer, ["last_checkpoint", "latest", "missing"]), dir_fd=fd)
-    assert found == {"latest": {"global_step500"}, "last_checkpoint": {"epoch_7.pth"}}
-
-
-@pytest.mark.parametrize(("text", "expected"), [
-    ("500\n", {"iter_0000500", "global_step_500"}),
-    ("release", set()), ("-1", set()), ("٥٠٠", set()), ("1" * 400, set()), ("5.0", set()), ("", set()),
-])  # fmt: skip
-def test_a_tracker_that_two_frameworks_have_names_the_checkpoint_of_each(
-    text: str, expected: set[str], work_dir: Path
-) -> None:
-    (work_dir / "latest_checkpointed_iteration.txt").write_text(text)
-    with opened_dir(str(work_dir)) as fd:
-        found = framework_pointers(FRAMEWORK_POINTERS, dir_fd=fd)
-    assert found.get("latest_checkpointed_iteration.txt", set()) == expected
 
 
 def test_a_link_names_the_last_part_of_its_target(work_dir: Path) -> None:

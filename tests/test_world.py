@@ -139,7 +139,19 @@ class Life(RuleBasedStateMachine):
         self.look(seen)
 
     @rule(
-        how=st.sampled_from(["pin", "pin", "reader", "latest.pth", "best.pth", "epoch_1000.pth", "last_checkpoint"]),
+        how=st.sampled_from(
+            [
+                "pin",
+                "pin",
+                "reader",
+                "latest.pth",
+                "best.pth",
+                "epoch_1000.pth",
+                "last_checkpoint",
+                "LATEST",
+                "best.txt",
+            ]
+        ),
         index=indexes,
         count=st.integers(0, 4),
         each_seen=st.booleans(),

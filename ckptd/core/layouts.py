@@ -11,8 +11,8 @@ from typing import NamedTuple
 from ..errors import UsageError
 from . import kinds
 from .naming import Template
+from .trackers import OTHERS, Pointer, by_file
 
-_LONGEST_STEP = 20  # digits
 FREE = "<name>"  # in a form: any text
 KEYED = "<key>={}.ckpt"  # the form of Lightning's names
 
@@ -28,24 +28,6 @@ class Form(NamedTuple):
     files: bool = False
     directories: bool = False
     marker: str = ""
-
-
-class Pointer(NamedTuple):
-    """A file of one line with which a framework names the checkpoint that it would resume from.
-
-    form: of a pointer that holds a step, the name that is meant; None where it holds a path or a name.
-    """
-
-    file: str
-    form: str | None = None
-
-    def names(self, text: str) -> str | None:
-        """The plain name of the checkpoint that `text`, the pointer's line, is about; None if it is none."""
-        if self.form is None:
-            return text.rstrip("/").rpartition("/")[2] or None
-        if not (text.isascii() and text.isdigit() and len(text) <= _LONGEST_STEP):
-            return None
-        return self.form.format(int(text))
 
 
 class Layout(NamedTuple):
@@ -85,7 +67,7 @@ LAYOUTS = (
             *_file(*(f"{unit}_{{}}{end}" for unit in _UNITS for end in (".pth", ".pt", ".ckpt", ".safetensors"))),
             *(Form(f"{unit}_{{}}", files=True, directories=True) for unit in _UNITS),
         ),
-        _GENERIC, (Pointer("last_ckpt"),), by_itself=True,
+        _GENERIC, (Pointer("last_ckpt", latest=False),), by_itself=True,
         source="mmcv 1.7.2, runner/hooks/checkpoint.py; other loops write the same names with other endings",
     ),
     Layout(
@@ -114,7 +96,7 @@ LAYOUTS = (
     ),
     Layout(
         "deepspeed", "DeepSpeed", _directory("global_step{}"), frozenset({kinds.DEEPSPEED}),
-        (Pointer("latest"), Pointer("latest_universal")),
+        (Pointer("latest"), Pointer("latest_universal", latest=False)),
         source="DeepSpeed, runtime/engine.py::save_checkpoint",
     ),
     Layout(
@@ -183,7 +165,8 @@ GROUPS = (
     ("fairseq", r"checkpoint[0-9_]+-(?:rank-|shard)[0-9]+\.pt"),
 )
 
-FRAMEWORK_POINTERS = tuple(dict.fromkeys(pointer for layout in LAYOUTS for pointer in layout.pointers))
+FRAMEWORK_POINTERS = tuple(dict.fromkeys((*(each for layout in LAYOUTS for each in layout.pointers), *OTHERS)))
+TRACKERS = by_file(FRAMEWORK_POINTERS)
 
 # Which pointer is believed when a work dir is met for the first time and its order of writing is in doubt.
 FIRST_CONTACT_POINTERS = ("last_ckpt", "last_checkpoint", "latest.pth")  # the last: mmcv 1.x, a symlink

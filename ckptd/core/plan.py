@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from .budget import MAX_BYTES, Budget, Disk, budget_of, over_budget
 from .checkpoint import Checkpoint, State
@@ -17,6 +18,9 @@ from .policy import Newest, Policy, Stepped
 from .reason import Kind, Reason
 from .replay import Grid, replay
 from .schedule import Schedule
+
+if TYPE_CHECKING:
+    from .newest import Behind, Latest
 
 KEEP, PRUNE, SKIP = "keep", "prune", "skip"  # skip: would be pruned, vetoed
 
@@ -56,8 +60,9 @@ class Plan:
 
     series: tuple[SeriesPlan, ...]
     memory: Memory
-    newest: Checkpoint | None  # by writing, over all series: what the pointer should name
+    newest: Checkpoint | None  # to be resumed from, over all series: what the pointer should name
     budget: Budget | None = None
+    behind: Behind | None = None  # why that is not the last one, where it is not
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
@@ -97,13 +102,15 @@ def plan(
     patterns: Sequence[Names] | None = None,
     ended: Callable[[str], bool] = lambda series: False,
     disk: Disk | None = None,
+    latest: Sequence[Latest] = (),
+    pointed: str | None = None,
 ) -> Plan:
     """Decide for every checkpoint in `found`.
 
     `protected` maps a name to the reasons for which it stays whatever a rule says; `memory` is what earlier passes
     saw, `now_ns` the time (nanoseconds since 1970), `trusted` and `ended` as in `replay`, `patterns` the templates
     looked for, where they are not the policy's, `disk` the file system with the trash, for `min_free`: where it is None
-    nothing goes for that. Names are unique.
+    nothing goes for that; `latest` and `pointed` as in `to_resume_from`. Names are unique.
     """
     found = list(found)
     replayed = replay(
@@ -113,6 +120,16 @@ def plan(
     by_series: dict[str, list[Checkpoint]] = {text: [] for text in replayed.grids}
     for checkpoint in found:
         by_series[checkpoint.entry.series].append(checkpoint)
+    newest, behind = max((c for c in found if c.relied_on), key=lambda c: seen[c.name].rank, default=None), None
+    if latest or len(policy.templates) > 1:
+        from .newest import to_resume_from  # here, because few have either
+
+        newest, behind = to_resume_from(
+            found, seen, templates=policy.templates, latest=latest, pointed=pointed, now_ns=now_ns
+        )
+    if newest is not None and behind is not None:
+        text = f"to be resumed from, as {behind.file} names none above it"
+        protected = {**protected, newest.name: (*protected.get(newest.name, ()), Reason(Kind.POINTER, text))}
     series = tuple(
         _plan_series(by_series[text], grid, policy, seen, protected) for text, grid in replayed.grids.items()
     )
@@ -120,9 +137,7 @@ def plan(
     if policy.has_budget:
         budget = budget_of(policy.max_bytes, policy.min_free, disk, found)
         series, budget = _within_budget(series, budget, seen)
-    good = [c for c in found if c.relied_on]
-    newest = max(good, key=lambda c: seen[c.entry.name].rank, default=None)
-    return Plan(series, replayed.memory, newest, budget)
+    return Plan(series, replayed.memory, newest, budget, behind)
 
 
 def _plan_series(

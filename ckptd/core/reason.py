@@ -18,6 +18,7 @@ class Kind(str, Enum):
     IN_USE = "in_use"
     PINNED = "pinned"
     POINTER = "pointer"  # named by our pointer, or by a framework's own
+    TRACKER = "tracker"  # named by a small file of somebody else's
     LINK = "link"
     MOUNT = "mount"
     # keepers
@@ -45,7 +46,8 @@ class Kind(str, Enum):
 
 
 _PROTECTIONS = frozenset(
-    {Kind.NEWEST, Kind.IN_FLIGHT, Kind.IN_DOUBT, Kind.IN_USE, Kind.PINNED, Kind.POINTER, Kind.LINK, Kind.MOUNT}
+    {Kind.NEWEST, Kind.IN_FLIGHT, Kind.IN_DOUBT, Kind.IN_USE, Kind.PINNED, Kind.POINTER, Kind.TRACKER, Kind.LINK,
+     Kind.MOUNT}
 )  # fmt: skip
 
 

@@ -55,7 +55,7 @@ class Survey:
     remembered: what earlier passes have left, None if nothing. pointed: the line in the pointer file, if any.
     settles_s: after how many seconds something that is in flight now can have become quiet, if nothing else happens,
     or a run have ended that a changed max_keep waits for. named: what the series are called that runs have declared, or
-    that are remembered. links: symlinks that name something here.
+    that are remembered. links: symlinks and files that name something here.
     """
 
     plan: Plan

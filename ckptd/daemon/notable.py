@@ -12,17 +12,16 @@ from collections.abc import Callable, Iterable
 
 from ..core.finder import Finder
 from ..core.keyed import names_from
-from ..core.layouts import FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS
+from ..core.layouts import FIRST_CONTACT_POINTERS, TRACKERS
 from ..core.policy import Policy
 from ..core.schedule import DIRECTORY
 from ..core.survey import Survey
+from ..core.trackers import rows_of
 from ..disk.descriptors import OWN_DIR, temporary_name
 from ..inspect.scan import PIN_ENDING, SIDECAR_ENDING, TRAINER_STATE
 from ..workdir.place import IGNORE
 
-_TELLING = frozenset({
-    *(pointer.file for pointer in FRAMEWORK_POINTERS), *FIRST_CONTACT_POINTERS, TRAINER_STATE, IGNORE,
-})  # fmt: skip
+_TELLING = frozenset({*FIRST_CONTACT_POINTERS, TRAINER_STATE, IGNORE})
 _OUR_TEMPORARY = tuple(temporary_name("*").split("*"))
 # Two changes of a directory within one tick of the kernel's clock can bear one time.
 _TICK_NS = 50 * 10**6
@@ -51,7 +50,7 @@ class Notable:
         head, tail = _OUR_TEMPORARY
         if name.startswith(head) and name.endswith(tail):
             return False
-        if name in _TELLING or name in self._links:
+        if name in _TELLING or name in self._links or rows_of(name, TRACKERS):
             return True
         whose = name.removesuffix(SIDECAR_ENDING).removesuffix(PIN_ENDING)
         if any(finder.could_match(each) for finder in self._finders for each in {name, whose}):

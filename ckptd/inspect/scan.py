@@ -5,18 +5,22 @@ It looks at names and inodes only; what the bytes say is verdict's business.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import stat
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass, field, replace
 
 from ..core.entry import Entry, LeftAlone
 from ..core.finder import Finder, Known
+from ..core.layouts import TRACKERS
 from ..core.naming import PIN_ENDING as PIN_ENDING
 from ..core.naming import SIDECAR_ENDING as SIDECAR_ENDING
-from ..disk.descriptors import FORBIDDEN, exists, listed, names_in, opened_dir
+from ..core.trackers import rows_of
+from ..disk.descriptors import FORBIDDEN, OWN_DIR, exists, listed, names_in, opened_dir, temporary_name
 from ..disk.walk import walk
 from .links import names_behind
 
@@ -34,13 +38,15 @@ _PART_WITHOUT_ENDING = re.compile(
     r"(?:global_step|pytorch_model|optim|model|ema|actor|critic|policy|value|mp_rank|rank|dist_ckpt|checkpoint|weights"
     r"|state|train|default|params|arrays|items|unet|transformer|text_encoder|vae|controlnet)[^.]*|[0-9a-f]{16,}"
 )
+_OURS = (PIN_ENDING, SIDECAR_ENDING, temporary_name("")[1:])  # how what we keep beside checkpoints ends
 # What people and evaluators drop into directories: a change of these is none of the checkpoint's bytes.
 _BESIDE = (".json", ".jsonl", ".txt", ".md", ".log", ".csv", ".tsv", ".yaml", ".yml", ".html", ".png", ".jpg", ".py")
 
 
 @dataclass
 class Found:
-    """One look at a work dir. known: the series of the entries, by their texts."""
+    """One look at a work dir. known: the series of the entries, by their texts. files: regular files that are neither
+    checkpoints nor ours. tracking: what the symlinks say that frameworks keep as their own pointers."""
 
     entries: list[Entry] = field(default_factory=list)
     left_alone: list[LeftAlone] = field(default_factory=list)
@@ -48,6 +54,8 @@ class Found:
     linked: dict[str, str] = field(default_factory=dict)  # what a symlink in the work dir names -> that symlink
     known: dict[str, Known] = field(default_factory=dict)
     parts: list[Entry] = field(default_factory=list)  # of checkpoints of several files, which are among the entries
+    files: list[str] = field(default_factory=list)
+    tracking: dict[str, str] = field(default_factory=dict)
 
 
 def scan(work_dir: str, dir_fd: int, finder: Finder) -> Found:
@@ -63,6 +71,8 @@ def scan(work_dir: str, dir_fd: int, finder: Finder) -> Found:
             matched = match(name)
             if matched is not None:
                 _look_at(found, dir_fd, matched[0], matched[1], name)
+            else:
+                _note_file(found, entry)
     if found.parts:
         from ..core.groups import Group, put_together  # few runs have any
 
@@ -71,12 +81,15 @@ def scan(work_dir: str, dir_fd: int, finder: Finder) -> Found:
     return found
 
 
-def scan_marks(work_dir: str, dir_fd: int) -> Found:
-    """Look only for what is pinned there, or named by a symlink. Raises OSError if it cannot be read."""
+def scan_marks(work_dir: str, dir_fd: int, *, but: Container[str]) -> Found:
+    """Look only for what is pinned there, or named by a symlink, and for files that may name something, `but` for those
+    that are known to be checkpoints. Raises OSError if it cannot be read."""
     found = Found()
     with listed(dir_fd) as entries:
         for entry in entries:
             _note_mark(found, work_dir, dir_fd, entry)
+            if entry.name not in but:
+                _note_file(found, entry)
     return found
 
 
@@ -215,5 +228,14 @@ def _note_mark(found: Found, work_dir: str, dir_fd: int, entry: os.DirEntry[str]
     """Remember what a pin or a symlink says of others."""
     if entry.is_symlink():
         found.linked.update(dict.fromkeys(names_behind(entry.name, work_dir, dir_fd=dir_fd), entry.name))
+        if rows_of(entry.name, TRACKERS):
+            with contextlib.suppress(OSError):
+                found.tracking[entry.name] = os.readlink(entry.name, dir_fd=dir_fd)
     if entry.name.endswith(PIN_ENDING):
         found.pinned.add(entry.name[: -len(PIN_ENDING)])
+
+
+def _note_file(found: Found, entry: os.DirEntry[str]) -> None:
+    name = entry.name
+    if entry.is_file(follow_symlinks=False) and not (name.endswith(_OURS) or name.startswith(OWN_DIR)):
+        found.files.append(name)

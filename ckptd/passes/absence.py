@@ -11,15 +11,18 @@ from collections.abc import Iterator
 from ..core.checkpoint import State
 from ..core.guess import is_nearly
 from ..core.keyed import given
-from ..core.layouts import FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS
+from ..core.layouts import FIRST_CONTACT_POINTERS
 from ..core.naming import Family
 from ..core.policy import Policy, name_test
 from ..core.survey import Survey
+from ..core.trackers import NOTHING
+from ..disk.descriptors import listed
 from ..disk.mounts import mounts, unescaped
 from ..disk.opened import OpenedDirectory
 from ..errors import DoubtError
+from ..inspect.trackers import told_by_frameworks
 from ..inspect.unnamed import looks_like_one
-from ..workdir.pointer import PointerFile, framework_pointers, link_target, named_by
+from ..workdir.pointer import PointerFile, link_target, named_by
 from ..workdir.workdir import WorkDir
 from .unrecognised import series_below, series_here
 
@@ -82,8 +85,13 @@ def _pointed(work: WorkDir, survey: Survey, policy: Policy) -> Iterator[tuple[st
         yield pointer.name, named_by(survey.pointed)
     elif pointer.exists():
         yield pointer.name, "nothing that can be read"
-    for file, names in framework_pointers(FRAMEWORK_POINTERS, dir_fd=work.fd).items():
-        yield file, min(names)
+    with listed(work.fd) as entries:
+        files = sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+    for told in told_by_frameworks(files, OpenedDirectory(work.fd)):
+        if told.trouble:
+            yield told.file, f"nothing that can be read ({told.trouble})"
+        elif told.said != NOTHING:
+            yield told.file, min(told.said.names, default="a step")
     for link in FIRST_CONTACT_POINTERS:
         target = link_target(link, dir_fd=work.fd)
         if target:

@@ -14,7 +14,8 @@ from ..core.entry import Entry
 from ..core.plan import Decision
 from ..core.reason import Kind, Reason
 from ..core.survey import Survey
-from ..disk.descriptors import opened_dir, opened_file
+from ..core.trackers import INSIDE
+from ..disk.descriptors import exists, opened_dir, opened_file
 from ..disk.filesystem import is_local
 from ..disk.in_use import OpenFiles
 from ..inspect.scan import entry_of, stat_entry
@@ -23,8 +24,8 @@ from ..workdir.place import IGNORE, is_ignored
 
 
 class Holders:
-    """Tells who is at a checkpoint now: a writer, or of a directory also a reader, or somebody who has put the file
-    into it by which ckptd leaves a directory alone.
+    """Tells who is at a checkpoint now: a writer, or of a directory also a reader, or somebody who has put a file
+    into it by which ckptd leaves a directory alone, or T5X does.
 
     A single file's readers keep its inode and lose nothing. For one batch of looks on one file system: what a look
     through /proc tells, and whether leases work, is shared by them.
@@ -47,6 +48,8 @@ class Holders:
             with opened_dir(name, dir_fd=dir_fd) as fd:
                 if is_ignored(fd):
                     return f"left alone by the {IGNORE} in it"
+                if exists(INSIDE, dir_fd=fd):
+                    return f"pinned by the {INSIDE} in it"
                 writer = self._leases and has_writer_inside(fd)
         elif self._leases and stat.S_ISREG(kind):
             with opened_file(name, dir_fd=dir_fd) as fd:

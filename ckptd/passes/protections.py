@@ -6,17 +6,25 @@ Reads, never writes; also reads the pointer itself, as what it names is one of t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ..core.entry import Entry
-from ..core.layouts import FIRST_CONTACT_POINTERS, FRAMEWORK_POINTERS
+from ..core.layouts import FIRST_CONTACT_POINTERS
+from ..core.naming import Names
 from ..core.policy import NO_POINTER, Policy
 from ..core.reason import Kind, Reason
+from ..core.trackers import Told, meant, reasons_by
+from ..disk.opened import OpenedDirectory
 from ..errors import RefusedError
 from ..inspect.scan import Found, scan_marks
-from ..workdir.pointer import PointerFile, best_of_trainer, framework_pointers, link_target, named_by, read_pointer
+from ..workdir.pointer import PointerFile, best_of_trainer, link_target, named_by, read_pointer
 from ..workdir.workdir import WorkDir
 from .last_look import Holders
+
+if TYPE_CHECKING:
+    from ..core.newest import Latest
+    from ..inspect.trackers import Trackers
 
 
 class Protections:
@@ -28,10 +36,17 @@ class Protections:
     def __init__(self, work: WorkDir, policy: Policy, *, as_remembered: bool = False) -> None:
         self._work, self._policy, self._as_remembered = work, policy, as_remembered
         self._best: dict[Entry, str | None] = {}
+        self._trackers: Trackers | None = None
+        self._series: Sequence[Names] = ()  # as the last survey knew them, and their names and steps
+        self._there: dict[str, int] = {}
+        self.told: Sequence[Told] = ()  # by other files, at the last look
         self.pointer = PointerFile(work, policy.pointer)
 
-    def of(self, found: Found, trainers: Collection[str]) -> dict[str, list[Reason]]:
-        """By name, why it stays (docs/design.md, section 4). trainers: what a Trainer has saved, whole."""
+    def of(self, found: Found, series: Sequence[Names], trainers: Collection[str]) -> dict[str, list[Reason]]:
+        """By name, why it stays (docs/design.md, section 4). series: those that are looked for. trainers: what a
+        Trainer has saved, whole."""
+        self._series = series
+        self._there = {file.name: entry.step for entry in found.entries for file in entry.files}
         protected = self._named(found)
         saved = [entry for entry in found.entries if entry.name in trainers]
         if saved:
@@ -52,12 +67,30 @@ class Protections:
         return protected
 
     def named_now(self) -> dict[str, list[Reason]]:
-        """What is pinned, or named by a pointer or a symlink, at this moment, with the reasons."""
-        named = self._named(scan_marks(self._work.path, self._work.fd))
+        """What is pinned, or named by a pointer, a symlink or another file, at this moment, with the reasons."""
+        named = self._named(scan_marks(self._work.path, self._work.fd, but=self._there))
         text = self.pointer.read()
         if text:
             _protect(named, named_by(text), Kind.POINTER, f"named by {self.pointer.name}")
         return named
+
+    def latest(self) -> list[Latest]:
+        """What frameworks call their latest, by their own trackers."""
+        told = [each for each in self.told if each.said.newest is not None]
+        if not told:
+            return []
+        from ..core.newest import latest_of  # here, because few work dirs have any
+
+        return latest_of(told, self._series, tuple(self._there.items()))
+
+    def trackers(self) -> set[str]:
+        """The files that name something here, or may."""
+        there = tuple(self._there.items())
+        return {
+            each.file
+            for each in self.told
+            if each.trouble or not meant(each.said, self._series, there).isdisjoint(self._there)
+        }
 
     def in_use(self, entries: Iterable[Entry]) -> dict[str, Reason]:
         """Who is at the checkpoints that are about to go, by their names."""
@@ -117,11 +150,18 @@ class Protections:
             _protect(named, name, Kind.PINNED, "pinned")
         for name, link in found.linked.items():
             _protect(named, name, Kind.LINK, f"named by the symlink {link}")
-        others = [pointer for pointer in FRAMEWORK_POINTERS if pointer.file != self._policy.pointer]
-        for file, names in framework_pointers(others, dir_fd=self._work.fd).items():
-            for name in names:
-                _protect(named, name, Kind.POINTER, f"named by {file}")
+        others = [name for name in found.files if name != self._policy.pointer]
+        self.told = self._told(others, found.tracking) if others or found.tracking else ()
+        for name, reasons in reasons_by(self.told, self._series, self._there.items()).items():
+            named.setdefault(name, []).extend(reasons)
         return named
+
+    def _told(self, files: Collection[str], links: Mapping[str, str]) -> Sequence[Told]:
+        if self._trackers is None:
+            from ..inspect.trackers import Trackers  # here, because many work dirs hold checkpoints alone
+
+            self._trackers = Trackers()
+        return self._trackers.told(files, links, OpenedDirectory(self._work.fd))
 
 
 def _protect(protected: dict[str, list[Reason]], name: str, kind: Kind, text: str) -> None:

@@ -30,6 +30,7 @@ from ..inspect.scan import Found, scan
 from ..inspect.verdict import Settling, Verdict, judge
 from ..text.advice import advice_on
 from ..text.voice import Voice
+from ..workdir.pointer import named_by
 from ..workdir.schedules import read_schedules
 from ..workdir.state import read_state
 from ..workdir.workdir import WorkDir
@@ -115,7 +116,8 @@ class Surveyor:
         judged = self._judge(found, remembered, asked_for, now_ns, strict=strict)
         there = {entry.name for entry in found.entries}
         self.findings.forget(lambda name: name not in there)
-        protected = self.protections.of(found, judged.trainers)
+        protected = self.protections.of(found, patterns, judged.trainers)
+        pointed, latest = self.protections.pointed(), self.protections.latest()
         whole = {file.name: c.name for c in judged.checkpoints if c.state.whole for file in c.entry.files}
         trusted = None if remembered else self.protections.trusted(whole)
         ended: frozenset[str] | None = None if self.patience is None else frozenset()
@@ -125,6 +127,7 @@ class Surveyor:
                 judged.checkpoints, self.policy, memory=remembered or Memory(), now_ns=now_ns,
                 protected=protected, declared=declared, trusted=trusted, patterns=patterns,
                 ended=_any if ended is None else ended.__contains__, disk=room,
+                latest=latest, pointed=named_by(pointed) if pointed else None,
             )  # fmt: skip
             if self.patience is not None and not ended:
                 waiting = [series for series in decided.series if series.grid.waits_for_end]
@@ -144,12 +147,12 @@ class Surveyor:
             tuple(judged.left_alone),
             tuple(judged.unreadable),
             remembered,
-            self.protections.pointed(),
+            pointed,
             {text: said for text, said in declared.items() if text not in overruled},
             (*advice_on(decided, self.policy, remembered is None, trusted), *self.protections.advice()),
             judged.settles_s,
             named=frozenset({*declared, *(remembered.series if remembered else ())}),
-            links=frozenset(found.linked.values()),
+            links=frozenset(found.linked.values()) | self.protections.trackers(),
         )
 
     def _look_at_room(self, now_ns: int, found: Found, judged: _Judged) -> Disk | None:

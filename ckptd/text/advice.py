@@ -44,6 +44,8 @@ def advice_on(decided: Plan, policy: Policy, first: bool, trusted: str | None) -
             advice.append(beyond_text(series))
         advice.extend(_unscored(series, policy))
     advice.extend(_told_apart(decided, policy))
+    if decided.behind is not None:
+        advice.append(decided.behind.text)
     if decided.budget is not None and decided.budget.short_bytes:
         advice.append(short_text(decided.budget))
     return tuple(advice)

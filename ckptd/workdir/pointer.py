@@ -10,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 
-from ..core.layouts import Pointer
 from ..core.policy import NO_POINTER
 from ..disk.descriptors import OWN_DIR, exists, open_file, opened_dir, path_of, replace_file
 from ..disk.opened import OpenedDirectory
@@ -126,20 +125,6 @@ def replace_pointer(name: str, target: str, *, dir_fd: int) -> None:
             f"{path_of(name, dir_fd=dir_fd)}: a directory where the pointer goes. "
             "Move it away, or name another --pointer"
         ) from error
-
-
-def framework_pointers(pointers: Iterable[Pointer], *, dir_fd: int) -> dict[str, set[str]]:
-    """Which checkpoints each of the pointer files names, where they do: two frameworks may have one file."""
-    found: dict[str, set[str]] = {}
-    lines: dict[str, str | None] = {}
-    for pointer in pointers:
-        if pointer.file not in lines:
-            lines[pointer.file] = read_pointer(pointer.file, dir_fd=dir_fd)
-        text = lines[pointer.file]
-        name = pointer.names(text) if text else None
-        if name:
-            found.setdefault(pointer.file, set()).add(name)
-    return found
 
 
 def best_of_trainer(name: str, *, dir_fd: int) -> str | None:

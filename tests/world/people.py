@@ -11,7 +11,7 @@ class People(Place):
     """All who are neither the job nor ckptd."""
 
     def protect(self, how: str, name: str) -> None:
-        """Pin it, read in it, or name it by a symlink or by a framework's own pointer."""
+        """Pin it, read in it, or name it by a symlink, by a framework's own pointer or by a file of one's own."""
         place = self.work_dir / how
         if how == "pin":
             (self.work_dir / f"{name}.keep").touch()
@@ -23,6 +23,8 @@ class People(Place):
             place.unlink(missing_ok=True)
             if how == "last_checkpoint":
                 place.write_text(f"{self.work_dir / name}\n")
+            elif how in ("LATEST", "best.txt"):
+                place.write_text(name)
             else:
                 place.symlink_to(name if how != "best.pth" else self.work_dir / name)
             self.names[how] = name

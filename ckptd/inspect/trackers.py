@@ -1,0 +1,104 @@
+"""Reads what small files beside the checkpoints say of them. An unchanged one is read once; none is followed.
+
+What it means is core's business. A file that frameworks know is read whatever else lies there, and each time: there are
+few. Of all others only those are looked at that can be meant for one, so that a thousand samples cost a pass nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from ..core.layouts import TRACKERS
+from ..core.trackers import LARGEST, LARGEST_KNOWN, NOTHING, Said, Told, rows_of, said_in
+from ..errors import RefusedError, why
+
+if TYPE_CHECKING:
+    from .view import DirectoryView, Inode
+
+MOST_ALIKE = 64  # more names than this that differ in digits alone are somebody's data
+MOST = 1024  # of more that are unlike, only those count whose names say what they are for
+_WITHOUT_DIGITS = str.maketrans("", "", "0123456789")
+_TELLING = r"(?i)ckpt|check_?point|last|latest|newest|best|lowest|highest|resume|keep|pin|final|track|step|iter|epoch"
+# Two changes within one tick of the kernel's clock can bear one time.
+_TICK_NS = 50 * 10**6
+
+
+class Trackers:
+    """Of one work dir."""
+
+    def __init__(self) -> None:
+        self._read: dict[str, tuple[Inode, Said]] = {}
+
+    def told(self, files: Collection[str], links: Mapping[str, str], here: DirectoryView) -> list[Told]:
+        """What is told in the work dir `here`. files: regular files that are no checkpoints and none of ours.
+        links: what symlinks say that frameworks keep."""
+        found = [*told_by_frameworks(files, here), *_of_links(links, here)]
+        before, self._read = self._read, {}
+        for name in likely(name for name in files if not rows_of(name, TRACKERS)):
+            said = self._said(name, before.get(name), here)
+            if said != NOTHING:
+                found.append(Told(name, said))
+        return found
+
+    def _said(self, name: str, before: tuple[Inode, Said] | None, here: DirectoryView) -> Said:
+        try:
+            inode = here.about(name)
+            if before is not None and before[0] == inode:
+                self._read[name] = before
+                return before[1]
+            if not 0 < inode.size_bytes <= LARGEST:
+                said = NOTHING
+            else:
+                with here.opened_file(name) as file:
+                    said = said_in(file.read(LARGEST + 1, 0))
+                if here.about(name) != inode:
+                    return said
+        except (OSError, RefusedError):
+            return NOTHING  # gone, or nobody's business
+        if time.time_ns() - inode.mtime_ns > _TICK_NS:
+            self._read[name] = inode, said
+        return said
+
+
+def told_by_frameworks(files: Iterable[str], here: DirectoryView) -> Iterator[Told]:
+    """What is told in those of `files` that frameworks know, or why it cannot be."""
+    for name in files:
+        rows = rows_of(name, TRACKERS)
+        if not rows:
+            continue
+        try:
+            with here.opened_file(name) as file:
+                content = file.read(LARGEST_KNOWN + 1, 0)
+            written_ns = here.about(name).mtime_ns
+        except (FileNotFoundError, RefusedError):
+            continue  # gone, or something else by now
+        except OSError as error:
+            yield Told(name, known=True, trouble=why(error))
+            continue
+        if len(content) <= LARGEST_KNOWN:
+            yield Told(name, said_in(content, rows), True, written_ns)
+
+
+def likely(names: Iterable[str]) -> list[str]:
+    """Those of `names` that may be meant for trackers, in a stable order."""
+    alike = {name: name.translate(_WITHOUT_DIGITS) for name in names}
+    count = Counter(alike.values())
+    found = [name for name in alike if count[alike[name]] <= MOST_ALIKE]
+    if len(found) > MOST:
+        found = [name for name in found if re.search(_TELLING, name)]
+    return sorted(found)[:MOST]
+
+
+def _of_links(links: Mapping[str, str], here: DirectoryView) -> Iterator[Told]:
+    for link, target in links.items():
+        try:
+            written_ns = here.about(link).mtime_ns
+        except OSError:
+            continue
+        said = said_in(target.encode("utf-8", "surrogateescape"), rows_of(link, TRACKERS))
+        # What it protects is told of a link by itself.
+        yield Told(link, Said(newest=said.newest), True, written_ns)
