@@ -7,32 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from ..errors import UsageError
+from .forms import Free, Known, form_with_free_text
 from .keyed import Keyed, keyed_text, names_from
-from .layouts import FREE, GROUPS, KEYED, LAYOUTS, Form, Layout, takes_directories
+from .layouts import GROUPS, KEYED, LAYOUTS, Form, Layout, takes_directories
 from .naming import PIN_ENDING, SIDECAR_ENDING, Family, Names, Template
 
 _DIGIT = re.compile("[0-9]")
 _DIGITS = frozenset("0123456789")
 _GROUP_ENDINGS = (".pt", ".gz", ".zst", ".lz4", ".bz2", ".xz", ".index", ".meta", ".json", *"0123456789")
 _GROUP = re.compile("|".join(f"(?P<g{index}>{pattern})" for index, (_, pattern) in enumerate(GROUPS)))
-
-
-class Known(NamedTuple):
-    """A series that names can belong to.
-
-    files, directories: what may bear such a name. kinds: which bytes count, None for any. alone: why its checkpoints
-    are left alone, "" if they are not. marker: as a form's.
-    """
-
-    names: Names
-    files: bool
-    directories: bool
-    kinds: frozenset[str] | None = None
-    alone: str = ""
-    marker: str = ""
 
 
 class Finder:
@@ -58,7 +43,7 @@ class Finder:
         self._odd: list[Known] = []
         self._families: list[Family] = []
         self._made: dict[str, Known] = {}
-        self._free: list[_Free] = []
+        self._free: list[Free] = []
         self._keyed: tuple[Form, Layout] | None = None
         self._last_keyed: Known | None = None
         self._groups = bool(others := tuple(others))
@@ -103,7 +88,9 @@ class Finder:
             if read is not None:
                 return self._known_of(read[0]), read[1]
         if self._keyed and name.endswith(".ckpt") and "=" in name:
-            return self._match_keyed(name, *self._keyed)
+            found = self._match_keyed(name, *self._keyed)
+            if found is not None:
+                return found
         if not name.endswith(self._endings):
             return None
         for free in self._free:
@@ -186,8 +173,8 @@ class Finder:
     def _add_form(self, form: Form, layout: Layout, alone: str) -> None:
         if form.text == KEYED:
             self._keyed = self._keyed or (form, layout)
-        elif FREE in form.text or form.text == "{}":
-            self._free.append(_Free(form, layout, alone))
+        elif (free := form_with_free_text(form, layout, alone)) is not None:
+            self._free.append(free)
             end = form.text.rpartition("}")[2]
             self._endings = tuple({*self._endings, *((end,) if end else "0123456789")})
         else:
@@ -213,57 +200,6 @@ class Finder:
         self._last_keyed = known
         step = known.names.step_of(name)
         return (known, step) if step is not None else None
-
-
-class _Free:
-    """A form whose names begin with a text of the user's own; each such text makes a series."""
-
-    def __init__(self, form: Form, layout: Layout, alone: str) -> None:
-        self._form, self._kinds, self._alone = form, layout.kinds, alone
-        before, self._spec, after = _split(form.text)
-        self.padded = layout.name == "orbax" and not alone  # where it is left alone, one series or two is all the same
-        free = "([^{}/.][^{}/]*)" if FREE in before else "()"
-        self._pattern = re.compile(f"{free}{re.escape(before.replace(FREE, ''))}([0-9]+){re.escape(after)}")
-        self._ends = after or tuple("0123456789")  # most names end otherwise, and cost no more than that
-        self._width: dict[str, int] = {}
-        self._series: dict[str, Known] = {}
-
-    def learn(self, name: str) -> None:
-        if not name.endswith(self._ends):
-            return
-        found = self._pattern.fullmatch(name)
-        if found and found[2][0] == "0" and len(found[2]) > 1:
-            self._width[found[1]] = max(len(found[2]), self._width.get(found[1], 0))
-
-    def could_match(self, name: str) -> bool:
-        return self._pattern.fullmatch(name) is not None
-
-    def match(self, name: str) -> tuple[Known, int] | None:
-        found = self._pattern.fullmatch(name)
-        if found is None or not name.isprintable():
-            return None
-        spec = self._spec
-        width = self._width.get(found[1], len(found[2]) if self._alone and found[2][0] == "0" else 0)
-        if width > 1 and self._spec == "{}":
-            spec = f"{{:0{width}d}}"
-        text = self._form.text.replace(self._spec, spec).replace(FREE, found[1])
-        known = self._series.get(text)
-        if known is None:
-            try:
-                names = Template(text)
-            except UsageError:
-                return None
-            form = self._form
-            known = Known(names, form.files, form.directories, self._kinds, self._alone, form.marker)
-            self._series[text] = known
-        step = known.names.step_of(name)
-        return (known, step) if step is not None else None
-
-
-def _split(text: str) -> tuple[str, str, str]:
-    """What stands before the field of a form, the field, and what stands behind it."""
-    start, end = text.index("{"), text.index("}") + 1
-    return text[:start], text[start:end], text[end:]
 
 
 def _asked_for(names: Names) -> Known:

@@ -9,6 +9,9 @@ TORCH = "torch"  # a torch zip
 LEGACY = "legacy torch"  # of before 1.6
 SAFETENSORS = "safetensors"
 FILES = frozenset({TORCH, LEGACY, SAFETENSORS})
+HDF5 = "HDF5"
+KERAS = "Keras"  # its own zip
+BASELINES = "Stable-Baselines3"
 
 DCP = "torch.distributed"
 INDEX = "Hugging Face"  # shards with an index
@@ -22,3 +25,10 @@ ORBAX = "Orbax"
 TORCHTUNE = "torchtune"
 VERL = "verl"
 OLMO = "OLMo"
+NEMO = "NeMo"
+SPEECHBRAIN = "SpeechBrain"
+
+
+def a(kind: str) -> str:
+    """The word with its article."""
+    return f"{'an' if kind.startswith(('A', 'O', 'HDF')) else 'a'} {kind}"

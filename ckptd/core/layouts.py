@@ -5,6 +5,7 @@ Pure. Each row says what the framework itself writes, and where that was read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from . import kinds
 from .naming import Template
 from .trackers import OTHERS, Pointer, by_file
 
+_ENDING = re.compile(r"\.(?![0-9]+\Z)")  # `.0` is the end of a number
 FREE = "<name>"  # in a form: any text
 KEYED = "<key>={}.ckpt"  # the form of Lightning's names
 
@@ -59,6 +61,8 @@ def _directory(*texts: str, marker: str = "") -> tuple[Form, ...]:
 _GENERIC = kinds.FILES | {kinds.DCP, kinds.INDEX, kinds.TRAINER, kinds.ACCELERATE}
 _TRACKER = "latest_checkpointed_iteration.txt"
 _UNITS = ("epoch", "iter")
+_NEMO = "val_loss={val_loss:.2f}-step={step}-consumed_samples={seen:.1f}"
+_KERAS = ("{epoch:02d}-{val_loss:.2f}", "{:02d}")
 
 LAYOUTS = (
     Layout(
@@ -134,6 +138,38 @@ LAYOUTS = (
         source="fairseq, checkpoint_utils.py",
     ),
     Layout(
+        "icefall", "icefall", _file("epoch-{}.pt", "checkpoint-{}.pt"), kinds.FILES,
+        source="icefall, checkpoint.py: best-train-loss.pt and best-valid-loss.pt are copies",
+    ),
+    Layout(
+        "yolov7", "YOLOv7", _file("epoch_{:03d}.pt"), kinds.FILES,
+        source="YOLOv7, train.py: beside last.pt, best.pt and best_200.pt and on, which are not saves to choose from",
+    ),
+    Layout(
+        "yolox", "YOLOX", _file("epoch_{}_ckpt.pth"), kinds.FILES,
+        source="YOLOX, core/trainer.py, utils/checkpoint.py: beside latest_ckpt.pth and best_ckpt.pth",
+    ),
+    Layout(
+        "keras", "Keras", _file(*(f"{front}{name}{end}" for front in ("", "weights.", "model.") for name in _KERAS
+                                  for end in (".keras", ".h5", ".weights.h5", ".hdf5"))),
+        frozenset({kinds.KERAS, kinds.HDF5}),
+        source="Keras 3.15.1, callbacks/model_checkpoint.py: the names that its documentation has, now and for Keras 2",
+    ),
+    Layout(
+        "nemo", "NeMo",
+        (Form(KEYED, files=True), *_file(f"{{name}}--{_NEMO}.ckpt"), *_directory(f"{{name}}--{_NEMO}", _NEMO)),
+        kinds.FILES | {kinds.NEMO},
+        source="NeMo 2.5, lightning/pytorch/callbacks/model_checkpoint.py, utils/exp_manager.py",
+    ),
+    Layout(
+        "composer", "Composer", _directory("ep{epoch}-ba{batch}"), frozenset({kinds.DCP}),
+        source="Composer 0.32.1, callbacks/checkpoint_saver.py, with FSDP sharded",
+    ),
+    Layout(
+        "speechbrain", "SpeechBrain", _directory("CKPT+{time}"), frozenset({kinds.SPEECHBRAIN}),
+        source="SpeechBrain 1.0, utils/checkpoints.py",
+    ),
+    Layout(
         "olmo", "OLMo", _directory("step{}", "step{}-unsharded"), frozenset({kinds.OLMO}),
         source="OLMo and OLMo-core: names as their users show them; `latest` is a symlink",
     ),
@@ -183,4 +219,4 @@ def layouts_called(names: Iterable[str]) -> tuple[Layout, ...]:
 
 def takes_directories(template: str) -> bool:
     """Whether a directory may bear a name of `template`: only where the name has no file ending."""
-    return "." not in template.rpartition("}")[2]
+    return _ENDING.search(template.rpartition("}")[2]) is None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..core import kinds
 from ..core.checkpoint import State
-from . import dcp, frameworks
+from . import dcp, frameworks, verl
 from .files import Structure
 from .parts import has_any_weights, incomplete, missing_in_index, missing_of_distributed, parts_of, trainer_state
 from .scan import INDEX_ENDING, TRAINER_STATE
@@ -46,7 +46,11 @@ def structure_of_directory(directory: DirectoryView, wanted: frozenset[str] | No
 def _by_its_name(directory: DirectoryView, wanted: frozenset[str]) -> Structure | None:
     """What says too little by itself, and enough where the name is one framework's own."""
     if kinds.VERL in wanted and directory.names == {"data.pt"}:
-        return frameworks.shell_of_verl()
+        return verl.shell()
+    if kinds.NEMO in wanted and directory.is_dir("weights"):
+        return frameworks.nemo(directory)
+    if kinds.SPEECHBRAIN in wanted and has_any_weights(directory):
+        return frameworks.speechbrain(directory)
     generic = wanted >= kinds.FILES  # such as `epoch_3/`, where an optimizer.bin may be anybody's
     if kinds.ACCELERATE in wanted and not generic and "optimizer.bin" in directory.names:
         return _by_accelerate(directory)
@@ -127,8 +131,10 @@ _JUDGES: tuple[tuple[Callable[[DirectoryView], bool], Callable[[DirectoryView], 
     (frameworks.is_orbax, frameworks.orbax),
     (frameworks.is_lightning, frameworks.lightning),
     (frameworks.is_megatron, frameworks.megatron),
+    (frameworks.is_nemo, frameworks.nemo),
+    (frameworks.is_speechbrain, frameworks.speechbrain),
     (frameworks.is_olmo, frameworks.olmo),
-    (frameworks.is_verl, frameworks.verl),
+    (verl.is_one, verl.verl),
     (dcp.is_one, _distributed),
     (_is_trainers, _by_trainer),
     (frameworks.is_deepspeed, frameworks.deepspeed),

@@ -1,4 +1,4 @@
-"""What the bytes of a checkpoint file look like: torch zip, torch's legacy pickle, safetensors.
+"""What the bytes of a checkpoint file look like: zips of torch and others, torch's legacy pickle, safetensors, HDF5.
 
 Structure only: nothing is unpickled, and of a file only its ends and its header are read.
 """
@@ -9,6 +9,7 @@ import errno
 import json
 import struct
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -96,8 +97,8 @@ def _zip(file: FileView, head: bytes, size_bytes: int) -> Structure:
     # Its first member tells what it is, or would have become: torch begins with <name>/data.pkl.
     name_length = struct.unpack_from("<H", head, 26)[0] if len(head) >= 30 else 0
     first = head[30 : 30 + name_length]
-    known = len(first) < name_length or not first or _is_pickle_member(first.decode("utf-8", "replace"))
-    kind = kinds.TORCH if known else ""
+    kind = _kind_of_beginning(first, name_length)
+    known = bool(kind)
     if end is None:
         return Structure(State.INCOMPLETE, "no end record: cut short", known, kind=kind)
     entries, start, length = end
@@ -118,20 +119,37 @@ def _zip(file: FileView, head: bytes, size_bytes: int) -> Structure:
     ) as error:
         raise_disk_trouble(error)
         return Structure(State.INCOMPLETE, "its central directory cannot be read", known, kind=kind)
-    known = any(_is_pickle_member(member.filename) for member in members)
-    kind = kinds.TORCH if known else ""
+    kind = _kind_of_zip([member.filename for member in members])
+    known = bool(kind)
     if not entries == len(members) == listed:
         return Structure(State.INCOMPLETE, "its central directory is damaged", known, kind=kind)
     for member in members:
         if not _fits(member, size_bytes):
             return Structure(State.INCOMPLETE, f"member {member.filename} does not fit into the file", known, kind=kind)
-        if known and member.compress_type not in PACKED:
+        if kind == kinds.TORCH and member.compress_type not in PACKED:
             return Structure(State.INCOMPLETE, f"member {member.filename} is packed as torch packs none", kind=kind)
     fault = _fault_between(members, size_bytes)
     if fault:
         return Structure(State.INCOMPLETE, fault, known, kind=kind)
-    text = "torch zip, structure intact" if known else "zip, structure intact"
+    text = f"{kind} zip, structure intact".lstrip()
     return Structure(State.COMPLETE, text, known, checksum=True, kind=kind)
+
+
+def _kind_of_zip(names: Sequence[str]) -> str:
+    """Whose zip it is by the names in it, "" if nobody's who is known."""
+    if any(name.rpartition("/")[2] == "data.pkl" for name in names):
+        return kinds.TORCH
+    if "_stable_baselines3_version" in names:
+        return kinds.BASELINES
+    return kinds.KERAS if "model.weights.h5" in names and "config.json" in names else ""
+
+
+def _kind_of_beginning(first: bytes, name_length: int) -> str:
+    """Whose zip it would have become, by the name of its first member; torch's where that is cut short too."""
+    if len(first) < name_length or not first:
+        return kinds.TORCH
+    name = first.decode("utf-8", "replace")
+    return {"data": kinds.BASELINES, "metadata.json": kinds.KERAS}.get(name, _kind_of_zip([name]))
 
 
 def _fits(member: zipfile.ZipInfo, size_bytes: int) -> bool:
@@ -194,10 +212,6 @@ def _end_of_zip(file: FileView, size_bytes: int) -> tuple[int, int, int] | None:
     return int(entries), int(offset), int(directory)
 
 
-def _is_pickle_member(name: str) -> bool:
-    return name.rpartition("/")[2] == "data.pkl"
-
-
 def _safetensors(file: FileView, head: bytes, size_bytes: int) -> Structure:
     (length,) = struct.unpack("<Q", head[:8])
     text = file.read(length, 8)
@@ -229,14 +243,14 @@ def _hdf5(head: bytes, size_bytes: int) -> Structure:
     if length in (2, 4, 8) and len(head) >= at + 3 * length:
         end = int.from_bytes(head[at + 2 * length : at + 3 * length], "little")
     if end is None:
-        return Structure(State.INCOMPLETE, "HDF5, its superblock is damaged", known=False)
+        return Structure(State.INCOMPLETE, "HDF5, its superblock is damaged", kind=kinds.HDF5)
     if size_bytes < end:
-        return Structure(State.INCOMPLETE, f"HDF5, {size_bytes} of {end} bytes", known=False)
+        return Structure(State.INCOMPLETE, f"HDF5, {size_bytes} of {end} bytes", kind=kinds.HDF5)
     if version == 3 and head[11] & 1:
-        return Structure(State.INCOMPLETE, "HDF5, not closed by whoever wrote it", known=False)
+        return Structure(State.INCOMPLETE, "HDF5, not closed by whoever wrote it", kind=kinds.HDF5)
     if size_bytes > end:
-        return Structure(State.UNVERIFIABLE, f"HDF5, longer than the {end} bytes that it speaks of", known=False)
-    return Structure(State.COMPLETE, "HDF5, all bytes there", known=False)
+        return Structure(State.UNVERIFIABLE, f"HDF5, longer than the {end} bytes that it speaks of", kind=kinds.HDF5)
+    return Structure(State.COMPLETE, "HDF5, all bytes there", kind=kinds.HDF5)
 
 
 def _whole_unless_sparse(file: FileView, whole: Structure) -> Structure:

@@ -1,4 +1,5 @@
-"""What directories look like that Lightning, mmengine, DeepSpeed, Megatron-LM, Orbax, torchtune, verl and OLMo write.
+"""What directories look like that Lightning, mmengine, DeepSpeed, Megatron-LM, NeMo, Orbax, torchtune, OLMo and
+SpeechBrain write.
 
 Each judge wants its framework's marker, or counts the shards that ranks have written; sources are the rows of
 core.layouts. Structure only, nothing is unpickled.
@@ -15,7 +16,6 @@ from ..core.checkpoint import State
 from . import dcp
 from .files import Structure
 from .parts import (
-    Parts,
     gap_in,
     has_any_weights,
     incomplete,
@@ -23,6 +23,7 @@ from .parts import (
     json_of,
     missing_of_distributed,
     numbered,
+    part_of,
     parts_of,
 )
 from .scan import INDEX_ENDING
@@ -36,7 +37,6 @@ _OPTIM_STATES = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_([0-9]+)_mp_rank_([0-9
 _LAYER_STATES = re.compile(r"layer_[0-9]+-model_([0-9]+)-model_states\.pt")
 _MODEL_PARALLEL = re.compile(r"mp_rank_([0-9]+)(?:_([0-9]+))?(?:_([0-9]+))?")
 _MMENGINE_RANK = re.compile(r"rank([0-9]+)\.pth")
-_VERL_SHARD = re.compile(r"(model|optim|extra_state)_world_size_([0-9]+)_rank_([0-9]+)\.pt")
 _TORCHTUNE_SHARD = re.compile(r"(?:ft-)?model-([0-9]{5})-of-([0-9]{5})\.(?:safetensors|bin)")
 
 
@@ -163,10 +163,17 @@ def megatron(directory: DirectoryView) -> Structure:
                 State.UNVERIFIABLE, "metadata.json, and zarr shards, which hold no check", kind=kinds.MEGATRON
             )
         return incomplete(kinds.MEGATRON, parts.fault)
-    fault = missing_of_distributed(directory)
+    fault = missing_of_megatron(directory)
     if fault is not None:
         return incomplete(kinds.MEGATRON, fault)
     return parts_of(directory).structure(kinds.MEGATRON, "metadata.json, every shard there", marked=True)
+
+
+def missing_of_megatron(directory: DirectoryView) -> str | None:
+    """What is missing of the distributed checkpoint that Megatron has written into a directory; None if nothing is."""
+    if "metadata.json" not in directory.names:
+        return "no metadata.json, which is written last"
+    return missing_of_distributed(directory)
 
 
 def _megatron_by_rank(directory: DirectoryView) -> Structure:
@@ -183,6 +190,19 @@ def _megatron_by_rank(directory: DirectoryView) -> Structure:
             if rank is None or not rank.names & {"model_optim_rng.pt", "model_rng.pt"}:
                 return incomplete(kinds.MEGATRON, f"{name}: no model_optim_rng.pt")
     return parts_of(directory).structure(kinds.MEGATRON, f"files of {expected} model-parallel ranks, every one intact")
+
+
+def is_nemo(directory: DirectoryView) -> bool:
+    return directory.is_dir("weights") and directory.is_dir("context")
+
+
+def nemo(directory: DirectoryView) -> Structure:
+    """NeMo 2: Megatron's distributed checkpoint in `weights`; then, where asked for, what the run was in `context`."""
+    with inside(directory, "weights") as weights:
+        fault = missing_of_megatron(weights) if weights is not None else "is missing"
+    if fault is not None:
+        return incomplete(kinds.NEMO, f"weights: {fault}")
+    return parts_of(directory).structure(kinds.NEMO, "weights, every shard there")
 
 
 def is_orbax(directory: DirectoryView) -> bool:
@@ -229,46 +249,6 @@ def _broken_arrays(directory: DirectoryView) -> str | None:
     return None
 
 
-def is_verl(directory: DirectoryView) -> bool:
-    return bool(_verl_roles(directory))
-
-
-def verl(directory: DirectoryView) -> Structure:
-    """For each role the files of all ranks, of which each names how many there are; then `data.pt`."""
-    roles = _verl_roles(directory)
-    found = Parts()
-    for role, shards in roles.items():
-        for what in sorted({what for what, _, _ in shards} | {"model"}):
-            worlds = {world for kind, world, _ in shards if kind == what}
-            ranks = {rank for kind, _, rank in shards if kind == what}
-            if worlds != {len(ranks)} or gap_in(ranks) is not None:
-                return incomplete(kinds.VERL, f"{role}: {what} of {len(ranks)} of {max(worlds, default=0)} ranks")
-    if "actor" not in roles:
-        return incomplete(kinds.VERL, f"no actor beside {', '.join(roles)}")
-    if "data.pt" not in directory.names:
-        return incomplete(kinds.VERL, "no data.pt, which is written last")
-    parts_of(directory, into=found)
-    return found.structure(kinds.VERL, f"data.pt, and the files of all ranks of {', '.join(roles)}", marked=True)
-
-
-def shell_of_verl() -> Structure:
-    """What verl's own pruning leaves, which empties the roles: no checkpoint, and not half of one."""
-    return Structure(State.INCOMPLETE, "nothing but data.pt: its roles were deleted", known=False, marked=False)
-
-
-def _verl_roles(directory: DirectoryView) -> dict[str, list[tuple[str, int, int]]]:
-    roles: dict[str, list[tuple[str, int, int]]] = {}
-    for role in sorted(directory.names):
-        if not directory.is_dir(role):
-            continue
-        with inside(directory, role) as within:
-            matches = [_VERL_SHARD.fullmatch(name) for name in within.names] if within is not None else []
-        shards = [(each[1], int(each[2]), int(each[3])) for each in matches if each]
-        if shards:
-            roles[role] = shards
-    return roles
-
-
 def is_torchtune(directory: DirectoryView) -> bool:
     names = directory.names
     if names & {"recipe_state", "recipe_state.pt"}:
@@ -313,3 +293,18 @@ def olmo(directory: DirectoryView) -> Structure:
     if not parts.count:
         return incomplete(kinds.OLMO, "no weights")
     return parts.structure(kinds.OLMO, "model, optim and train, every file intact")
+
+
+def is_speechbrain(directory: DirectoryView) -> bool:
+    return "CKPT.yaml" in directory.names
+
+
+def speechbrain(directory: DirectoryView) -> Structure:
+    """A file for each of what it was told to save, and `CKPT.yaml`, which comes first: nothing marks the end."""
+    if not is_speechbrain(directory):
+        return incomplete(kinds.SPEECHBRAIN, "no CKPT.yaml")
+    parts = parts_of(directory)
+    models = (name for name in directory.names if name.endswith(".ckpt") and not name.startswith("optimizer"))
+    if parts.fault is None and not any(part_of(directory, name).kind in kinds.FILES for name in models):
+        parts.fault = "no weights beside CKPT.yaml"
+    return parts.structure(kinds.SPEECHBRAIN, "CKPT.yaml, and every file beside it intact")

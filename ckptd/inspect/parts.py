@@ -67,7 +67,6 @@ def parts_of(directory: DirectoryView, *, below: str = "", depth: int = 0, into:
     if depth and dcp.is_one(directory):
         found.count += 1
         found.fault = _below(below, missing_of_distributed(directory))
-        return found
     for name in sorted(directory.names):
         if found.fault is not None:
             break

@@ -15,7 +15,8 @@ from collections.abc import Container
 from dataclasses import dataclass, field, replace
 
 from ..core.entry import Entry, LeftAlone
-from ..core.finder import Finder, Known
+from ..core.finder import Finder
+from ..core.forms import Known
 from ..core.layouts import TRACKERS
 from ..core.naming import PIN_ENDING as PIN_ENDING
 from ..core.naming import SIDECAR_ENDING as SIDECAR_ENDING

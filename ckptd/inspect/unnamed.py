@@ -11,7 +11,6 @@ from ..core.finder import Finder
 from ..core.guess import Guess, guesses, is_named_so
 from ..core.layouts import DEFAULT_LAYOUTS, Layout
 from ..errors import CkptdError
-from .directories import is_claimed, structure_of_directory
 from .files import Structure, structure_of_file
 from .scan import PARTS
 
@@ -71,6 +70,8 @@ def looks_like_one(name: str, directory: DirectoryView) -> bool:
     one too. Raises OSError if it cannot be read."""
     try:
         if directory.is_dir(name):
+            from .directories import is_claimed  # here, as in verdict: most runs save files
+
             with directory.opened_dir(name) as inside:
                 return is_claimed(inside)
         if not name.endswith((*PARTS, *_ENDINGS)):
@@ -90,6 +91,8 @@ def _look(name: str, directory: DirectoryView, *, is_named_so: bool) -> tuple[St
 
 def _is_checkpoint(name: str, directory: DirectoryView, guess: Guess) -> bool:
     """Whether a directory is one: by a framework's marker, or by what it holds, which is no run of its own."""
+    from .directories import is_claimed  # here, as in verdict: most runs save files
+
     try:
         with directory.opened_dir(name) as inside:
             if is_claimed(inside):
@@ -121,6 +124,8 @@ def is_of(layout: Layout, name: str, directory: DirectoryView) -> bool:
     """Whether the bytes of `name` are a checkpoint by that layout."""
     try:
         if directory.is_dir(name):
+            from .directories import structure_of_directory
+
             with directory.opened_dir(name) as inside:
                 return structure_of_directory(inside, layout.kinds).kind in layout.kinds
         with directory.opened_file(name) as file:

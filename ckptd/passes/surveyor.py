@@ -13,7 +13,8 @@ from ..core import kinds
 from ..core.budget import Disk
 from ..core.checkpoint import Checkpoint, Content, Durability, State
 from ..core.entry import Entry, LeftAlone, Unreadable
-from ..core.finder import Finder, Known
+from ..core.finder import Finder
+from ..core.forms import Known
 from ..core.keyed import names_from
 from ..core.layouts import DEFAULT_TEMPLATES, LAYOUTS
 from ..core.memory import Memory, Seen
@@ -213,7 +214,7 @@ class Surveyor:
                     LeftAlone(entry.name, verdict.structure, entry.is_dir and verdict.state is State.IN_FLIGHT)
                 )
                 continue
-            reason = _other_kind(verdict, found.known[entry.series])
+            reason = _other_kind(entry.name, verdict, found.known[entry.series])
             if reason:
                 judged.left_alone.append(
                     LeftAlone(entry.name, reason, entry.is_dir and verdict.state is State.IN_FLIGHT)
@@ -293,10 +294,11 @@ def _is_written_over(entry: Entry, seen: Mapping[str, Seen]) -> bool:
     return entry.is_dir and known is not None and not known.is_same_file(entry)
 
 
-def _other_kind(verdict: Verdict, known: Known) -> str:
+def _other_kind(name: str, verdict: Verdict, known: Known) -> str:
     """Why bytes of a known kind are left alone, where their name is another framework's; "" if they are not."""
     if known.kinds is None or not verdict.kind or verdict.kind in known.kinds:
         return ""
-    takers = sorted(layout.name for layout in LAYOUTS if verdict.kind in layout.kinds and not layout.by_itself)
+    others = (layout for layout in LAYOUTS if verdict.kind in layout.kinds and not layout.by_itself)
+    takers = [layout.name for layout in others if Finder((), (layout,), asked=True).could_match(name)]
     way_out = f"pruned only with --layout {takers[0]}" if len(takers) == 1 else "not what its name says"
-    return f"a {verdict.kind} checkpoint, {way_out}"
+    return f"{kinds.a(verdict.kind)} checkpoint, {way_out}"

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import ckptd
+
 from ..conftest import a_pass, kept, left, picture, pointed, torch_zip
-from .writers import Run, the
+from .writers import Run, keras_hdf5, keras_zip, the
 
 
 def test_a_checkpoint_that_lacks_one_of_its_roles_takes_nobodys_place(work_dir: Path) -> None:
@@ -63,3 +65,51 @@ def test_a_version_of_the_newest_that_somebody_puts_there_with_an_older_time_is_
     os.utime(version, ns=(15 * 10**17, 15 * 10**17))
     assert set(kept(work_dir, max_keep=1)) == {names[1], version.name}
     assert pointed(work_dir) == names[1]
+
+
+BASES = {
+    "icefall": ("best-train-loss.pt", "best-valid-loss.pt", "pretrained.pt", "epoch-99-avg-5.pt"),
+    "yolov7": ("last.pt", "best.pt", "init.pt", "best_012.pt", "yolov7.pt"),
+    "yolox": ("latest_ckpt.pth", "best_ckpt.pth", "last_epoch_ckpt.pth", "yolox_s.pth"),
+    "ultralytics": ("last.pt", "best.pt", "yolov5s.pt", "epoch_5.pt"),
+    "keras": ("best.keras", "model.keras", "mask_rcnn_coco.h5", "resnet50_weights.h5"),
+    "nemo": ("gpt--val_loss=2.10-step=100-consumed_samples=800.0-last.ckpt", "gpt.nemo"),
+    "speechbrain": ("CKPT+best.ckpt", "embedding_model.ckpt"),
+}
+
+
+@pytest.mark.parametrize("layout", BASES)
+def test_what_a_run_began_with_and_copies_stay_beside_its_saves(layout: str, work_dir: Path) -> None:
+    for name in BASES[layout]:
+        (work_dir / name).write_bytes(torch_zip())
+        os.utime(work_dir / name, (1, 1))  # the oldest there
+    names = Run(work_dir, the(f"{layout} by epoch" if layout == "icefall" else layout)).saves(range(1, 5))
+    a_pass(work_dir, layouts=(layout,), max_keep=1, settle_s=0, trash_ttl_s=0)
+    assert {path.name for path in work_dir.iterdir()} == {*BASES[layout], names[3], ".ckptd", "last_ckpt"}
+
+
+def test_the_same_step_in_two_formats_is_two_series(work_dir: Path) -> None:
+    for at, (end, content) in enumerate([(".keras", keras_zip(1)), (".weights.h5", keras_hdf5(1))] * 2):
+        place = work_dir / f"{at // 2 + 1:02d}-0.50{end}"
+        place.write_bytes(content)
+        os.utime(place, ns=(10**18 + at * 10**9,) * 2)
+    assert kept(work_dir, layouts=("keras",), max_keep=1, settle_s=0) == ["02-0.50.keras", "02-0.50.weights.h5"]
+
+
+@pytest.mark.parametrize(("template", "names"), [
+    ("epoch-{}.pt", ("epoch-1.pt", "epoch-2.pt")),
+    ("{:02d}.h5", ("01.h5", "02.h5")),
+    ("{epoch:02d}-{val_loss:.2f}.keras", ("01-0.50.keras", "02-0.40.keras")),
+    ("ep{epoch}-ba{batch}", ("ep0-ba1/w.pkl", "ep0-ba2/w.pkl")),
+    ("CKPT+{time}", ("CKPT+2024-05-01+12-30-45+00/w.pkl", "CKPT+2024-05-02+12-30-45+00/w.pkl")),
+])  # fmt: skip
+def test_what_a_template_has_named_is_found_again_though_a_layout_has_that_name_now(
+    template: str, names: tuple[str, str], work_dir: Path
+) -> None:
+    for at, name in enumerate(names):
+        path = work_dir / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"bytes of no known format")
+        os.utime(path, ns=(10**18 + at * 10**9,) * 2)
+    a_pass(work_dir, templates=(template,), max_keep=2, settle_s=0)
+    assert ckptd.latest(work_dir) == work_dir / names[1].partition("/")[0]

@@ -6,6 +6,7 @@ ckptd should decide about it.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..conftest import dcp_metadata, safetensors, torch_zip
+from ..test_hdf5 import hdf5
 
 Content = bytes | dict[str, bytes]  # of a file; of the files in a directory, in the order of writing
 Write = Callable[[Path, int], None]
@@ -262,6 +264,60 @@ def verl(step: int) -> dict[str, bytes]:
     return {**files, "actor/huggingface/config.json": b"{}", "data.pt": torch_zip()}
 
 
+def verl_sft(step: int) -> dict[str, bytes]:
+    files = {f"{what}_world_size_2_rank_{rank}.pt": torch_zip()
+             for what in ("model", "optim", "extra_state") for rank in (0, 1)}  # fmt: skip
+    return {**files, "huggingface/config.json": b"{}", "data_1.pt": torch_zip(), "data_0.pt": torch_zip()}
+
+
+def verl_megatron(step: int) -> dict[str, bytes]:
+    return {**verl_megatron_role("actor"), **verl_megatron_role("critic"), "data.pt": torch_zip()}
+
+
+def verl_megatron_sft(step: int) -> dict[str, bytes]:
+    """As its asynchronous saves leave it: the contents come when all is done."""
+    return {"data_0.pt": torch_zip(), **verl_megatron_role("")}
+
+
+def verl_megatron_role(role: str) -> dict[str, bytes]:
+    whats = ("model", "optimizer", "extra")
+    contents = {what: {"path": f"{what}/dist_ckpt", "format": "megatron_dist_checkpoint"} for what in whats}
+    contents["transformer_config"] = {"path": "transformer_config.json", "format": "json"}
+    shards = {
+        f"{what}/dist_ckpt/{name}": content for what in whats for name, content in megatron_distributed(1).items()
+    }
+    manifest = json.dumps({"schema_version": 2, "contents": contents}).encode()
+    files = {**shards, "transformer_config.json": b"{}", "ckpt_contents.json": manifest}
+    return {f"{role}/{name}".lstrip("/"): content for name, content in files.items()}
+
+
+def nemo(step: int) -> dict[str, bytes]:
+    inside = {f"weights/{name}": content for name, content in megatron_distributed(step).items()}
+    return {"context/io.json": b"{}", "context/model.yaml": b"a: 1", **inside}
+
+
+def speechbrain(step: int) -> dict[str, bytes]:
+    """A file for each of what it was told to save; of a counter, that holds its number."""
+    files = {"CKPT.yaml": b"end-of-epoch: true\nunixtime: 1714566645.0\n", "counter.ckpt": b"3"}
+    return {**files, "optimizer.ckpt": torch_zip(), "model.ckpt": torch_zip()}
+
+
+def keras_zip(step: int) -> bytes:
+    return zip_of({"metadata.json": b"{}", "config.json": b"{}", "model.weights.h5": hdf5() + b"w" * 300})
+
+
+def keras_hdf5(step: int) -> bytes:
+    return hdf5()
+
+
+def zip_of(members: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
 def olmo_core(step: int) -> dict[str, bytes]:
     inside = {f"model_and_optim/{name}": content for name, content in dcp("__0_0.distcp").items()}
     return {"config.json": b"{}", **inside, "train/rank0.pt": torch_zip(), ".metadata.json": b"{}"}
@@ -353,6 +409,11 @@ NEEDED = {
     torchtune: r"model-.*",
     torchtune_unsharded: r"model\..*",
     verl: r"(?!actor/huggingface/).*",
+    verl_sft: r"model_.*|optim_.*|extra_.*|data_0\.pt",
+    verl_megatron: r"(?!.*(common\.pt|config\.json)).*",
+    verl_megatron_sft: r"(?!.*(common\.pt|/metadata\.json)).*",
+    nemo: r"weights/(?!common\.pt).*",
+    speechbrain: r"CKPT\.yaml|model\.ckpt",
     olmo_core: r"model_and_optim/.*|\.metadata\.json",
     olmo_unsharded: r".*\.pt",
 }
@@ -360,6 +421,7 @@ NEEDED = {
 UNMARKED = {
     mmengine_ranks, mmengine_colossal, deepspeed, lightning_deepspeed, diffusers, accelerate, accelerate_deepspeed,
     accelerate_fsdp, indexed, megatron_legacy, torchtune, torchtune_unsharded, olmo_core, olmo_unsharded,
+    verl_sft, nemo, speechbrain,
 }  # fmt: skip
 
 WRITERS = [
@@ -391,11 +453,25 @@ WRITERS = [
     Writer("torchtune", "by epoch", lambda n: f"epoch_{n - 1}", torchtune),
     Writer("torchtune", "by step", lambda n: f"step_{n * 10}", torchtune_unsharded),
     Writer("verl", "", lambda n: f"global_step_{n * 10}", verl),
+    Writer("verl", "by SFT", lambda n: f"global_step_{n * 10}", verl_sft),
+    Writer("verl", "with Megatron", lambda n: f"global_step_{n * 10}", verl_megatron),
+    Writer("verl", "by SFT with Megatron", lambda n: f"global_step_{n * 10}", verl_megatron_sft),
     Writer("ultralytics", "", lambda n: f"epoch{n}.pt", torch_file),
     Writer("detectron2", "", lambda n: f"model_{n * 5000 - 1:07d}.pth", torch_file),
     Writer("timm", "", lambda n: f"checkpoint-{n}.pth.tar", torch_file),
     Writer("fairseq", "by epoch", lambda n: f"checkpoint{n}.pt", torch_file),
     Writer("fairseq", "by update", lambda n: f"checkpoint_{n}_{n * 500}.pt", torch_file),
+    Writer("icefall", "by epoch", lambda n: f"epoch-{n}.pt", torch_file),
+    Writer("icefall", "by batch", lambda n: f"checkpoint-{n * 4000}.pt", torch_file),
+    Writer("yolov7", "", lambda n: f"epoch_{n * 25 - 1:03d}.pt", torch_file),
+    Writer("yolox", "", lambda n: f"epoch_{n}_ckpt.pth", torch_file),
+    Writer("keras", "", lambda n: f"{n:02d}-{1 / n:.2f}.keras", keras_zip),
+    Writer("keras", "weights", lambda n: f"weights.{n:02d}-{1 / n:.2f}.weights.h5", keras_hdf5),
+    Writer("keras", "without a score", lambda n: f"model.{n:02d}.h5", keras_hdf5),
+    Writer("nemo", "", lambda n: f"gpt--val_loss=2.{n}0-step={n * 100}-consumed_samples={n * 800}.0.ckpt", torch_file),
+    Writer("nemo", "2", lambda n: f"model_name=0--val_loss=2.{n}0-step={n * 100}-consumed_samples={n * 800}.0", nemo),
+    Writer("composer", "sharded", lambda n: f"ep0-ba{n * 10}", titan),
+    Writer("speechbrain", "", lambda n: f"CKPT+2024-05-0{n}+12-30-45+00", speechbrain),
     Writer("olmo", "", lambda n: f"step{n * 1000}", olmo_core),
     Writer("olmo", "unsharded", lambda n: f"step{n * 1000}-unsharded", olmo_unsharded),
     Writer("kohya", "by epoch", lambda n: f"my lora-{n:06d}.safetensors", tensors_file),

@@ -30,6 +30,7 @@ VERSIONS = {
     "accelerate": {"accelerate": "1.15.0"},
     "dcp": {},
     "orbax": {"orbax-checkpoint": "0.12.8"},
+    "keras": {"keras": "3.15.1"},
 }
 
 
@@ -129,6 +130,18 @@ def test_a_name_of_lightnings_with_text_in_front_is_only_pruned_where_asked_for(
     assert found(work_dir) == {}
     names = [f"sample-mnist-epoch={(step - 1) // 4:02d}-step={step}.ckpt" for step in range(2, 13, 2)]
     assert pruned_to(work_dir, 2, layouts=("lightning",)) == names[-2:]
+
+
+def test_lightnings_files_with_the_names_of_nemo_are_listed_and_pruned_where_asked_for(run) -> None:
+    work_dir = run("lightning", "nemo")
+    names = {path.name for path in work_dir.glob("gpt--*-consumed_samples=*.ckpt")}
+    survey = ckptd.plan(work_dir, Policy(max_keep=1))
+    assert len(names) == 6
+    assert (survey.decisions, {each.name for each in survey.left_alone}) == ((), names)
+    assert any("--layout nemo" in line for line in survey.advice)
+    left = pruned_to(work_dir, 2, layouts=("nemo",))
+    assert [int(name.partition("step=")[2].partition("-")[0]) for name in left] == [10, 12]
+    assert (work_dir / "last.ckpt").is_file()
 
 
 def test_a_sharded_directory_without_its_last_file_is_incomplete(run) -> None:
@@ -250,6 +263,30 @@ def an_hour_later(work_dir: Path) -> None:
         info = path.lstat()
         times = (info.st_atime_ns, info.st_mtime_ns - 3600 * 10**9)
         os.utime(path, ns=times, follow_symlinks=False)
+
+
+# --- Keras ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["keras", "hdf5", "weights"])
+def test_kerass_checkpoints_are_pruned_where_asked_for_and_load(way: str, run, tmp_path) -> None:
+    work_dir = run("keras", way)
+    names = sorted(path.name for path in work_dir.iterdir())
+    survey = ckptd.plan(work_dir, Policy(max_keep=1))
+    assert (survey.decisions, [each.name for each in survey.left_alone]) == ((), names)
+    assert found(work_dir, layouts=("keras",)) == dict.fromkeys(names, "complete")
+    assert pruned_to(work_dir, 2, layouts=("keras",)) == names[-2:]
+    latest = ckptd.latest(work_dir, Policy(layouts=("keras",)))
+    assert latest is not None
+    assert f"-{script('write_keras.py', 'read', str(latest), tmp=tmp_path).strip()}." in latest.name
+
+
+@pytest.mark.parametrize("way", ["keras", "hdf5", "weights"])
+def test_a_file_of_kerass_that_was_cut_short_is_incomplete(way: str, run) -> None:
+    work_dir = run("keras", way)
+    newest = max(work_dir.iterdir())
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    assert found(work_dir, layouts=("keras",))[newest.name] == "incomplete"
 
 
 # --- Orbax ----------------------------------------------------------------------------------------------------

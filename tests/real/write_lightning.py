@@ -29,6 +29,7 @@ class Model(LightningModule):
         loss = (self.layer(batch) - 1).square().mean()
         self.log("val_loss", loss / 10 - 0.05)
         self.log("no_score", torch.tensor(float("nan")))
+        self.log("consumed_samples", 2.0 * (self.global_step + 1))
         return loss
 
     def configure_model(self):
@@ -58,6 +59,7 @@ def main(place):
     train(place / "metrics", filename="{epoch:02d}-{val_loss:.2f}-{no_score}")
     train(place / "versions", times=2)
     train(place / "front", filename="sample-mnist-{epoch:02d}-{step}")
+    train(place / "nemo", filename="gpt--{val_loss:.2f}-{step}-{consumed_samples}", save_last=True)
     train(place / "sharded", strategy=one_shard())
 
 
