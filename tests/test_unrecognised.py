@@ -18,6 +18,7 @@ import pytest
 from ckptd import api
 from ckptd.core.policy import Policy
 from tests.conftest import Watching, safetensors, torch_zip
+from tests.layouts.writers import BY_ITSELF, WRITERS, Run, Writer, put
 from tests.test_hdf5 import hdf5
 
 Ckptd = Callable[..., subprocess.CompletedProcess[str]]
@@ -256,3 +257,23 @@ def test_what_stands_beside_checkpoints_and_stays_is_named(work_dir: Path, ckptd
     told = ckptd("plan", work_dir, "--max-keep", 2).stdout
     assert "note: 5 files such as epoch_5_optim.pth stand beside epoch_{}.pth, and stay when that goes" in told
     assert told.count("stand beside") == 1
+
+
+@pytest.mark.parametrize("writer", [w for w in WRITERS if w.layout not in BY_ITSELF], ids=str)
+def test_the_layout_that_is_told_lists_exactly_what_is_meant(writer: Writer, work_dir: Path, ckptd: Ckptd) -> None:
+    names = Run(work_dir, writer).saves(range(1, 5))
+    (told,) = advice(work_dir)
+    assert told.endswith(f"--layout {writer.layout}")
+    (series,) = json.loads(ckptd(*command_in(told), "--json").stdout)["series"]
+    assert {row["name"] for row in series["checkpoints"]} == set(names)
+
+
+@pytest.mark.parametrize("writer", [w for w in WRITERS if w.layout not in BY_ITSELF], ids=str)
+def test_no_layout_is_told_where_the_bytes_are_nobodys(writer: Writer, work_dir: Path) -> None:
+    is_file = isinstance(writer.content(1), bytes)
+    for name in (writer.name(step) for step in range(1, 5)):
+        (work_dir / name).parent.mkdir(exist_ok=True)
+        put(work_dir / name, b"text" if is_file else {"notes.txt": b"text"})
+    survey = api.plan(work_dir)
+    assert not any("--layout" in line for line in survey.advice)
+    assert not any("--layout" in each.reason for each in survey.left_alone)
