@@ -44,6 +44,8 @@ _STYLES: dict[str, list[str]] = {
     "iter": [f"iter{i}.ckpt" for i in range(1, 7)],
     "padded twin of a known name": [f"epoch_{i:03d}.pth" for i in range(1, 7)],
     "a directory each, by number": [f"{i}/model.safetensors" for i in range(1, 7)],
+    "a directory each, by role": [f"step_{i}/policy/weights.pt" for i in range(1, 7)],
+    "a directory each, in steps of a run": [f"global_step_{i * 10}/policy/model_state.pt" for i in range(1, 7)],
     "a loss in the name": [f"ckpt-epoch-{i}-loss-0.{i * 1111}.pt" for i in range(1, 7)],
     "Keras, with a loss": [f"weights.{i:02d}-0.{90 - i}.h5" for i in range(1, 7)],
     "Keras": [f"weights.{i:02d}.h5" for i in range(1, 7)],
@@ -80,7 +82,7 @@ def test_the_command_that_is_told_lists_exactly_what_is_meant(style: str, work_d
     plan = json.loads(done.stdout)
     found = {os.path.join(plan["work_dir"], row["name"]) for series in plan["series"] for row in series["checkpoints"]}
 
-    meant = {str(work_dir / (os.path.dirname(name) if name.count("/") and name.split("/")[0][-1].isdigit() else name))
+    meant = {str(work_dir / (name.partition("/")[0] if name.count("/") and name.split("/")[0][-1].isdigit() else name))
              for name in _STYLES[style]}  # fmt: skip
     assert found == meant
 
@@ -158,6 +160,8 @@ _NONE: dict[str, dict[str, bytes]] = {
     "dumps": {f"core.{i}": b"\x7fELF" for i in range(5)},
     "beginnings of zips": {f"step_{i}.docx": b"PK\x03\x04" + bytes(40) for i in range(5)},
     "a cache": {f"cache-{i}.pt": torch_zip() for i in range(5)},
+    "runs by number": {f"model_{i}/logs/events.{i}": b"x" for i in range(5)},
+    "data by number": {f"{i}/scans/volume.pt": torch_zip() for i in range(5)},
     "tests": {f"test_batch_{i}.pt": torch_zip() for i in range(5)},
 }  # fmt: skip
 

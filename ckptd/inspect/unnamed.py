@@ -97,13 +97,29 @@ def _is_checkpoint(name: str, directory: DirectoryView, guess: Guess) -> bool:
         with directory.opened_dir(name) as inside:
             if is_claimed(inside):
                 return True
-            run = Finder((), DEFAULT_LAYOUTS)
-            is_run = bool(guesses(inside.names)) or any(run.match(each) for each in inside.names)
-            if is_run or not (guess.is_named_so or _bare(name)):
+            if not (guess.is_named_so or _bare(name)) or _is_run(inside):
                 return False
-            return any(_has_weights(each, inside) for each in inside.names)
+            if any(_has_weights(each, inside) for each in inside.names):
+                return True
+            # By role or by what they hold, as in `step_10/policy/model.pt`; a bare number could be anything's.
+            return guess.is_named_so and any(_is_part(each, inside) for each in inside.names)
     except (OSError, CkptdError):
         return False
+
+
+def _is_run(directory: DirectoryView) -> bool:
+    run = Finder((), DEFAULT_LAYOUTS)
+    return bool(guesses(directory.names)) or any(run.match(each) for each in directory.names)
+
+
+def _is_part(name: str, directory: DirectoryView) -> bool:
+    """Whether a directory in a directory has weights, and is no run of its own."""
+    from .directories import is_claimed
+
+    if not directory.is_dir(name):
+        return False
+    with directory.opened_dir(name) as inside:
+        return is_claimed(inside) or (not _is_run(inside) and any(_has_weights(each, inside) for each in inside.names))
 
 
 def _has_weights(name: str, directory: DirectoryView) -> bool:

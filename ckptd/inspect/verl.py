@@ -47,7 +47,7 @@ def verl(directory: DirectoryView) -> Structure:
     if alone is None and "actor" not in roles:
         return incomplete(kinds.VERL, f"no actor beside {', '.join(roles)}")
     data = {rank for (rank,) in numbered(directory.names, _SFT_DATA)}
-    if alone is None and "data.pt" not in directory.names:
+    if alone is None and not directory.names & {"data.pt", "dataloader.pt"}:  # the other is EasyR1's
         return incomplete(kinds.VERL, "no data.pt, which is written last")
     if alone is not None and (not data or gap_in(data) is not None):
         return incomplete(kinds.VERL, f"no data_{gap_in(data) or 0}.pt")

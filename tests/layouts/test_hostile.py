@@ -168,3 +168,42 @@ def test_a_name_of_kohyas_with_more_zeros_takes_no_other_out_of_its_series(with_
     names = [f"lora-{number:06d}.safetensors" for number in (1, 2, 3)]
     work_dir = with_checkpoints(*names, "lora-00000004.safetensors", content=safetensors())
     assert ckptd.plan(work_dir, Policy(max_keep=1, layouts=("kohya", "orbax"))).prune == tuple(names[:2])
+
+
+@pytest.mark.parametrize("path", [
+    "../../../etc/passwd", "/etc/passwd", "model/../../x", "", ".", "a\0b", "x" * 300, "loop/x", 7, None, ["model"],
+])  # fmt: skip
+def test_a_list_of_contents_that_leads_out_of_its_checkpoint_is_not_followed(
+    path: object, with_checkpoints: Builder
+) -> None:
+    manifest = json.dumps({"contents": {"model": {"path": path}}}).encode()
+    files = {
+        "actor/ckpt_contents.json": manifest,
+        "actor/model/dist_ckpt/common.pt": torch_zip(),
+        "data.pt": torch_zip(),
+    }
+    place = put(with_checkpoints, "global_step_1", files)
+    (place / "actor/loop").symlink_to("loop")
+    survey = ckptd.plan(with_checkpoints.work_dir, Policy(max_keep=1, layouts=("verl",)))
+    assert states(survey) == {"global_step_1": "incomplete"}
+
+
+@pytest.mark.parametrize("manifest", [b"", b"{", b"[]", b'{"contents": []}', b'{"contents": {}}', b"[" * 100_000])
+def test_a_list_of_contents_that_is_none_is_damaged(manifest: bytes, with_checkpoints: Builder) -> None:
+    put(with_checkpoints, "global_step_1", {"actor/ckpt_contents.json": manifest, "data.pt": torch_zip()})
+    survey = ckptd.plan(with_checkpoints.work_dir, Policy(max_keep=1, layouts=("verl",)))
+    assert states(survey) == {"global_step_1": "incomplete"}
+
+
+@pytest.mark.parametrize(("layout", "name", "inside"), [
+    ("nemo", "val_loss=0.50-step=1-consumed_samples=8.0", "weights"),
+    ("speechbrain", "CKPT+2024-05-01+12-30-45+00", "CKPT.yaml"),
+    ("verl", "global_step_1", "actor"),
+])  # fmt: skip
+def test_something_else_at_the_name_of_a_part_is_none(
+    layout: str, name: str, inside: str, with_checkpoints: Builder
+) -> None:
+    place = put(with_checkpoints, name, {"model.ckpt": b"x", "data.pt": torch_zip()})
+    (place / inside).symlink_to(inside)
+    survey = ckptd.plan(with_checkpoints.work_dir, Policy(max_keep=1, layouts=(layout,)))
+    assert "complete" not in states(survey).values()

@@ -264,6 +264,11 @@ def verl(step: int) -> dict[str, bytes]:
     return {**files, "actor/huggingface/config.json": b"{}", "data.pt": torch_zip()}
 
 
+def easy_r1(step: int) -> dict[str, bytes]:
+    *files, (_, data) = verl(step).items()
+    return {**dict(files), "dataloader.pt": data}
+
+
 def verl_sft(step: int) -> dict[str, bytes]:
     files = {f"{what}_world_size_2_rank_{rank}.pt": torch_zip()
              for what in ("model", "optim", "extra_state") for rank in (0, 1)}  # fmt: skip
@@ -409,6 +414,7 @@ NEEDED = {
     torchtune: r"model-.*",
     torchtune_unsharded: r"model\..*",
     verl: r"(?!actor/huggingface/).*",
+    easy_r1: r"(?!actor/huggingface/).*",
     verl_sft: r"model_.*|optim_.*|extra_.*|data_0\.pt",
     verl_megatron: r"(?!.*(common\.pt|config\.json)).*",
     verl_megatron_sft: r"(?!.*(common\.pt|/metadata\.json)).*",
@@ -453,6 +459,7 @@ WRITERS = [
     Writer("torchtune", "by epoch", lambda n: f"epoch_{n - 1}", torchtune),
     Writer("torchtune", "by step", lambda n: f"step_{n * 10}", torchtune_unsharded),
     Writer("verl", "", lambda n: f"global_step_{n * 10}", verl),
+    Writer("verl", "by EasyR1", lambda n: f"global_step_{n * 10}", easy_r1),
     Writer("verl", "by SFT", lambda n: f"global_step_{n * 10}", verl_sft),
     Writer("verl", "with Megatron", lambda n: f"global_step_{n * 10}", verl_megatron),
     Writer("verl", "by SFT with Megatron", lambda n: f"global_step_{n * 10}", verl_megatron_sft),
