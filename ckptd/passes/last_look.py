@@ -62,11 +62,11 @@ def reasons_to_stay(
 ) -> dict[str, Reason]:
     """By name, why some of `prunes` are not to go after all: `named` as it is now names them, or what their deletion
     relies on is no longer what was judged. Raises OSError if that cannot be told."""
-    stays = {d.checkpoint.name: named[d.checkpoint.name][0] for d in prunes if d.checkpoint.name in named}
+    stays = {d.checkpoint.name: reason for d in prunes if (reason := _why_named(d.checkpoint.entry, named))}
     for series in survey.plan.series:
         going = [d.checkpoint.name for d in prunes if d.checkpoint.series == series.grid.template.text]
         for kept in (*series.relied_on, *series.best) if going else ():
-            if not is_still(kept.entry, kept.name, dir_fd=work_fd):
+            if not all(is_still(file, file.name, dir_fd=work_fd) for file in kept.entry.files):
                 text = f"{kept.name}, which stays in its place, has changed or is gone"
                 stays |= dict.fromkeys(going, Reason(Kind.WAITS, text))
     return stays
@@ -81,3 +81,12 @@ def is_still(entry: Entry, name: str, *, dir_fd: int) -> bool:
     if now.forbidden:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
     return now.is_same_as(entry)
+
+
+def _why_named(entry: Entry, named: Mapping[str, Sequence[Reason]]) -> Reason | None:
+    """What names it, or one of its files, and which."""
+    for file in entry.files:
+        if file.name in named:
+            reason = named[file.name][0]
+            return Reason(reason.kind, f"{file.name} is {reason}") if entry.parts else reason
+    return None

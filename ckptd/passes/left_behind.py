@@ -15,7 +15,7 @@ from ..disk.descriptors import NO_ROOM, exists
 from ..disk.filesystem import is_read_only
 from ..errors import OwnedError
 from ..text.voice import Voice
-from ..workdir import trash
+from ..workdir import groups, trash
 from ..workdir.state import write_state
 from ..workdir.workdir import WorkDir
 from .background import Background
@@ -52,7 +52,7 @@ class LeftBehind:
         if own_fd is None or not exists(trash.NAME, dir_fd=own_fd) or is_read_only(self._work.fd):
             return None
         with trash.opened_trash(own_fd) as trash_fd:
-            if not trash.items(trash_fd) or trash.is_a_copy(trash_fd):
+            if not (trash.items(trash_fd) or groups.half_done(trash_fd)) or trash.is_a_copy(trash_fd):
                 return None
         survey = self._surveyor.survey(self._clock())
         if not self._taken:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from ..core.memory import Memory, Seen
 from ..disk.descriptors import exists
-from ..errors import why
+from ..errors import RefusedError, why
 from ..inspect.scan import SIDECAR_ENDING, entry_of
 from ..text.voice import Voice
-from ..workdir import journal, trash
+from ..workdir import groups, journal, trash
 from ..workdir.journal import Line
 from ..workdir.workdir import WorkDir
 from .journal_writer import JournalWriter
@@ -44,7 +44,7 @@ def adopt(
                 else:
                     journal_writer.write(line)
                     voice.info("found %s, pruned just before a crash", line.name)
-            if line is not None and not exists(line.name, dir_fd=work.fd):
+            if line is not None and not groups.is_group(item.name) and not exists(line.name, dir_fd=work.fd):
                 with leaving_scores(line.name, voice):
                     trash.put_left_beside(line.name, item.name, inode=line.scores, work_fd=work.fd, trash_fd=trash_fd)
             waiting.put(item.name, _until_ms(item, line, ttl_s), allocated.get(item.name, 0))
@@ -56,8 +56,11 @@ def adopt(
 def _named_again(item: trash.Item, known: dict[tuple[int, int], Seen], work_fd: int, trash_fd: int) -> Line | None:
     """The line for what a crash left unwritten: what was seen, by size and time, and is gone."""
     try:
+        if groups.is_group(item.name):
+            record = groups.record_of(item.name, trash_fd=trash_fd)
+            return record.line if record else None
         entry = entry_of(item.name, dir_fd=trash_fd)
-    except OSError:
+    except (OSError, RefusedError):
         return None
     seen = known.get(entry.identity[1:3])
     if seen is None or exists(seen.name, dir_fd=work_fd):

@@ -13,12 +13,12 @@ from ..core.permit import trash_ttl_s
 from ..core.plan import Decision
 from ..core.reason import Reason
 from ..core.survey import Survey
-from ..disk.descriptors import SyncError
+from ..disk.descriptors import SyncError, sync_dir
 from ..disk.filesystem import free_bytes
-from ..errors import why
+from ..errors import CkptdError, why
 from ..text.human import human_bytes
 from ..text.voice import Voice
-from ..workdir import trash
+from ..workdir import groups, trash
 from ..workdir.journal import Line
 from ..workdir.workdir import WorkDir
 from .background import Background
@@ -55,6 +55,7 @@ class Pruner:
         self._remover = Remover(background, voice)
         self._looked_at: set[str] = set()  # what came into the trash in this pass, and nobody named then
         self._maybe_undone = False  # whether a power cut could undo renames of what is in the trash
+        self._maybe_half = False  # whether a group may be neither in the trash nor out of it
 
     @property
     def unfreed(self) -> dict[str, str]:
@@ -64,18 +65,28 @@ class Pruner:
     @property
     def is_busy(self) -> bool:
         """Whether something is to be tried again, or is still being freed."""
-        return self._waiting.is_retrying or self._journal.is_behind or self._remover.is_busy
+        return self._waiting.is_retrying or self._journal.is_behind or self._remover.is_busy or self._maybe_half
 
     def expires_in_s(self) -> list[float]:
         """Seconds until the first thing in the trash is to be freed; none if nothing waits there."""
         next_ms = self._waiting.next_ms()
         return [] if next_ms is None else [max(0.0, next_ms / 1000 - self._clock() / 1e9)]
 
-    def adopt(self, memory: Memory | None) -> None:
-        """Finish what a crash left in the trash, and go on waiting for what is to be kept there."""
+    def adopt(self, memory: Memory | None) -> bool:
+        """Finish what a crash left in the trash, and go on waiting for what is to be kept there.
+
+        Returns whether something has its name again: what was planned without it is to be planned anew.
+        """
+        brought_back = self._bring_back_halves()
         self._maybe_undone = adopt(  # a kill can have come between their renames and the fsync
             self._work, self._waiting, self._journal, self._voice, memory=memory, ttl_s=self._trash_ttl_s
         )
+        return brought_back
+
+    def bring_back(self) -> None:
+        """Try again to bring back what could not come back before: no plan is to be made without it."""
+        if self._maybe_half:
+            self._bring_back_halves()
 
     def prune(self, survey: Survey, prunes: Sequence[Decision]) -> tuple[list[Decision], dict[str, str]]:
         """Rename into the trash, oldest first, and make that durable. One failure is not the end.
@@ -95,11 +106,12 @@ class Pruner:
                 return pruned, failed
             try:
                 binned = self._returner.still_unwanted(survey, binned, trash_fd)
-                trash.sync(work_fd=self._work.fd, trash_fd=trash_fd)
+                self._make_durable(binned, trash_fd)
             except OSError as error:
-                self._keep_what_is_unsure(binned, error, now_ms)
                 failed |= {decision.checkpoint.name: why(error) for decision, _ in binned}
+                binned = self._keep_what_is_unsure(binned, error, now_ms, trash_fd)
                 return pruned + [decision for decision, _ in binned], failed
+        self._journal.write(*(_line(d, item, until_ms) for d, item in binned if groups.is_group(item)))
         for decision, item in binned:
             c = decision.checkpoint
             self._voice.info("pruned %s size_bytes=%d reason=%r", c.name, c.size_bytes, decision.reasons[0])
@@ -159,11 +171,8 @@ class Pruner:
             try:
                 if c.name in stays:
                     raise trash.ChangedError(stays[c.name])
-                scores = trash.scores_of(c.name, dir_fd=self._work.fd)
-                item = trash.put(
-                    c.entry, work_fd=self._work.fd, trash_fd=trash_fd, now_ms=now_ms,
-                    first=len(binned), who=holders.of,
-                )  # fmt: skip
+                put = self._put_group if c.entry.parts else self._put
+                item, lines = put(decision, holders, trash_fd, now_ms, until_ms, len(binned))
             except FileNotFoundError:
                 gone.append(decision)  # somebody else was faster
             except trash.ChangedError as error:
@@ -173,23 +182,66 @@ class Pruner:
                 self._say_refused(c.name, why(error))
             else:
                 self._voice.forget("pruning", of=c.name)
-                with leaving_scores(c.name, self._voice):
-                    trash.put_beside(c.name, item, scores=scores, work_fd=self._work.fd, trash_fd=trash_fd)
                 binned.append((decision, item))
-                reason, inode = "; ".join(decision.reasons), scores[0] if scores else None
-                self._journal.write(Line.of_pruned(c, decision.order, reason, item, until_ms, inode))
+                self._journal.write(*lines)
         self._voice.all_of("left", left)
         return gone, failed, binned
 
-    def _keep_what_is_unsure(self, binned: Sequence[Binned], error: OSError, now_ms: int) -> None:
+    def _put(
+        self, decision: Decision, holders: Holders, trash_fd: int, now_ms: int, until_ms: int, first: int
+    ) -> tuple[str, list[Line]]:
+        """Rename a file or a directory; returns what it is called in the trash, and the lines for the journal."""
+        entry, dirs = decision.checkpoint.entry, {"work_fd": self._work.fd, "trash_fd": trash_fd}
+        scores = trash.scores_of(entry.name, dir_fd=self._work.fd)
+        item = trash.put(entry, now_ms=now_ms, first=first, who=holders.of, **dirs)
+        with leaving_scores(entry.name, self._voice):
+            trash.put_beside(entry.name, item, scores=scores, **dirs)
+        return item, [_line(decision, item, until_ms, scores[0] if scores else None)]
+
+    def _put_group(
+        self, decision: Decision, holders: Holders, trash_fd: int, now_ms: int, until_ms: int, first: int
+    ) -> tuple[str, list[Line]]:
+        """As `_put`, of several files all or none. Until they are in the trash for sure the journal has none of it."""
+        item = groups.new_item(trash_fd=trash_fd, now_ms=now_ms, first=first)
+        line = _line(decision, item, until_ms)
+        try:
+            groups.put(decision.checkpoint.entry, line, work_fd=self._work.fd, trash_fd=trash_fd, who=holders.of)
+        except (OSError, CkptdError, trash.ChangedError) as error:
+            self._maybe_half |= not self._returner.undo([item], trash_fd, str(error))
+            raise
+        return item, []
+
+    def _make_durable(self, binned: Sequence[Binned], trash_fd: int) -> None:
+        """Make the renames so; then the groups, which are all in, become what may be freed. Raises OSError."""
+        together = [item for _, item in binned if groups.is_group(item)]
+        for item in together:
+            groups.sync(item, trash_fd=trash_fd)
+        trash.sync(work_fd=self._work.fd, trash_fd=trash_fd)
+        for item in together:
+            groups.commit(item, trash_fd=trash_fd)
+        if together:
+            sync_dir(trash_fd)
+
+    def _bring_back_halves(self) -> bool:
+        """Bring back each group that is half in the trash; whether there was any."""
+        with trash.opened_trash(self._work.taken_fd) as trash_fd:
+            left = groups.half_done(trash_fd)
+            self._maybe_half = not self._returner.undo(left, trash_fd, "left half in the trash by a crash")
+        return bool(left)
+
+    def _keep_what_is_unsure(self, binned: list[Binned], error: OSError, now_ms: int, trash_fd: int) -> list[Binned]:
         """A rename that a power cut may undo, or somebody may want what could not be seen: what was moved stays whole
-        in the trash, until the next start or for an hour."""
+        in the trash, until the next start or for an hour; a group comes back. Returns what stays."""
         what = "fsync of"
+        together = [item for _, item in binned if groups.is_group(item)]
+        self._maybe_half |= not self._returner.undo(together, trash_fd, why(error))
+        binned = [each for each in binned if each[1] not in together]
         if not isinstance(error, SyncError):
             what, self._maybe_undone = "a look into", True
             for _, item in binned:
                 self._waiting.put(item, now_ms + UNNAMED_TTL_MS)
         self._voice.error("%s %s failed (%s): nothing is freed; check the disk", what, self._work.path, why(error))
+        return binned
 
     def _are_renames_durable(self, due: Sequence[str], now_ms: int) -> bool:
         """Whether what is `due` cannot come back under its name while it is being freed; where fsync fails, later."""
@@ -227,3 +279,9 @@ class Pruner:
     def _say_refused(self, name: str, reason: str) -> None:
         text = f"could not prune {self._work.path}/{name}: {reason}; will try again"
         self._voice.once("pruning", text, of=name)
+
+
+def _line(decision: Decision, item: str, until_ms: int, scores: int | None = None) -> Line:
+    c = decision.checkpoint
+    parts = tuple(part.name for part in c.entry.parts) or None
+    return Line.of_pruned(c, decision.order, "; ".join(decision.reasons), item, until_ms, scores, parts)

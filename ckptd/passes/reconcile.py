@@ -118,6 +118,7 @@ class Reconciler:
         return replace(report, waits=report.waits or waits)
 
     def _pass(self, *, prune: bool = True) -> Report:
+        self._pruner.bring_back()
         survey = self.survey()
         self._held.look(survey, self._clock())
         if not survey.decisions:
@@ -127,8 +128,8 @@ class Reconciler:
             return Report(survey, look_again_s=self._look_again_s(survey, troubled=False))
         if not self._taken:
             was_owned = self.work.is_owned
-            self._take(survey)
-            if not was_owned:
+            brought_back = self._take(survey)
+            if brought_back or not was_owned:
                 survey = self.survey()  # what was there before the lock was somebody else's to change
             self._on_disk = survey.remembered
         reliable = self._reliance.establish(survey)
@@ -143,7 +144,7 @@ class Reconciler:
         self._say_doubtful(survey.plan)
         memory = self.surveyor.findings.written_into(survey.plan.memory)
         self._remember(memory)
-        self._expecting({d.checkpoint.name for d in prunes})
+        self._expecting({file.name for d in prunes for file in d.checkpoint.entry.files})
         for_room = self._note_what_room_takes(survey.plan, prunes)
         pruned, failed = self._pruner.prune(survey, prunes)
         gone = {d.checkpoint.name for d in pruned}
@@ -168,19 +169,21 @@ class Reconciler:
 
     # --- before anything goes -------------------------------------------------------------------------------
 
-    def _take(self, survey: Survey) -> None:
-        """Own the work dir, then finish what a crash left there."""
+    def _take(self, survey: Survey) -> bool:
+        """Own the work dir, then finish what a crash left there; whether something has its name again by that."""
+        brought_back = False
         while not self._taken:
             try:
                 if not self.work.take():
                     self._voice.once("lock", f"no locks on this file system: run only one ckptd on {self.work.path}")
-                self._pruner.adopt(survey.remembered)
+                brought_back |= self._pruner.adopt(survey.remembered)
                 self._taken = True
             except NoRoomError:
                 if not self._make_room(survey):
                     raise
                 survey = self.survey()
         self.surveyor.memory = None  # somebody else may have written it until now
+        return brought_back
 
     def _make_room(self, survey: Survey) -> bool:
         """Delete the oldest that the plan prunes, on a disk so full that not even `.ckptd` fits."""

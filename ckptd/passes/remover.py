@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 from collections import deque
 
-from ..disk.descriptors import opened_own_dir
+from ..disk.descriptors import opened_own_dir, sync_dir
 from ..errors import RefusedError, why
 from ..text.voice import Voice
-from ..workdir import trash
+from ..workdir import groups, trash
 from .background import Background
 
 
@@ -48,7 +48,9 @@ class Remover:
 
     def _free_one(self, item: str, trash_fd: int) -> None:
         try:
-            item = trash.claim(item, trash_fd=trash_fd)
+            together, item = groups.is_group(item), trash.claim(item, trash_fd=trash_fd)
+            if together:
+                sync_dir(trash_fd)  # after a power cut, too, nobody may find it with a file less
             trash.remove(item, trash_fd=trash_fd)
             self._voice.debug("freed trash/%s", item)
             self._voice.forget("freeing", of=item)

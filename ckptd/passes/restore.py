@@ -14,7 +14,7 @@ from typing import Any
 from ..disk.descriptors import opened_own_dir
 from ..errors import CkptdError, why
 from ..inspect.scan import PIN_ENDING
-from ..workdir import journal, trash
+from ..workdir import groups, journal, trash
 from ..workdir.pins import make_pin
 from ..workdir.workdir import WorkDir
 
@@ -41,17 +41,25 @@ def restore(work_dir: str, names: Sequence[str], *, everything: bool = False) ->
     restored: list[str] = []
     failed: dict[str, str] = {}
     with WorkDir(work_dir) as work:
-        there = {line.name: item for item, line in _in_trash(work)}
+        in_trash = _in_trash(work)
+        there = {name: (item, line.name) for item, line in in_trash for name in line.names}
+        wanted = dict.fromkeys(line.name for _, line in in_trash) if everything else dict.fromkeys(names)
         own_fd = work.open_own()
-        for name in there if everything else dict.fromkeys(names):
-            if name not in there or own_fd is None:
-                failed[name] = f"not in the trash; `ckptd restore {work_dir}` lists what is"
+        for each in wanted:
+            if each not in there or own_fd is None:
+                failed[each] = f"not in the trash; `ckptd restore {work_dir}` lists what is"
                 continue
+            item, name = there[each]
+            if name in restored:
+                continue  # another of its files was named, too
             with opened_own_dir(trash.NAME, dir_fd=own_fd) as trash_fd:
                 made = False
                 try:
                     made = _pin(work, name)
-                    trash.restore(there[name], name, work_fd=work.fd, trash_fd=trash_fd)
+                    if groups.is_group(item):
+                        groups.restore(item, work_fd=work.fd, trash_fd=trash_fd)
+                    else:
+                        trash.restore(item, name, work_fd=work.fd, trash_fd=trash_fd)
                 except OSError as error:
                     failed[name] = why(error)
                     if made:
@@ -59,7 +67,7 @@ def restore(work_dir: str, names: Sequence[str], *, everything: bool = False) ->
                     continue
             restored.append(name)
             now = journal.instant(time.time_ns() // 1_000_000)
-            journal.append([journal.Line(now, "restored", name, trash=there[name]).as_json()], own_fd)
+            journal.append([journal.Line(now, "restored", name, trash=item).as_json()], own_fd)
     return restored, failed
 
 

@@ -31,6 +31,7 @@ class Line:
     """What became of a checkpoint. Only what was pruned has it all, and lines of older versions lack some.
 
     at: when, in words. trash: its name there. order: as of what was seen. scores: the inode of those that went with it.
+    parts: the names of its files, where they are several; the first is the checkpoint's.
     """
 
     at: str | None
@@ -44,14 +45,21 @@ class Line:
     trash: str | None = None
     until_ms: int | None = None
     scores: int | None = None
+    parts: tuple[str, ...] | None = None
 
     @classmethod
     def of_pruned(
-        cls, c: Checkpoint | Seen, order: int, reason: str, item: str, until_ms: int, scores: int | None = None
-    ) -> Line:
+        cls, c: Checkpoint | Seen, order: int, reason: str, item: str, until_ms: int, scores: int | None = None,
+        parts: tuple[str, ...] | None = None,
+    ) -> Line:  # fmt: skip
         """Of what was renamed to `item` in the trash, where it is kept until then."""
         at = instant(int(item.partition("-")[0]))
-        return cls(at, PRUNED, c.name, c.series, c.step, order, c.size_bytes, reason, item, until_ms, scores)
+        return cls(at, PRUNED, c.name, c.series, c.step, order, c.size_bytes, reason, item, until_ms, scores, parts)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it is called, and each of its files."""
+        return tuple(dict.fromkeys((self.name, *(self.parts or ()))))
 
     def as_json(self) -> dict[str, Any]:
         """As it is written: only what there is."""
@@ -59,7 +67,7 @@ class Line:
 
 
 _NUMBERS = {"step", "order", "size_bytes", "until_ms", "scores"}
-_KINDS = {field.name: int if field.name in _NUMBERS else str for field in fields(Line)}
+_KINDS = {field.name: int if field.name in _NUMBERS else str for field in fields(Line)} | {"parts": list}
 
 
 def append(records: Iterable[dict[str, Any]], own_fd: int) -> None:
@@ -97,7 +105,7 @@ def read(own_fd: int) -> list[dict[str, Any]]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and "name" in record and _is_sound(record):
+        if _is_sound(record):
             records.append(record)
     return records
 
@@ -107,9 +115,13 @@ def pruned(own_fd: int) -> dict[str, Line]:
     lines: dict[str, Line] = {}
     for record in read(own_fd):
         if record.get("did") == PRUNED and "trash" in record:
-            known: dict[str, Any] = {key: record.get(key) for key in _KINDS}
-            lines[record["trash"]] = Line(**known)
+            lines[record["trash"]] = _line(record)
     return lines
+
+
+def line_from(record: Any) -> Line | None:
+    """The line that `as_json` has made this of; None if it is none."""
+    return _line(record) if _is_sound(record) else None
 
 
 def instant(at_ms: int) -> str:
@@ -117,14 +129,26 @@ def instant(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, timezone.utc).isoformat(timespec="milliseconds")
 
 
-def _is_sound(record: dict[str, Any]) -> bool:
+def _line(record: dict[str, Any]) -> Line:
+    known: dict[str, Any] = {key: record.get(key) for key in _KINDS}
+    parts: list[str] | None = known.pop("parts")
+    return Line(**known, parts=tuple(parts) if parts else None)
+
+
+def _is_sound(record: Any) -> bool:
     """Whether a line, which somebody may have edited, holds in each of its known fields what was written there."""
+    if not isinstance(record, dict) or "name" not in record:
+        return False
     if not all(isinstance(record[key], kind) for key, kind in _KINDS.items() if key in record):
         return False
-    if "\0" in record["name"] or "/" in record["name"]:
+    if not all(map(_is_name, (record["name"], *record.get("parts", ())))):
         return False
     until_ms: int = record.get("until_ms", 0)
     return 0 <= until_ms < _YEAR_10000_MS
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and "\0" not in name and "/" not in name
 
 
 @contextlib.contextmanager

@@ -30,7 +30,8 @@ from ..errors import NoRoomError, RefusedError, why
 from ..inspect.scan import PIN_ENDING, SIDECAR_ENDING, entry_of, stat_entry
 
 NAME = "trash"
-_ITEM = re.compile(r"([0-9]{1,19})-([0-9]{1,9})(\.gone)?", re.ASCII)
+GROUP = ".group"  # a directory with the files of one checkpoint: see groups.py
+_ITEM = re.compile(r"([0-9]{1,19})-([0-9]{1,9})(?:\.group)?(\.gone)?", re.ASCII)
 _MOVED_UP = 1_000_000  # the numbers from which on what was moved up is called
 _GONE = ".gone"  # claimed for removal: `restore` no longer sees it
 _LATE_NS = 60 * 10**9  # clocks of hosts differ, and renames take their time
@@ -64,8 +65,13 @@ def put(
     name is not `entry` any more or somebody is at it, FileNotFoundError if nothing bears it, OSError for what the
     system refuses. Follows no symlink, overwrites nothing.
     """
-    _check_same(entry, work_fd, who)
     items = (name for n in itertools.count(first) if not exists(name := f"{now_ms}-{n}", dir_fd=trash_fd))
+    return put_as(entry, items, work_fd=work_fd, trash_fd=trash_fd, who=who)
+
+
+def put_as(entry: Entry, items: Iterator[str], *, work_fd: int, trash_fd: int, who: HolderOf) -> str:
+    """As `put`, under the first name of `items` that is free."""
+    check_same(entry, work_fd, who)
     item = _rename_to_free(entry.name, items, src_dir_fd=work_fd, trash_fd=trash_fd)
     moved = stat_entry(item, dir_fd=trash_fd)
     if (moved.st_dev, moved.st_ino) != (entry.device, entry.inode):
@@ -111,12 +117,12 @@ def put_left_beside(name: str, item: str, *, inode: int | None, work_fd: int, tr
 def unlink(entry: Entry, *, work_fd: int, who: HolderOf = lambda *_, **__: "") -> None:
     """Delete a file without the trash, where there is no room even for that. One call: it is there or it is gone.
 
-    Raises as `put` does, and ChangedError for a directory, which cannot go in one call.
+    Raises as `put` does, and ChangedError for a directory, or several files, which cannot go in one call.
     """
-    if entry.is_dir:
-        raise ChangedError("a directory, which needs the trash")
+    if entry.is_dir or entry.parts:
+        raise ChangedError(f"{'several files, which need' if entry.parts else 'a directory, which needs'} the trash")
     scores = scores_of(entry.name, dir_fd=work_fd)
-    _check_same(entry, work_fd, who)
+    check_same(entry, work_fd, who)
     os.unlink(entry.name, dir_fd=work_fd)
     with contextlib.suppress(OSError):  # its scores are a small file; where it cannot go it stays
         if scores is not None and scores == scores_of(entry.name, dir_fd=work_fd):
@@ -218,7 +224,7 @@ def _empty(name: str, names: Iterator[str], trash_fd: int) -> list[str]:
 
 def restore(item: str, name: str, *, work_fd: int, trash_fd: int) -> None:
     """Rename an item back to `name`, durably. Raises FileExistsError if the name is taken, OSError otherwise."""
-    _rename_back(item, name, work_fd=work_fd, trash_fd=trash_fd)
+    rename_back(item, name, work_fd=work_fd, trash_fd=trash_fd)
     sync_dir(work_fd)
     sync_dir(trash_fd)
 
@@ -230,7 +236,7 @@ def give_back(item: str, name: str | None, *, work_fd: int, trash_fd: int) -> st
     """
     if name is not None:
         with contextlib.suppress(FileExistsError):
-            _rename_back(item, name, work_fd=work_fd, trash_fd=trash_fd)
+            rename_back(item, name, work_fd=work_fd, trash_fd=trash_fd)
             return None
     return set_aside(item, "held", trash_fd=trash_fd)
 
@@ -279,7 +285,8 @@ def total_bytes(own_fd: int | None) -> int:
         return 0
 
 
-def _rename_back(item: str, name: str, *, work_fd: int, trash_fd: int) -> None:
+def rename_back(item: str, name: str, *, work_fd: int, trash_fd: int) -> None:
+    """Rename an item back to `name`, with its scores. Raises as `restore` does; nothing has moved then."""
     if exists(name, dir_fd=work_fd):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
     moved = _move_beside(item, name, src_fd=trash_fd, dst_fd=work_fd)
@@ -312,7 +319,8 @@ def _rename_to_free(name: str, items: Iterator[str], *, src_dir_fd: int, trash_f
             return item
 
 
-def _check_same(entry: Entry, work_fd: int, who: HolderOf) -> None:
+def check_same(entry: Entry, work_fd: int, who: HolderOf) -> None:
+    """Raise what `put` does if `entry` is not to go now."""
     now = entry_of(entry.name, dir_fd=work_fd)
     if (now.device, now.inode) != (entry.device, entry.inode):
         raise ChangedError("replaced since it was scanned")

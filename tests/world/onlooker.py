@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-from ckptd.workdir import trash
+from ckptd.workdir import groups, trash
 from ckptd.workdir.pointer import HIDDEN
 from ckptd.workdir.workdir import WorkDir
 
@@ -38,7 +38,8 @@ class Calls:
             for name in self._NAMES:
                 stack.enter_context(mock.patch.object(os, name, self._wrapped(name, getattr(os, name))))
             renames = self._wrapped("rename_new", trash.rename_new)
-            stack.enter_context(mock.patch.object(trash, "rename_new", renames))
+            for module in (trash, groups):
+                stack.enter_context(mock.patch.object(module, "rename_new", renames))
             yield
 
     def _wrapped(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
