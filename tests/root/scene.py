@@ -28,24 +28,28 @@ Content = bytes | dict[str, bytes]
 class Scene:
     """A run that has saved `old` checkpoints, over which passes have been made if they are `met`, and then `new` ones.
 
-    shards: whether a checkpoint is a directory of shards, or a file. pointer: as the option has it.
+    shards: whether a checkpoint is a directory of shards, or a file. pointer: as the option has it. together: the
+    template of checkpoints that are several files.
     """
 
     shards: bool
     met: bool
     pointer: str = "last_ckpt"
+    together: str = ""
 
     def __str__(self) -> str:
         where = "" if self.pointer == "last_ckpt" else f", pointer {self.pointer}"
-        return f"{'a later pass' if self.met else 'first contact'}, {'directories' if self.shards else 'files'}{where}"
+        kind = self.together or ("directories" if self.shards else "files")
+        return f"{'a later pass' if self.met else 'first contact'}, {kind}{where}"
 
     @property
     def options(self) -> tuple[str, ...]:
-        return (*OPTIONS, "--pointer", self.pointer)
+        named = ("--template", self.together) if self.together else ()
+        return (*OPTIONS, "--pointer", self.pointer, *named)
 
     @property
     def policy(self) -> dict[str, Any]:
-        return {**POLICY, "pointer": self.pointer}
+        return {**POLICY, "pointer": self.pointer, "templates": (self.together,) if self.together else ()}
 
     @property
     def old(self) -> list[str]:
@@ -69,11 +73,16 @@ class Scene:
         return self.all[:-KEEP]
 
     def name(self, step: int) -> str:
+        if self.together:
+            return self._names(step)[0]
         return f"epoch_{step}" if self.shards else f"epoch_{step}.pth"
 
     def content(self, name: str) -> Content:
         """What is saved under a name: other bytes under each, as many under all."""
-        byte = bytes([len(name) + int("".join(c for c in name if c.isdigit()))])
+        step = int("".join(c for c in name if c.isdigit()))
+        if self.together:
+            return {each: torch_zip(each.encode() * 4000) for each in self._names(step)}
+        byte = bytes([len(name) + step])
         return {"__0_0.distcp": byte * 300} if self.shards else torch_zip(byte * _WEIGHTS_BYTES)
 
     def begin(self, work_dir: Path) -> None:
@@ -91,6 +100,10 @@ class Scene:
         if isinstance(content, bytes):
             builder(name, content=content)
             return
+        if self.together:
+            for each, data in content.items():
+                builder(each, content=data)
+            return
         place = builder.shards(name)
         written_ns = (place / ".metadata").stat().st_mtime_ns
         for shard, weights in content.items():
@@ -99,12 +112,22 @@ class Scene:
 
     def whole(self, work_dir: Path) -> list[str]:
         """Which checkpoints are there as they were saved, to the byte."""
-        return [name for name in self.all if self._there(work_dir / name) == self.content(name)]
+        return [name for name in self.all if self.found(work_dir, name) == self.content(name)]
+
+    def found(self, work_dir: Path, name: str) -> Content | None:
+        """What is there of a checkpoint, None if nothing is."""
+        if not self.together:
+            return self._there(work_dir / name)
+        files = {each: (work_dir / each).read_bytes() for each in self.content(name) if (work_dir / each).exists()}
+        return files or None
 
     def built(self, work_dir: Path) -> Path:
         self.begin(work_dir)
         self.save(work_dir, self.new)
         return work_dir
+
+    def _names(self, step: int) -> list[str]:
+        return [each.format(step) for each in self.together.split(" + ")]
 
     def _there(self, path: Path) -> Content | None:
         if not os.path.lexists(path):
@@ -160,15 +183,25 @@ def pointed(work_dir: Path) -> str | None:
     return os.path.basename(text.rstrip("\n"))
 
 
+def is_kept(work_dir: Path, scene: Scene, name: str) -> bool:
+    """Whether each file of a checkpoint of several is at its name or in the trash."""
+    content, found = scene.content(name), scene.found(work_dir, name) or {}
+    in_trash = [path.read_bytes() for path in (work_dir / OWN_DIR / "trash").rglob("*") if path.is_file()]
+    return all(found.get(each) == content[each] or content[each] in in_trash for each in content)
+
+
 def broken_promises(work_dir: Path, scene: Scene, *, met: bool | None = None, newest: str | None = None) -> list[str]:
     """What of the promises (docs/design.md, section 1) does not hold in a work dir in which a pass was stopped.
 
     met: whether there was a pointer before. newest: what it is to name before anything goes, "" for anything whole.
     """
     whole, target = scene.whole(work_dir), pointed(work_dir)
-    there = [name for name in scene.all if os.path.lexists(work_dir / name)]
+    there = [name for name in scene.all if scene.found(work_dir, name) is not None]
+    halves = [name for name in there if name not in whole and scene.together]
+    there = [name for name in there if name not in halves]
     gone = [name for name in scene.all if name not in there]
     broken = [f"{name} is not whole" for name in there if name not in whole]
+    broken += [f"{name} is neither there nor in the trash" for name in halves if not is_kept(work_dir, scene, name)]
     broken += [f"{name} is gone" for name in gone if name not in scene.pruned]
     broken += [f"the pointer names {target}, which is not there"] if target and target not in whole else []
     broken += ["the pointer is gone"] if (scene.met if met is None else met) and target is None else []

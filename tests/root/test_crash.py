@@ -17,6 +17,11 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 SCENES = [Scene(shards, met) for shards in (False, True) for met in (False, True)]
 SCENES += [Scene(False, met, "none") for met in (False, True)]
+TOGETHER = [
+    Scene(False, True, together="G_{}.pth + D_{}.pth"),
+    Scene(False, False, together="a{}.pt + b{}.pt + c{}.pt"),
+]
+SCENES += TOGETHER
 KILL = "signal=SIGKILL"
 TRACE = [*MUTATING, "openat"]
 
@@ -47,7 +52,7 @@ def test_a_restart_that_is_killed_too_is_finished_by_the_next(
     scene: Scene, strace: Strace, places: Iterator[Path]
 ) -> None:
     calls, end = undisturbed(scene, scene.built(next(places)), strace)
-    into_trash = next(call for call in calls if call.name == "renameat2" and '/.ckptd/trash>, "' in call.text)
+    into_trash = next(call for call in calls if call.name == "renameat2" and "/.ckptd/trash" in call.text)
     after = calls[calls.index(into_trash) + 1]  # renamed, and not yet written down: the most there is to find out
 
     def left(work_dir: Path) -> Path:
@@ -97,6 +102,24 @@ def test_a_checkpoint_written_again_at_any_call_before_its_deletion_is_not_delet
         return [] if kept else [f"written again at {steady(call.text)}, and deleted: {ckptd.said()}"]
 
     none(strace.each(rewritten, [(call, next(places)) for call in calls[:going]]))
+
+
+@pytest.mark.parametrize("scene", TOGETHER, ids=str)
+def test_files_that_are_one_checkpoint_are_all_back_or_all_gone_after_a_start_that_prunes_nothing(
+    scene: Scene, strace: Strace, places: Iterator[Path]
+) -> None:
+    calls, _ = undisturbed(scene, scene.built(next(places)), strace)
+
+    def killed(case: tuple[Call, Path]) -> list[str]:
+        call, work_dir = case
+        scene.built(work_dir)
+        strace.run("prune", work_dir, *scene.options, work_dir=work_dir, e=[call.with_(KILL)], trace=[call.name])
+        a_pass(work_dir, templates=(scene.together,), trash_ttl_s=3600.0)
+        there = [name for name in scene.all if scene.found(work_dir, name) is not None]
+        at = f"killed at {call.name} {call.at} {steady(call.text)}"
+        return [] if there == scene.whole(work_dir) else [f"{at}: of {there} only {scene.whole(work_dir)} are whole"]
+
+    none(strace.each(killed, [(call, next(places)) for call in calls]))
 
 
 def undisturbed(scene: Scene, work_dir: Path, strace: Strace) -> tuple[list[Call], End]:
