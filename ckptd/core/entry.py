@@ -57,11 +57,6 @@ class Entry:
     parts: tuple[Entry, ...] = ()
 
     @property
-    def files(self) -> tuple[Entry, ...]:
-        """What has a name of its own in the work dir: its parts, or itself."""
-        return self.parts or (self,)
-
-    @property
     def identity(self) -> tuple[str, int, int, tuple[Written, ...]]:
         """What tells a rewritten checkpoint from the one that was there before: of a group, whichever part was."""
         return *self._written, tuple([part._written for part in self.parts]) if self.parts else ()
