@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -189,7 +190,10 @@ def verify(
             known = Finder((), LAYOUTS, asked=True).match(place.name)
             wanted = known[0].kinds if known else None
             settling = Settling(is_local(fd), settle_s)
-            verdict = judge(entry, dir_fd=fd, settling=settling, now_ns=time.time_ns(), wanted=wanted)
+            judge_it = partial(judge, entry, dir_fd=fd, settling=settling, now_ns=time.time_ns())
+            verdict = judge_it(wanted=wanted, by_template=known is None)
+            if not verdict.known:
+                verdict = judge_it(by_template=True)  # what its name stands for it is not
             if not (content and verdict.checksum):
                 return verdict
             fault = check_content(entry, dir_fd=fd, progress=progress)

@@ -27,12 +27,18 @@ _RANDOM_STATE = "random_states_"
 _LAST = {kinds.LIGHTNING: (kinds.DCP, "meta.pt"), kinds.MEGATRON: (kinds.DCP, "metadata.json")}
 
 
-def structure_of_directory(directory: DirectoryView, wanted: frozenset[str] | None = None) -> Structure:
+def structure_of_directory(
+    directory: DirectoryView, wanted: frozenset[str] | None = None, *, by_template: bool = False
+) -> Structure:
     """Look at one directory. Raises OSError if something in it cannot be read.
 
     wanted: the kinds that its name stands for, None for any. No other can be complete where it is half of one of them.
+    by_template: somebody has named it, so that no framework's marker is asked for; its parts must not contradict
+    themselves all the same.
     """
     found = next((judge(directory) for claims, judge in _JUDGES if claims(directory)), None)
+    if by_template and (found is None or found.unmarked):
+        return _by_its_parts(directory)
     if found is None and wanted:
         found = _by_its_name(directory, wanted)
     if found is None:
@@ -41,6 +47,17 @@ def structure_of_directory(directory: DirectoryView, wanted: frozenset[str] | No
         if wanted and kind in wanted and half not in wanted and found.kind == half:
             return incomplete(kind, f"{found.text}, but no {last}")
     return found
+
+
+def _by_its_parts(directory: DirectoryView) -> Structure:
+    """What can be said of a directory of no known framework."""
+    parts = parts_of(directory)
+    if parts.fault is not None:
+        return Structure(State.INCOMPLETE, parts.fault, known=False, marked=False)
+    if not parts.count:
+        return Structure(State.UNVERIFIABLE, "a directory without any known marker", known=False, marked=False)
+    text = "every file intact, and nothing marks its end"
+    return Structure(State.UNVERIFIABLE, text, known=False, checksum=parts.checksum, marked=False)
 
 
 def _by_its_name(directory: DirectoryView, wanted: frozenset[str]) -> Structure | None:
@@ -82,7 +99,7 @@ def _by_trainer(directory: DirectoryView) -> Structure:
     Source: transformers 4.0 to 5.23; paddlenlp, trainer/trainer.py, utils/env.py.
     """
     if TRAINER_STATE not in directory.names:
-        return incomplete(kinds.TRAINER, f"no {TRAINER_STATE}, which is written last")
+        return incomplete(kinds.TRAINER, f"no {TRAINER_STATE}, which is written last", unmarked=True)
     state = trainer_state(directory)
     if state is None or not isinstance(state.get("global_step"), int):
         return incomplete(kinds.TRAINER, f"{TRAINER_STATE} is damaged")
@@ -102,7 +119,7 @@ def _is_accelerates(directory: DirectoryView) -> bool:
 def _by_accelerate(directory: DirectoryView) -> Structure:
     """What `save_state` of Accelerate writes; the random state of each rank last, but nothing waits for all ranks."""
     if f"{_RANDOM_STATE}0.pkl" not in directory.names:
-        return incomplete(kinds.ACCELERATE, f"no {_RANDOM_STATE}0.pkl, which is written last")
+        return incomplete(kinds.ACCELERATE, f"no {_RANDOM_STATE}0.pkl, which is written last", unmarked=True)
     missing = frameworks.missing_rank(directory.names, rf"{_RANDOM_STATE}([0-9]+)\.pkl")
     if missing is not None:
         return incomplete(kinds.ACCELERATE, f"no {_RANDOM_STATE}{missing}.pkl, though others are there")

@@ -10,7 +10,7 @@ import json
 import struct
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..core import kinds
@@ -27,6 +27,7 @@ _LARGEST_DIRECTORY, _MOST_MEMBERS = 1 << 26, 500_000  # bytes of a zip's central
 _MOST_INFLATED = 100  # times the size of the file
 _MOST_VALUES = 2_000_000  # of a JSON text; each costs a hundred bytes or two, however short it is
 _LARGEST_FILE = 1 << 63
+_BEGINNINGS = {".safetensors": "safetensors", ".npz": "a zip", ".keras": "a zip", ".zip": "a zip"}  # what these are
 PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _HEAD = 4096
 _LOCAL_HEADER = 30  # bytes before a member's name
@@ -43,6 +44,7 @@ class Structure:
 
     known: whether they are a checkpoint's. kind: whose, as in core.kinds. checksum: whether the format, or that of
     some file of a directory, holds one for its content. marked: of a directory, whether its writer has marked it done.
+    unmarked: of one that is incomplete, whether only because of what its framework would have written.
     """
 
     state: State
@@ -51,10 +53,22 @@ class Structure:
     checksum: bool = False
     marked: bool = True
     kind: str = ""
+    unmarked: bool = False
 
 
-def structure_of_file(file: FileView) -> Structure:
-    """Look at one file. Raises OSError if the disk does not answer."""
+def structure_of_file(file: FileView, name: str = "") -> Structure:
+    """Look at one file; `name`: what it is called, which can be contradicted by its bytes. Raises OSError if the disk
+    does not answer."""
+    found = _by_its_bytes(file)
+    ending = name[name.rfind(".") :] if "." in name else ""
+    if found.state.whole and not found.known and ending in _BEGINNINGS:
+        head = file.read(len(_ZIP), 0)
+        if ending == ".safetensors" or not head.startswith(_ZIP[:2]):
+            return replace(found, state=State.INCOMPLETE, text=f"not {_BEGINNINGS[ending]}, as its name says")
+    return found
+
+
+def _by_its_bytes(file: FileView) -> Structure:
     size_bytes = file.size_bytes
     head = file.read(_HEAD, 0)
     if not head:

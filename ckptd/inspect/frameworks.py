@@ -132,10 +132,10 @@ def mmengine(directory: DirectoryView) -> Structure:
             return incomplete(kinds.MMENGINE, f"no rank{gap_in(ranks)}.pth, though others are there")
         return parts_of(directory).structure(kinds.MMENGINE, f"files of {len(ranks)} ranks, every one intact")
     if "meta.pth" not in directory.names:
-        return incomplete(kinds.MMENGINE, "no meta.pth, which is written last")
+        return incomplete(kinds.MMENGINE, "no meta.pth, which is written last", unmarked=True)
     with inside(directory, "model") as model:
         if model is None or not parts_of(model).count:
-            return incomplete(kinds.MMENGINE, "no weights in model/")
+            return incomplete(kinds.MMENGINE, "no weights in model/", unmarked=True)
     return parts_of(directory).structure(kinds.MMENGINE, "meta.pth, and every file beside it intact")
 
 
@@ -155,7 +155,7 @@ def megatron(directory: DirectoryView) -> Structure:
         return _megatron_by_rank(directory)
     said = json_of(directory, "metadata.json") if "metadata.json" in names else None
     if not isinstance(said, dict):
-        return incomplete(kinds.MEGATRON, "no metadata.json, which is written last")
+        return incomplete(kinds.MEGATRON, "no metadata.json, which is written last", unmarked=True)
     if said.get("sharded_backend") == "zarr":
         parts = parts_of(directory)
         if parts.fault is None:
@@ -284,14 +284,14 @@ def olmo(directory: DirectoryView) -> Structure:
         if fault is not None:
             return incomplete(kinds.OLMO, f"model_and_optim: {fault}")
         if ".metadata.json" not in names:
-            return incomplete(kinds.OLMO, "no .metadata.json")
+            return incomplete(kinds.OLMO, "no .metadata.json", unmarked=True)
         return parts_of(directory).structure(kinds.OLMO, "model_and_optim, every shard there")
     for what in ("model", "optim", "train"):
         if not names & {what, f"{what}.pt", f"{what}.safetensors"}:
-            return incomplete(kinds.OLMO, f"no {what}")
+            return incomplete(kinds.OLMO, f"no {what}", unmarked=True)
     parts = parts_of(directory)
     if not parts.count:
-        return incomplete(kinds.OLMO, "no weights")
+        return incomplete(kinds.OLMO, "no weights", unmarked=True)
     return parts.structure(kinds.OLMO, "model, optim and train, every file intact")
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _ONE_OF = re.compile(r"(.+)-([0-9]{1,9})-of-([0-9]{1,9})(\.[^/]+)")
 _RESULT = re.compile(r"(?:^|[_-])(?:eval|predictions|generations|results|metrics|scores|logits|outputs)(?:[_.-]|$)")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pdparams", ".h5", ".msgpack")
+_CHECKED = (".h5", ".hdf5", ".npz", ".keras", ".zip")  # what else contradicts itself when it is cut short
 _NO_WEIGHTS = (
     "optimizer", "scheduler", "sampler", "scaler", "dl_state_dict", "custom_checkpoint", "random_states_", "rng_state",
     "training_args", "master_weights", "recipe_state",
@@ -53,8 +54,9 @@ class Parts:
         return Structure(State.COMPLETE, text, checksum=self.checksum, marked=marked, kind=kind)
 
 
-def incomplete(kind: str, text: str) -> Structure:
-    return Structure(State.INCOMPLETE, text, marked=False, kind=kind)
+def incomplete(kind: str, text: str, *, unmarked: bool = False) -> Structure:
+    """unmarked: as of Structure."""
+    return Structure(State.INCOMPLETE, text, marked=False, kind=kind, unmarked=unmarked)
 
 
 def parts_of(directory: DirectoryView, *, below: str = "", depth: int = 0, into: Parts | None = None) -> Parts:
@@ -75,9 +77,9 @@ def parts_of(directory: DirectoryView, *, below: str = "", depth: int = 0, into:
                 parts_of(within, below=f"{below}{name}/", depth=depth + 1, into=found)
         elif name.endswith(INDEX_ENDING):
             found.fault = _below(below, missing_in_index(directory, name)[0])
-        elif name.endswith(STATES):
+        elif name.endswith(STATES) or (name.endswith(_CHECKED) and not is_result(name)):
             part = part_of(directory, name)
-            found.count += 1
+            found.count += name.endswith(STATES)
             found.checksum = found.checksum or part.checksum
             found.fault = _below(below, _fault(name, part))
     found.fault = found.fault or _below(below, missing_of_numbered(directory.names))
@@ -94,7 +96,7 @@ def part_of(directory: DirectoryView, name: str) -> Structure:
     """What one file in the directory looks like; incomplete if it is missing, or no file."""
     try:
         with directory.opened_file(name) as file:
-            return structure_of_file(file)
+            return structure_of_file(file, name)
     except FileNotFoundError:
         return Structure(State.INCOMPLETE, "is missing")
     except (RefusedError, OSError) as error:

@@ -74,17 +74,19 @@ class Settling:
 
 
 def judge(
-    entry: Entry, *, dir_fd: int, settling: Settling, now_ns: int, wanted: frozenset[str] | None = None
-) -> Verdict:
-    """Judge one entry of a work dir; `wanted` as in `structure_of_directory`. Raises OSError if it cannot be read."""
+    entry: Entry, *, dir_fd: int, settling: Settling, now_ns: int, wanted: frozenset[str] | None = None,
+    by_template: bool = False,
+) -> Verdict:  # fmt: skip
+    """Judge one entry of a work dir; `wanted`, `by_template` as in `structure_of_directory`. Raises OSError if it
+    cannot be read."""
     if entry.forbidden:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), entry.name)
     if entry.is_dir:
-        return _directory(entry, dir_fd, settling, now_ns, wanted)
+        return _directory(entry, dir_fd, settling, now_ns, wanted, by_template)
     with opened_file(entry.name, dir_fd=dir_fd) as fd:
         # The writer first: what is looked at after it has gone is what it left.
         writer = has_writer(fd) if settling.local else None
-        found = structure_of_file(OpenedFile(fd))
+        found = structure_of_file(OpenedFile(fd), entry.name)
     return _judge(entry, found, writer, settling, now_ns)
 
 
@@ -125,13 +127,15 @@ def age_seconds(entry: Entry, now_ns: int) -> float:
     return max(0, now_ns - changed_ns) / 1e9
 
 
-def _directory(entry: Entry, dir_fd: int, settling: Settling, now_ns: int, wanted: frozenset[str] | None) -> Verdict:
+def _directory(
+    entry: Entry, dir_fd: int, settling: Settling, now_ns: int, wanted: frozenset[str] | None, by_template: bool
+) -> Verdict:
     from .directories import structure_of_directory  # here, because most runs save files, and these are slow to import
     from .lateness import late_part
 
     with opened_dir(entry.name, dir_fd=dir_fd) as fd:
         writer = has_writer_inside(fd) if settling.local else None
-        found = structure_of_directory(OpenedDirectory(fd), wanted)
+        found = structure_of_directory(OpenedDirectory(fd), wanted, by_template=by_template)
         moment_s = max(settling.quiet_s(), _ONE_SAVE_S)
         late = late_part(fd, found.kind, entry.touched_ns, moment_s) if found.state.whole else None
     if entry.linked:

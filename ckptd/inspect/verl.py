@@ -45,10 +45,10 @@ def verl(directory: DirectoryView) -> Structure:
         if role.fault:
             return incomplete(kinds.VERL, f"{name}: {role.fault}" if name else role.fault)
     if alone is None and "actor" not in roles:
-        return incomplete(kinds.VERL, f"no actor beside {', '.join(roles)}")
+        return incomplete(kinds.VERL, f"no actor beside {', '.join(roles)}", unmarked=True)
     data = {rank for (rank,) in numbered(directory.names, _SFT_DATA)}
     if alone is None and not directory.names & {"data.pt", "dataloader.pt"}:  # the other is EasyR1's
-        return incomplete(kinds.VERL, "no data.pt, which is written last")
+        return incomplete(kinds.VERL, "no data.pt, which is written last", unmarked=True)
     if alone is not None and (not data or gap_in(data) is not None):
         return incomplete(kinds.VERL, f"no data_{gap_in(data) or 0}.pt")
     found = parts_of(directory)

@@ -247,7 +247,10 @@ class Surveyor:
 
             assert isinstance(known.names, Group)
             return judge_group(entry, known.names, dir_fd=self.work.fd, settling=settling, now_ns=now_ns)
-        return judge(entry, dir_fd=self.work.fd, settling=settling, now_ns=now_ns, wanted=known.kinds)
+        return judge(
+            entry, dir_fd=self.work.fd, settling=settling, now_ns=now_ns, wanted=known.kinds,
+            by_template=known.kinds is None,
+        )  # fmt: skip
 
     def _checkpoint(self, entry: Entry, verdict: Verdict, known: Seen | None) -> Checkpoint:
         if verdict.late and known is not None and (known.was_written_over(entry) or known.was_in_doubt(entry)):
