@@ -40,6 +40,13 @@ _STYLES: dict[str, list[str]] = {
     "two digits": [f"weights.{i:02d}.pt" for i in range(1, 7)],
     "a directory each": [f"step_{i}/{part}.pt" for i in range(1, 7) for part in ("model", "optimizer")],
     "a pair": [f"{net}_{i * 1000}.pth" for i in range(1, 7) for net in "GD"],
+    "a pair, padded": [f"{net}_{i * 5000:08d}" + ".pt" for i in range(1, 7) for net in ("g", "do")],
+    "a state and another's": [f"{what}_state_epoch_{i}.th" for i in range(6) for what in ("model", "training")],
+    "an optimizer beside": [f"snapshot.{i:03d}{end}.pt" for i in range(1, 7) for end in ("", ".opt")],
+    "three endings": [f"{i}{end}" for i in range(6) for end in (".pdparams", ".pdopt", ".pdema")],
+    "a buffer beside": [f"rl_model{what}_{i * 100}_steps{end}" for i in range(1, 7)
+                        for what, end in (("", ".zip"), ("_replay_buffer", ".pkl"), ("_vecnormalize", ".pkl"))],
+    "two runs": [f"{run}_epoch{i}.pt" for run in ("bob", "alice") for i in range(1, 7)],
     "a date": [f"resnet50_2026-11-20_ep{i}.pth" for i in range(1, 7)],
     "iter": [f"iter{i}.ckpt" for i in range(1, 7)],
     "padded twin of a known name": [f"epoch_{i:03d}.pth" for i in range(1, 7)],
@@ -80,11 +87,36 @@ def test_the_command_that_is_told_lists_exactly_what_is_meant(style: str, work_d
 
     done = ckptd(*command_in(lines[0]), "--json")
     plan = json.loads(done.stdout)
-    found = {os.path.join(plan["work_dir"], row["name"]) for series in plan["series"] for row in series["checkpoints"]}
+    rows = [row for series in plan["series"] for row in series["checkpoints"]]
+    found = {os.path.join(plan["work_dir"], name) for row in rows for name in row["files"]}
 
     meant = {str(work_dir / (name.partition("/")[0] if name.count("/") and name.split("/")[0][-1].isdigit() else name))
              for name in _STYLES[style]}  # fmt: skip
     assert found == meant
+
+
+@pytest.mark.parametrize(("style", "template"), [
+    ("a pair", "G_{}.pth + D_{}.pth"),
+    ("a pair, padded", "g_{:08d}.pt + do_{:08d}.pt"),
+    ("a state and another's", "model_state_epoch_{}.th + training_state_epoch_{}.th"),
+    ("an optimizer beside", "snapshot.{:03d}.pt + snapshot.{:03d}.opt.pt"),
+    ("three endings", "{}.pdparams + {}.pdema + {}.pdopt"),
+    ("a buffer beside",
+     "rl_model_{}_steps.zip + rl_model_replay_buffer_{}_steps.pkl + rl_model_vecnormalize_{}_steps.pkl"),
+])  # fmt: skip
+def test_files_that_are_saved_together_are_told_of_as_one_checkpoint_what_is_resumed_from_first(
+    style: str, template: str, work_dir: Path
+) -> None:
+    write(work_dir, _STYLES[style])
+    (told,) = advice(work_dir)
+    assert command_in(told)[-2:] == ["--template", template]
+
+
+def test_while_one_of_them_is_being_saved_they_are_still_told_of_as_one(work_dir: Path) -> None:
+    write(work_dir, [*_STYLES["a pair"], "G_7000.pth"])
+    (told,) = advice(work_dir)
+    assert command_in(told)[-2:] == ["--template", "G_{}.pth + D_{}.pth"]
+    assert told.count("13 torch files") == 1
 
 
 def test_it_is_in_the_json_and_on_the_way_to_pruning(work_dir: Path, ckptd: Ckptd) -> None:
@@ -259,8 +291,10 @@ def test_what_stands_beside_checkpoints_and_stays_is_named(work_dir: Path, ckptd
     (work_dir / "epoch_1.png").write_bytes(b"\x89PNG")
     (work_dir / "epoch_2.png").write_bytes(b"\x89PNG")
     told = ckptd("plan", work_dir, "--max-keep", 2).stdout
-    assert "note: 5 files such as epoch_5_optim.pth stand beside epoch_{}.pth, and stay when that goes" in told
-    assert told.count("stand beside") == 1
+    (note,) = [line for line in told.splitlines() if "stand beside" in line]
+    assert note.startswith("note: 5 files such as epoch_5_optim.pth stand beside epoch_{}.pth, and stay when that goes")
+    (series,) = json.loads(ckptd(*command_in(note), "--json").stdout)["series"]
+    assert [len(row["files"]) for row in series["checkpoints"]] == [2] * 5
 
 
 @pytest.mark.parametrize("writer", [w for w in WRITERS if w.layout not in BY_ITSELF], ids=str)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..errors import UsageError
 from .keyed import given
-from .naming import Family, Template, escaped
+from .naming import JOINT, Family, Template, escaped
 
 _FEWEST = 2
 _NUMBER = re.compile("([0-9]+)")
@@ -196,6 +196,8 @@ def _words(pieces: list[str], at: int) -> set[str] | None:
 
 
 def _template(text: str) -> Template | None:
+    if JOINT in text:
+        return None  # as a template that would be several
     try:
         return Template(text)
     except UsageError:

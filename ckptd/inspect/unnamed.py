@@ -38,12 +38,25 @@ def series_in(directory: DirectoryView) -> list[Series]:
         what = files_of(guess, directory)
         if what:
             found.append(Series(guess, what))
+    if len(found) > 1:
+        found = _joined(found, directory)
     found.extend(
         Series(guess, "directories")
         for guess in guesses(name for name in there if directory.is_dir(name))
         if all(_is_checkpoint(name, directory, guess) for name in _some(guess.names))
     )
     return found
+
+
+def _joined(found: Sequence[Series], directory: DirectoryView) -> list[Series]:
+    """The series, with those as one that are parts of one checkpoint each."""
+    from ..core.partners import joined  # few have several
+
+    names = [name for series in found for name in series.guess.names]
+    of = {name: series.what for series in found for name in series.guess.names}
+    together = joined((series.guess for series in found), {name: directory.about(name).mtime_ns for name in names})
+    whats = [{of[name] for name in guess.names} for guess in together]
+    return [Series(guess, what.pop() if len(what) == 1 else "files") for guess, what in zip(together, whats)]
 
 
 def files_of(guess: Guess, directory: DirectoryView) -> str:

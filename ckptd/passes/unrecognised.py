@@ -15,8 +15,9 @@ from dataclasses import replace
 
 from ..core.entry import LeftAlone
 from ..core.guess import companions, twins
-from ..core.layouts import LAYOUTS, Layout
+from ..core.layouts import LAYOUTS, Layout, takes_directories
 from ..core.naming import Template
+from ..core.partners import joint
 from ..core.policy import NameTest, Policy, name_test
 from ..core.survey import Survey
 from ..disk.descriptors import listed, opened_dir
@@ -88,7 +89,9 @@ def _beside(work: WorkDir, survey: Survey, here: OpenedDirectory) -> Iterator[st
         for guess in companions(others, template):
             if files_of(guess, here):
                 count = plural(len(guess.names), "file")
-                yield f"{count} such as {guess.names[-1]} stand beside {template.text}, and stay when that goes"
+                text = f"{count} such as {guess.names[-1]} stand beside {template.text}, and stay when that goes"
+                together = None if takes_directories(template.text) else joint([template.text, guess.template])
+                yield _line(f"{text}, unless named together", work.path, "--template", together) if together else text
 
 
 def series_here(path: str, directory: OpenedDirectory, *, but: AbstractSet[str] = frozenset()) -> Iterator[str]:
