@@ -311,3 +311,58 @@ def test_the_variable_takes_a_group_among_others(ckptd: Ckptd, with_checkpoints:
 
 def test_the_policy_gives_its_options_again(ckptd: Ckptd, work_dir: Path) -> None:
     assert f"--template '{PAIR}'" in ckptd("unit", str(work_dir), "--template", PAIR).stdout.replace('"', "'")
+
+
+# --- ranks
+
+RANKS = "model_{step:07d}.rank_{rank}.pth"
+
+
+def ranks(step: int, *numbers: int) -> list[str]:
+    return [f"model_{step:07d}.rank_{rank}.pth" for rank in numbers]
+
+
+def test_the_ranks_of_a_run_are_one_checkpoint_from_its_second_save_on(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints.work_dir
+    with passes(work_dir, templates=RANKS, max_keep=1, settle_s=0.0) as process:
+        with_checkpoints(*ranks(1, 0, 1, 2, 3))
+        survey = process.reconcile().survey
+        assert (survey.newest, survey.decisions[0].checkpoint.state.value) == (None, "in doubt")
+        with_checkpoints(*ranks(2, 0, 1, 2, 3))
+        assert decisions(process.reconcile().survey) == {ranks(1, 0)[0]: PRUNE, ranks(2, 0)[0]: KEEP}
+        for rank in range(3):
+            with_checkpoints(*ranks(3, rank))
+            survey = process.reconcile().survey
+            assert survey.newest == ranks(2, 0)[0]
+            assert decisions(survey)[ranks(2, 0)[0]] == KEEP
+        with_checkpoints(*ranks(3, 3))
+        assert process.reconcile().survey.newest == ranks(3, 0)[0]
+    for name in ranks(1, 0, 1, 2, 3) + ranks(2, 0, 1, 2, 3):
+        (work_dir / name).unlink()
+    assert str(api.latest(work_dir, Policy(templates=RANKS, settle_s=0.0))).endswith("model_0000003.rank_0.pth")
+
+
+def test_a_smaller_world_is_in_doubt(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*ranks(1, 0, 1, 2), *ranks(2, 0, 1, 2), *ranks(3, 0, 1))
+    found = states(work_dir, templates=RANKS)
+    assert [state for state, _ in found.values()] == ["complete", "complete", "in doubt"]
+    assert "it has 2 files, and saves before had 3" in found[ranks(3, 0)[0]][1]
+
+
+def test_ranks_0_to_6_of_8_are_incomplete(with_checkpoints: Builder) -> None:
+    text = "m_{step}_world_size_{world_size}_rank_{rank}.pt"
+    work_dir = with_checkpoints(
+        *(f"m_{step}_world_size_8_rank_{rank}.pt" for step in (1, 2) for rank in range(8 - step // 2))
+    )
+    found = states(work_dir, templates=text)
+    assert [state for state, _ in found.values()] == ["complete", "incomplete"]
+    assert found["m_2_world_size_8_rank_0.pt"][1] == f"part 7 of 8 ({text}) is missing"
+
+
+def test_composers_ranks_are_one_checkpoint_by_batch(with_checkpoints: Builder) -> None:
+    names = [f"ep0-ba{batch}-rank{rank}.pt" for batch in (10, 20, 30) for rank in (0, 1)]
+    work_dir = with_checkpoints(*names[:-1])
+    found = states(work_dir, templates="ep{epoch}-ba{batch}-rank{rank}.pt")
+    assert {name: state for name, (state, _) in found.items()} == {
+        "ep0-ba10-rank0.pt": "complete", "ep0-ba20-rank0.pt": "complete", "ep0-ba30-rank0.pt": "in doubt",
+    }  # fmt: skip

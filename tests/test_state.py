@@ -30,7 +30,7 @@ FULL = Memory(
     },
     {
         "epoch_{}.pth": SeriesMemory(1, (1, 2, 3), True, InForce(3, "stepped", 1), 2, (1,)),
-        "iter_{}.pth": SeriesMemory(in_force=InForce(1, "newest", None), walked=0),
+        "iter_{}.pth": SeriesMemory(in_force=InForce(1, "newest", None), walked=0, ranks=((0, 0), (0, 1))),
         "ü_{}": SeriesMemory(),
     },
     4,
@@ -121,6 +121,9 @@ BROKEN = [
             {"walked": "x"},
             {"late": [None]},
             {"late": 1},
+            {"ranks": 1},
+            {"ranks": [1]},
+            {"ranks": [["x"]]},
         )
     ),
     pytest.param(changed(step="1"), id="a step that is text"),

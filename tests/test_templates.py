@@ -190,7 +190,7 @@ def test_a_directory_of_shards_is_whole_or_not_under_such_a_name(with_checkpoint
 @pytest.mark.parametrize(("arguments", "said"), [
     (["--template", "{}{}"], "could each be the step"),
     (["--template", "epoch_*.pth"], "write {*} for any text"),
-    (["--template", "ep{epoch}-ba{batch}-rank{rank}.pt"], "several files are one checkpoint"),
+    (["--template", "{name}-ba{batch}-rank{rank}.pt"], "tells series apart"),
     (["--template", "CKPT+{time}", "--keep-every", "10"], "is a time"),
     (["--simulate", "e{epoch}-{loss:.2f}.pt:1..9"], "only names with one number can be simulated"),
     (["--simulate", "CKPT+{time}:1..9"], "only names with one number can be simulated"),

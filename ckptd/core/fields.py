@@ -118,11 +118,7 @@ class Fields:
 
 def given(text: str) -> Names | Family:
     """What a template stands for that somebody has given. Raises UsageError, with the reason, for none."""
-    _refuse_bare_star(text)
     literals, fields, step = parsed(text)
-    parts = [each.source for each in fields if each.tells_parts]
-    if parts:
-        refuse(text, f"by its field {parts[0]} several files are one checkpoint together, which ckptd cannot prune yet")
     if any(each.tells_apart for each in fields):
         return Family(text, _unit(fields[step]), _Telling(literals, fields, step).match)
     return series_called(text)
@@ -253,7 +249,8 @@ def _step_among(text: str, fields: Sequence[Field]) -> int:
     return could_be.index(True)
 
 
-def _refuse_bare_star(text: str) -> None:
+def refuse_bare_star(text: str) -> None:
+    """Raise UsageError where a template holds a `*` that somebody has meant for any text."""
     try:
         bare = any("*" in piece.literal for piece in pieces_of(text))
     except ValueError as error:

@@ -19,7 +19,7 @@ from .naming import STEP_MARK, Whole
 # What counts the saves, the finest first: of several in a name the first of these is the step.
 COUNTERS = ("step", "iter", "iteration", "batch", "epoch")
 _SHORT = {"it": "iter", "ba": "batch", "ep": "epoch"}
-_PARTS = frozenset({"rank", "shard", "part", "tp", "pp", "dp", "mp"})
+PARTS = frozenset({"rank", "shard", "part", "tp", "pp", "dp", "mp"})
 _SCORES = frozenset({"loss", "acc", "accuracy", "reward", "rew", "score", "error"})
 _TIMES = frozenset({"time", "date", "datetime", "timestamp", "now"})
 _TEXTS = frozenset({"name", "model", "run", "exp", "experiment", "tag"})
@@ -105,7 +105,7 @@ def field_of(name: str, spec: str, conversion: str) -> Field:
         return _whole(made)._replace(role=Role.SCORE, pattern="-?[0-9]+", read=float)
     if word in _SCORES:
         return made._replace(role=Role.SCORE, sample="1", pattern=_NUMBER, read=float, alphabet=string.digits)
-    if word in _PARTS:
+    if word in PARTS:
         return _whole(made)._replace(role=Role.PART)
     if word in COUNTERS or not key or made.is_marked:
         return as_step(made)._replace(counts=word)
@@ -124,7 +124,7 @@ def as_step(field: Field) -> Field:
 def behind(literal: str, field: Field) -> Field:
     """The same field as it is behind this literal text: what stands behind a `rank` tells parts, whatever its name."""
     is_free = field.role in (Role.ANY, Role.TELLS, Role.OPEN) and not field.is_marked
-    if not is_free or not _PARTS & set(re.findall("[a-z]+", literal.lower())[-1:]):
+    if not is_free or not PARTS & set(re.findall("[a-z]+", literal.lower())[-1:]):
         return field
     return field._replace(role=Role.PART, sample="0", pattern="[0-9]+", read=int, alphabet=string.digits)
 
@@ -197,4 +197,4 @@ def _key_and_word(name: str) -> tuple[str, str]:
     return key, ""
 
 
-_WORDS = frozenset({*COUNTERS, *_SHORT, *_PARTS, *_SCORES, *_TIMES, *_TEXTS})
+_WORDS = frozenset({*COUNTERS, *_SHORT, *PARTS, *_SCORES, *_TIMES, *_TEXTS})

@@ -33,6 +33,7 @@ class Place(NamedTuple):
 
 def given(text: str) -> Names | Family:
     """What a template stands for that somebody has given. Raises UsageError, with the reason, for none."""
+    fields.refuse_bare_star(text)
     return Group(text) if _is_group(text) else fields.given(text)
 
 
@@ -171,7 +172,7 @@ def _key_of(name: str, group: Group) -> _Key | None:
 
 
 def _is_group(text: str) -> bool:
-    return len(joined(text)) > 1
+    return len(joined(text)) > 1 or any(each.tells_parts for each in parsed(text)[1])
 
 
 def _part(text: str, piece: str) -> Part:

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ..errors import UsageError
+from .formats import PARTS
 from .keyed import given
-from .naming import JOINT, Family, Template, escaped
+from .naming import Family, Template, escaped, joined
 
 _FEWEST = 2
 _NUMBER = re.compile("([0-9]+)")
@@ -154,7 +155,8 @@ def _with_fields(group: list[list[str]], varying: list[int]) -> Iterator[Guess]:
             text += f"{{{word or 'score'}:.{places.pop()}f}}" if len(places) == 1 else f"{{{word or 'score'}}}"
             at += 2
         elif at in varying:
-            name = _COUNTERS.get(word.rpartition("_")[2], "")
+            last = word.rpartition("_")[2]
+            name = _COUNTERS.get(last, last if last in PARTS else "")
             plain += not name
             width = max((len(each) for each in whole if each.startswith("0") and len(each) > 1), default=0)
             text += f"{{{name}:0{width}d}}" if width else f"{{{name}}}"
@@ -196,8 +198,8 @@ def _words(pieces: list[str], at: int) -> set[str] | None:
 
 
 def _template(text: str) -> Template | None:
-    if JOINT in text:
-        return None  # as a template that would be several
+    if len(joined(text)) > 1:
+        return None  # it would be read as the names of several files
     try:
         return Template(text)
     except UsageError:

@@ -16,6 +16,8 @@ from .entry import Entry, Identity, Written
 _GAPS = 8  # how many of the latest gaps between saves speak for the interval
 _FEWEST_GAPS = 3
 
+Ranks = tuple[tuple[int, ...], ...]  # which template of a group, and the numbers of its fields for ranks
+
 BROUGHT_BACK = 0  # the order of a checkpoint that is no save: older than every save
 
 
@@ -150,7 +152,8 @@ class SeriesMemory:
     waits: first met in doubt, so nothing of it is pruned before a save is seen.
     in_force: the rule that acted last, or None if no max_keep ever has. walked: the order up to which every save has
     had its walk, or never gets one; None where that was not written down, as in the states of 0.1.0. late: the steps
-    that are owed because of a changed max_keep, and of no new save.
+    that are owed because of a changed max_keep, and of no new save. ranks: of names that tell ranks and not how many
+    there are, what a whole checkpoint has; empty before that is known.
     """
 
     interval: int | None = None
@@ -159,6 +162,7 @@ class SeriesMemory:
     in_force: InForce | None = None
     walked: int | None = None
     late: tuple[int, ...] = ()
+    ranks: Ranks = ()
 
     def after(self, steps: Sequence[int]) -> SeriesMemory:
         """The memory once saves of `steps` were seen, in order of writing.

@@ -28,7 +28,7 @@ from ..disk.filesystem import is_local
 from ..disk.opened import OpenedDirectory
 from ..errors import CkptdError, RefusedError, why
 from ..inspect.scan import Found, scan
-from ..inspect.verdict import Settling, Verdict, judge
+from ..inspect.verdict import Settling, Verdict, age_seconds, judge
 from ..text.advice import advice_on
 from ..text.voice import Voice
 from ..workdir.pointer import named_by
@@ -38,6 +38,7 @@ from ..workdir.workdir import WorkDir
 from .protections import Protections
 
 if TYPE_CHECKING:
+    from ..core.ranks import Told
     from ..inspect.metrics import Scores
     from .floor import Room, RoomKeeper
     from .patience import Patience
@@ -115,6 +116,7 @@ class Surveyor:
         patterns = list({names.text: names for names in (*before, *here)}.values())
         asked_for = named | set(self.policy.templates)
         judged = self._judge(found, remembered, asked_for, now_ns, strict=strict)
+        ranks = self._tell_ranks(judged, found, remembered, now_ns)
         there = {entry.name for entry in found.entries}
         self.findings.forget(lambda name: name not in there)
         protected = self.protections.of(found, patterns, judged.trainers)
@@ -142,6 +144,8 @@ class Surveyor:
                 break
             for name, use in used.items():
                 protected.setdefault(name, []).append(use)
+        if ranks is not None:
+            decided = replace(decided, memory=ranks.written_into(decided.memory))
         overruled = {series.grid.template.text for series in decided.series if series.grid.ignored}
         return Survey(
             decided,
@@ -155,6 +159,23 @@ class Surveyor:
             named=frozenset({*declared, *(remembered.series if remembered else ())}),
             links=frozenset(found.linked.values()) | self.protections.trackers(),
         )
+
+    def _tell_ranks(self, judged: _Judged, found: Found, remembered: Memory | None, now_ns: int) -> Told | None:
+        """Have those judged in doubt of which nobody can say whether all ranks are there."""
+        names = {text: known.names for text, known in found.known.items() if known.names.is_group}
+        if not names:
+            return None
+        from ..core.ranks import tell_ranks  # here, because most checkpoints are one file
+
+        quiet_s = self._settling().quiet_s(marked=False)
+        told = tell_ranks(
+            judged.checkpoints, names, remembered or Memory(), max_keep=self.policy.max_keep or 1,
+            settles_s=lambda entry: quiet_s - age_seconds(entry, now_ns),
+        )  # fmt: skip
+        judged.checkpoints = told.checkpoints
+        if told.settles_s is not None:
+            judged.settles_s = min(told.settles_s, judged.settles_s or told.settles_s)
+        return told
 
     def _look_at_room(self, now_ns: int, found: Found, judged: _Judged) -> Disk | None:
         if self.room_keeper is None:

@@ -74,7 +74,7 @@ _DEFAULTS = {f.name: f.default for f in fields(Seen)}
 _APART = ("changes", "older", "younger")
 _ELSEWHERE = ("name", "parts", *_APART)
 _SERIES_DEFAULTS = {f.name: f.default for f in fields(SeriesMemory)}
-_SERIES_APART = ("in_force", "walked", "late")
+_SERIES_APART = ("in_force", "walked", "late", "ranks")
 
 
 def _plain(known: Seen) -> dict[str, Any]:
@@ -131,6 +131,7 @@ def _series(
     in_force: list[Any] | None = None,
     walked: int | None = None,
     late: list[int] | None = None,
+    ranks: list[list[int]] | None = None,
 ) -> SeriesMemory:
     if interval is not None and _number(interval) < 1:
         raise ValueError("an interval below 1")
@@ -141,6 +142,7 @@ def _series(
         None if in_force is None else _in_force(*in_force),
         None if walked is None else _number(walked),
         tuple(_number(step) for step in late or ()),
+        tuple(tuple(_number(each) for each in part) for part in ranks or ()),
     )
 
 

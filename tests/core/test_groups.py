@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given, settings
@@ -127,6 +128,72 @@ def test_two_templates_go_together_only_where_no_name_is_of_both(one: str, other
     except UsageError:
         return
     assert not shared
+
+
+# --- ranks
+
+RANKS = "model_{step:07d}.rank_{rank}.pth"
+
+
+@pytest.mark.parametrize(("template", "name", "step", "agreed", "part", "of"), [
+    (RANKS, "model_0002499.rank_3.pth", 2499, (), (0, 3), None),
+    ("ep{epoch}-ba{batch}-rank{rank}.pt", "ep0-ba10-rank12.pt", 10, ("0",), (0, 12), None),
+    ("ep{epoch}-ba{batch}-rank{*}.pt", "ep0-ba10-rank12.pt", 10, ("0",), (0, 12), None),
+    ("model_{step}_tp{tp}_pp{pp:02d}.pt", "model_5_tp1_pp02.pt", 5, (), (0, 1, 2), None),
+    ("m_{step}.pt + o_{step}_rank{rank}.pt", "m_5.pt", 5, (), (0,), None),
+    ("m_{step}.pt + o_{step}_rank{rank}.pt", "o_5_rank3.pt", 5, (), (1, 3), None),
+    ("m-{step}-{shard:05d}-of-{n:05d}.bin", "m-7-00001-of-00004.bin", 7, ("4",), (0, 1), 4),
+    ("m-{step}-{shard:05d}-of-00004.bin", "m-7-00001-of-00004.bin", 7, (), (0, 1), 4),
+    ("m_{step}_world_size_{world_size}_rank_{rank}.pt", "m_7_world_size_8_rank_0.pt", 7, ("8",), (0, 0), 8),
+    ("c-{}.index + c-{step}.data-{shard:05d}-of-{n:05d}", "c-7.data-00000-of-00001", 7, (), (1, 0), 1),
+])  # fmt: skip
+def test_a_name_tells_its_rank_and_perhaps_how_many_there_are(
+    template: str, name: str, step: int, agreed: tuple[str, ...], part: tuple[int, ...], of: int | None
+) -> None:
+    assert place(group(template), name) == (step, agreed, part, of)
+    assert names_from(group(template).text) == group(template)
+
+
+@pytest.mark.parametrize(("template", "there", "missing"), [
+    ("m-{step}-{shard:05d}-of-{n:05d}.bin", range(1, 5), []),
+    ("m-{step}-{shard:05d}-of-{n:05d}.bin", range(4), []),
+    ("m-{step}-{shard:05d}-of-{n:05d}.bin", range(3), ["part 3 of 4"]),
+    ("m-{step}-{shard:05d}-of-{n:05d}.bin", (1, 2, 4), ["part 3 of 4"]),
+    ("m-{step}-{shard:05d}-of-{n:05d}.bin", (0, 2), ["part 1, 3 of 4"]),
+])  # fmt: skip
+def test_what_is_missing_is_told_by_a_name_that_says_how_many_there_are(
+    template: str, there: Iterable[int], missing: list[str]
+) -> None:
+    names = group(template)
+    places = [names.place_of(f"m-7-{shard:05d}-of-00004.bin") for shard in there]
+    assert names.missing([each for each in places if each], 7) == [f"{text} ({template})" for text in missing]
+    assert not names.tells_ranks
+
+
+def test_a_huge_number_of_parts_takes_no_time() -> None:
+    names = group("m-{step}-{shard}-of-{n}.bin")
+    one = names.place_of(f"m-7-1-of-{10**40}.bin")
+    assert one is not None
+    assert "and 99996 more" in names.missing([one], 7)[0]
+
+
+PIECES = st.from_regex(r"[a-z0-9_.{}:!*%=-]{0,20}", fullmatch=True) | st.sampled_from(
+    ["G_{}.pth", "D_{}.pth", "{epoch}-{loss:.2f}.pt", "m_{step}_rank{rank}.pt", "{*}_{n}.pt", "x-{shard}-of-{n}"]
+)
+
+
+@given(st.lists(PIECES, min_size=1, max_size=3).map(" + ".join))
+def test_any_text_is_a_group_or_something_else_or_refused(text: str) -> None:
+    try:
+        names = named(text)
+    except UsageError:
+        return
+    if isinstance(names, Group):
+        assert names_from(names.text) == names
+        for part in names.parts:
+            found = names.place_of(part.sample)
+            assert found is not None
+            assert found.step == names.step_of(part.sample) == part.step_of(part.sample)
 
 
 # --- plans: groups that are all whole are planned as single files are

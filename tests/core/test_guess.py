@@ -62,6 +62,18 @@ def test_names_that_are_no_series_of_saves_are_none(names: list[str]) -> None:
     assert templates(*names) == []
 
 
+@pytest.mark.parametrize(("names", "template"), [
+    (["model_0002499.rank_{}.pth", "model_0004999.rank_{}.pth"], "model_{:07d}.rank_{rank}.pth"),
+    (["ep0-ba10-rank{}.pt", "ep1-ba20-rank{}.pt"], "ep{epoch}-ba{batch}-rank{rank}.pt"),
+])  # fmt: skip
+def test_the_ranks_of_saves_are_one_series(names: list[str], template: str) -> None:
+    assert templates(*(name.format(rank) for name in names for rank in (0, 1))) == [template]
+
+
+def test_what_would_be_read_as_several_templates_is_not_guessed_at() -> None:
+    assert templates("a + epoch_1.pt", "a + epoch_2.pt") == []
+
+
 @given(head=_TEXT, tail=_TEXT, width=st.integers(0, 6), steps=st.sets(st.integers(0, 10**7), min_size=2, max_size=9))
 def test_a_guess_names_exactly_what_it_was_made_of(head: str, tail: str, width: int, steps: set[int]) -> None:
     names = {step: f"{head}{step:0{width}d}{tail}" for step in steps}
