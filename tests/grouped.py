@@ -10,13 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from ckptd.core.checkpoint import State
-from ckptd.core.entry import Entry, entry_of_parts
 from ckptd.core.policy import Policy
-from ckptd.inspect import scan, verdict
-from ckptd.passes import surveyor
 from ckptd.passes.background import Background
 from ckptd.passes.reconcile import Reconciler, Report
 from ckptd.workdir.workdir import WorkDir
@@ -59,7 +53,7 @@ class Run:
 
     def policy(self, **more: Any) -> Policy:
         asked = {"max_keep": 1, "rule": "newest", "trash_ttl_s": 0.0, "settle_s": 0.0, "verify": "structure", **more}
-        return Policy(templates=NAMES[self.count], **asked)
+        return Policy(templates=(" + ".join(NAMES[self.count]),), **asked)
 
     def make_pass(self, *, stopping: Callable[[], bool] = lambda: False, at: Any = None, **policy: Any) -> Report:
         """One pass of a process that has just started and then ends."""
@@ -91,31 +85,3 @@ def passes(run: Run, *, clock: Callable[[], int] = time.time_ns, **policy: Any) 
     """A process that makes pass after pass."""
     with WorkDir(run.work_dir) as work:
         yield Reconciler(work, run.policy(**policy), Now(), clock=clock)
-
-
-def read_together(patch: pytest.MonkeyPatch) -> None:
-    """Until a template can say so: have what bears the names of one step be one checkpoint."""
-    series_of = {name: names for names in NAMES.values() for name in names}
-    real_scan, real_judge = surveyor.scan, verdict.judge
-
-    def scanned(*args: Any) -> scan.Found:
-        found = real_scan(*args)
-        steps: dict[tuple[tuple[str, ...], int], list[Entry]] = {}
-        for entry in found.entries:
-            steps.setdefault((series_of[entry.series], entry.step), []).append(entry)
-        found.entries = []
-        for (names, step), parts in steps.items():
-            parts.sort(key=lambda part: names.index(part.series))
-            found.entries.append(entry_of_parts(names[0], names[0].format(step), step, parts))
-            found.known.setdefault(names[0], next(iter(found.known.values())))
-        return found
-
-    def judged(entry: Entry, **more: Any) -> verdict.Verdict:
-        each = [real_judge(part, **more) for part in entry.parts]
-        worst = next((one for one in each if not one.state.whole), each[0])
-        if len(entry.parts) < len(series_of[entry.series]):
-            return verdict.Verdict(State.INCOMPLETE, "a part is missing")
-        return worst
-
-    patch.setattr(surveyor, "scan", scanned)
-    patch.setattr(surveyor, "judge", judged)

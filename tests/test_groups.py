@@ -237,9 +237,9 @@ def test_unpin_tells_what_becomes_of_all_of_it(ckptd: Ckptd, with_checkpoints: B
 
 def test_a_rewrite_of_one_part_alone_is_the_middle_of_a_save(with_checkpoints: Builder) -> None:
     work_dir = with_checkpoints(*pairs(1, 2))
+    a_pass(work_dir, templates=PAIR, max_keep=2, settle_s=0.0)
+    with_checkpoints("G_2.pth", content=torch_zip(b"v" * 700))
     with passes(work_dir, templates=PAIR, max_keep=1, settle_s=0.0) as process:
-        process.reconcile()
-        with_checkpoints("G_2.pth", content=torch_zip(b"v" * 700))
         for _ in range(2):
             survey = process.reconcile().survey
             assert {d.checkpoint.state.value for d in survey.decisions if d.checkpoint.step == 2} == {"in flight"}
@@ -272,16 +272,19 @@ def test_all_parts_are_durable_before_anything_relies_on_them(
 
 def test_a_later_process_finds_them_by_what_is_remembered(with_checkpoints: Builder) -> None:
     work_dir = with_checkpoints(*pairs(1, 2))
-    a_pass(work_dir, templates=PAIR, max_keep=1)
+    a_pass(work_dir, templates=PAIR, max_keep=2)
     (work_dir / "D_2.pth").unlink()
     assert str(api.latest(work_dir)) == str(work_dir / "G_1.pth")
 
 
-def test_until_all_files_of_one_can_go_together_none_does(with_checkpoints: Builder) -> None:
-    work_dir = with_checkpoints(*pairs(1, 2, 3))
-    report = a_pass(work_dir, templates=PAIR, max_keep=1, trash_ttl_s=0.0)
-    assert left(work_dir) == sorted(pairs(1, 2, 3), key=lambda name: (name[2], name))
-    assert set(report.survey.held_back) == {"G_1.pth", "G_2.pth"}
+def test_all_files_of_one_go_together(ckptd: Ckptd, with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*pairs(1, 2, 3), "G_4.pth")
+    done = ckptd("prune", str(work_dir), "--template", PAIR, "--max-keep", "1", "--trash-ttl", "1h", "--settle", "0")
+    assert (done.returncode, left(work_dir)) == (0, ["D_3.pth", "G_3.pth", "G_4.pth"]), done.stderr
+    history = ckptd("history", str(work_dir)).stdout.splitlines()
+    assert [line.split()[2] for line in history[1:]] == ["G_1.pth", "G_2.pth"], history
+    assert ckptd("restore", str(work_dir), "D_2.pth").returncode == 0
+    assert left(work_dir) == ["D_2.pth", "G_2.pth", "G_2.pth.keep", "D_3.pth", "G_3.pth", "G_4.pth"]
 
 
 # --- what is said
@@ -338,7 +341,7 @@ def test_the_ranks_of_a_run_are_one_checkpoint_from_its_second_save_on(with_chec
         with_checkpoints(*ranks(3, 3))
         assert process.reconcile().survey.newest == ranks(3, 0)[0]
     for name in ranks(1, 0, 1, 2, 3) + ranks(2, 0, 1, 2, 3):
-        (work_dir / name).unlink()
+        (work_dir / name).unlink(missing_ok=True)
     assert str(api.latest(work_dir, Policy(templates=RANKS, settle_s=0.0))).endswith("model_0000003.rank_0.pth")
 
 

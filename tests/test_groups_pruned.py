@@ -24,16 +24,11 @@ from ckptd.workdir.journal import Line
 from ckptd.workdir.workdir import WorkDir
 
 from .conftest import Crash, holding_open, in_trash, left, picture, pointed, torch_zip
-from .grouped import NAMES, Now, Run, passes, read_together
+from .grouped import NAMES, Now, Run, passes
 from .test_delete import opened
 from .world.onlooker import Calls
 
 SYNCING = (trash, groups, pruner, remover)
-
-
-@pytest.fixture(autouse=True)
-def _together(monkeypatch: pytest.MonkeyPatch) -> None:
-    read_together(monkeypatch)
 
 
 @pytest.fixture(params=NAMES, ids=lambda count: f"{count} files")
@@ -419,6 +414,42 @@ def test_who_wants_one_of_them_when_its_hour_in_the_trash_is_over_gets_all_back(
         assert (report.survey.newest, run.whole(1, 2)) == (run.names(2)[0], [1, 2])
         seen = report.survey.plan.memory.seen[run.names(1)[0]]
         assert (seen.owed, seen.order) == (True, 1)
+
+
+@pytest.mark.parametrize("when", ["before any", "after all"])
+@pytest.mark.parametrize("missing", [0, -1], ids=["the first file", "the last"])
+def test_half_of_one_whose_other_half_comes_while_it_goes_stays(
+    run: Run, missing: int, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.save(1, 2, 3)
+    late = run.work_dir / run.names(2)[missing]
+    content = late.read_bytes()
+    late.unlink()
+    there = [name for name in run.names(2) if name != late.name]
+    put, done = trash.put_as, []
+
+    def renamed(entry: Any, *args: Any, **more: Any) -> str:
+        first = entry.name in run.names(1)  # the last look is made before the first rename, and after the last
+        if first and when == "before any":
+            late.write_bytes(content)
+        item = put(entry, *args, **more)
+        if entry.name == there[-1]:
+            done.append(entry.name)
+            late.write_bytes(content)
+        return item
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trash, "put_as", renamed)
+        run.make_pass()
+    assert (run.whole(1, 2, 3), in_trash(run.work_dir)) == ([2, 3], [])
+    assert done
+
+
+def test_half_of_one_goes_where_nothing_of_it_comes(run: Run) -> None:
+    run.save(1, 2)
+    (run.work_dir / run.names(1)[0]).unlink()
+    run.make_pass()
+    assert (sorted(left(run.work_dir)), in_trash(run.work_dir)) == (names(run, 2), [])
 
 
 # --- the system refuses -------------------------------------------------------------------------------------------

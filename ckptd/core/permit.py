@@ -53,8 +53,6 @@ def permit(
         why = missing[decision.checkpoint.series] or dangling
         if why is None and name == pointed:
             why = Reason(Kind.POINTER, "the pointer names it")
-        if why is None and decision.checkpoint.entry.parts:
-            why = Reason(Kind.WAITS, "checkpoints of several files cannot be pruned yet")
         if why is not None:
             held[name] = why
         else:

@@ -11,11 +11,12 @@ import stat
 from collections.abc import Mapping, Sequence
 
 from ..core.entry import Entry
+from ..core.naming import Names
 from ..core.plan import Decision
 from ..core.reason import Kind, Reason
 from ..core.survey import Survey
 from ..core.trackers import INSIDE
-from ..disk.descriptors import exists, opened_dir, opened_file
+from ..disk.descriptors import exists, names_in, opened_dir, opened_file
 from ..disk.filesystem import is_local
 from ..disk.in_use import OpenFiles
 from ..inspect.scan import entry_of, stat_entry
@@ -60,11 +61,14 @@ class Holders:
 def reasons_to_stay(
     survey: Survey, prunes: Sequence[Decision], named: Mapping[str, Sequence[Reason]], *, work_fd: int
 ) -> dict[str, Reason]:
-    """By name, why some of `prunes` are not to go after all: `named` as it is now names them, or what their deletion
-    relies on is no longer what was judged. Raises OSError if that cannot be told."""
+    """By name, why some of `prunes` are not to go after all: `named` by now names them, what they rely on to go is no
+    longer what was judged, or a file of theirs has come since. Raises OSError if that cannot be told."""
     stays = {d.checkpoint.name: reason for d in prunes if (reason := _why_named(d.checkpoint.entry, named))}
     for series in survey.plan.series:
-        going = [d.checkpoint.name for d in prunes if d.checkpoint.series == series.grid.template.text]
+        names = series.grid.template
+        going = [d.checkpoint.name for d in prunes if d.checkpoint.series == names.text]
+        if going and names.is_group:
+            stays |= _lacking(names, [d.checkpoint.entry for d in prunes if d.checkpoint.series == names.text], work_fd)
         for kept in (*series.relied_on, *series.best) if going else ():
             if not all(is_still(file, file.name, dir_fd=work_fd) for file in kept.entry.files):
                 text = f"{kept.name}, which stays in its place, has changed or is gone"
@@ -90,3 +94,18 @@ def _why_named(entry: Entry, named: Mapping[str, Sequence[Reason]]) -> Reason | 
             reason = named[file.name][0]
             return Reason(reason.kind, f"{file.name} is {reason}") if entry.parts else reason
     return None
+
+
+def _lacking(names: Names, going: Sequence[Entry], work_fd: int) -> dict[str, Reason]:
+    """Of checkpoints of several files, by name: that one was judged without a file that is there by now."""
+    from ..core.groups import Group  # here, because most checkpoints are one file
+
+    assert isinstance(names, Group)
+    known = {file.name: entry for entry in going for file in entry.files}
+    places = {place[:2]: entry for name, entry in known.items() if (place := names.place_of(name)) is not None}
+    stays = {}
+    for name in names_in(work_fd):
+        place = names.place_of(name) if name not in known else None
+        if place is not None and place[:2] in places:
+            stays[places[place[:2]].name] = Reason(Kind.IN_FLIGHT, f"{name} has come since it was scanned")
+    return stays
