@@ -215,7 +215,7 @@ def test_what_is_no_tracker_protects_nothing_and_stops_no_pass(
 
 
 def test_where_a_frameworks_own_cannot_be_read_nothing_goes_and_it_is_said(
-    run: Path, monkeypatch: pytest.MonkeyPatch, ckptd: Ckptd
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (run / "LATEST").write_text("epoch_3.pth")
     real = os.open
@@ -229,9 +229,10 @@ def test_where_a_frameworks_own_cannot_be_read_nothing_goes_and_it_is_said(
         patch.setattr(os, "open", refuse)
         report = a_pass(run, **ONE)
     assert report.pruned == ()
+    assert f"nothing goes in {run}: LATEST cannot be read" in caplog.text
     (decision,) = [d for d in report.survey.decisions if d.checkpoint.step == 2]
     assert decision.reasons[0] == (
-        "LATEST cannot be read (Permission denied), and may name it: make it readable, or remove it"
+        "LATEST cannot be read (Permission denied), and may name any: make it readable, or remove it"
     )
     assert kept(run, **ONE) == ["LATEST", "epoch_3.pth", "epoch_8.pth"]
 

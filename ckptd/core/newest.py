@@ -54,8 +54,9 @@ def latest_of(told: Iterable[Told], series: Sequence[Names], there: Sequence[tup
     return [
         Latest(each.file, names.text, step, each.written_ns)
         for each in told
+        for newest in each.said.newest
         for names in series
-        if each.said.newest is not None and (step := _step_in(names, each.said.newest, there)) is not None
+        if (step := _step_in(names, newest, there)) is not None
     ]
 
 

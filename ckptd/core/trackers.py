@@ -52,12 +52,13 @@ OTHERS = (
 
 class Said(NamedTuple):
     """What one file says. names: plain names, the last parts of paths. steps: bare numbers, where they count. stems:
-    what names begin with, an ending behind. newest: which of these the framework calls its latest."""
+    what names begin with, an ending behind. newest: which of these a framework calls its latest; where two have such a
+    file, as each would read it."""
 
     names: frozenset[str] = frozenset()
     steps: frozenset[int] = frozenset()
     stems: frozenset[str] = frozenset()
-    newest: str | int | None = None
+    newest: tuple[str | int, ...] = ()
 
 
 NOTHING = Said()
@@ -75,7 +76,7 @@ class Told(NamedTuple):
     @property
     def trouble_text(self) -> str:
         """What is wrong with it, and the way out."""
-        return f"{self.file} cannot be read ({self.trouble}), and may name it: make it readable, or remove it"
+        return f"{self.file} cannot be read ({self.trouble}), and may name any: make it readable, or remove it"
 
 
 def rows_of(file: str, table: Mapping[str, Sequence[Pointer]]) -> Sequence[Pointer]:
@@ -157,10 +158,8 @@ def _of(texts: Iterable[str], rows: Sequence[Pointer], *, newest: str | None = N
                 names.update(row.form.format(step) for row in rows if row.form)
         else:
             names.update(part for part in _parts(text) if _DIGIT.search(part))  # as every checkpoint's name has one
-    if newest is None or not any(row.latest for row in rows):
-        return Said(frozenset(names), frozenset(steps))
-    step = _step_in(newest)
-    return Said(frozenset(names), frozenset(steps), newest=_last_part(newest) if step is None else step)
+    latest = dict.fromkeys(_read_by(row, newest) for row in rows if row.latest) if newest is not None else ()
+    return Said(frozenset(names), frozenset(steps), frozenset(names) if rows else frozenset(), tuple(latest))
 
 
 def _of_state(text: str, rows: Sequence[Pointer]) -> Said:
@@ -192,6 +191,13 @@ def _texts_in(raw: Any) -> Iterator[str]:
     elif isinstance(raw, (dict, list)):
         for each in raw.values() if isinstance(raw, dict) else raw:
             yield from _texts_in(each)
+
+
+def _read_by(row: Pointer, text: str) -> str | int:
+    step = _step_in(text)
+    if step is None:
+        return _last_part(text)
+    return step if row.form is None else row.form.format(step)
 
 
 def _step_in(text: str) -> int | None:

@@ -21,7 +21,7 @@ from ..core.layouts import TRACKERS
 from ..core.naming import PIN_ENDING as PIN_ENDING
 from ..core.naming import SIDECAR_ENDING as SIDECAR_ENDING
 from ..core.trackers import rows_of
-from ..disk.descriptors import FORBIDDEN, OWN_DIR, exists, listed, names_in, opened_dir, temporary_name
+from ..disk.descriptors import FORBIDDEN, exists, listed, names_in, opened_dir
 from ..disk.walk import walk
 from .links import names_behind
 
@@ -39,15 +39,14 @@ _PART_WITHOUT_ENDING = re.compile(
     r"(?:global_step|pytorch_model|optim|model|ema|actor|critic|policy|value|mp_rank|rank|dist_ckpt|checkpoint|weights"
     r"|state|train|default|params|arrays|items|unet|transformer|text_encoder|vae|controlnet)[^.]*|[0-9a-f]{16,}"
 )
-_OURS = (PIN_ENDING, SIDECAR_ENDING, temporary_name("")[1:])  # how what we keep beside checkpoints ends
 # What people and evaluators drop into directories: a change of these is none of the checkpoint's bytes.
 _BESIDE = (".json", ".jsonl", ".txt", ".md", ".log", ".csv", ".tsv", ".yaml", ".yml", ".html", ".png", ".jpg", ".py")
 
 
 @dataclass
 class Found:
-    """One look at a work dir. known: the series of the entries, by their texts. files: regular files that are neither
-    checkpoints nor ours. tracking: what the symlinks say that frameworks keep as their own pointers."""
+    """One look at a work dir. known: the series of the entries, by their texts. files: regular files with no
+    checkpoint's name. tracking: what the symlinks say that frameworks keep as their own pointers."""
 
     entries: list[Entry] = field(default_factory=list)
     left_alone: list[LeftAlone] = field(default_factory=list)
@@ -72,8 +71,8 @@ def scan(work_dir: str, dir_fd: int, finder: Finder) -> Found:
             matched = match(name)
             if matched is not None:
                 _look_at(found, dir_fd, matched[0], matched[1], name)
-            else:
-                _note_file(found, entry)
+            elif entry.is_file(follow_symlinks=False):
+                found.files.append(name)
     if found.parts:
         from ..core.groups import Group, put_together  # few runs have any
 
@@ -89,8 +88,8 @@ def scan_marks(work_dir: str, dir_fd: int, *, but: Container[str]) -> Found:
     with listed(dir_fd) as entries:
         for entry in entries:
             _note_mark(found, work_dir, dir_fd, entry)
-            if entry.name not in but:
-                _note_file(found, entry)
+            if entry.name not in but and entry.is_file(follow_symlinks=False):
+                found.files.append(entry.name)
     return found
 
 
@@ -236,7 +235,3 @@ def _note_mark(found: Found, work_dir: str, dir_fd: int, entry: os.DirEntry[str]
         found.pinned.add(entry.name[: -len(PIN_ENDING)])
 
 
-def _note_file(found: Found, entry: os.DirEntry[str]) -> None:
-    name = entry.name
-    if entry.is_file(follow_symlinks=False) and not (name.endswith(_OURS) or name.startswith(OWN_DIR)):
-        found.files.append(name)

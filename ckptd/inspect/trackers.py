@@ -13,14 +13,18 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from ..core.layouts import TRACKERS
-from ..core.trackers import LARGEST, LARGEST_KNOWN, NOTHING, Said, Told, rows_of, said_in
+from ..core.naming import PIN_ENDING, SIDECAR_ENDING
+from ..core.trackers import LARGEST, LARGEST_KNOWN, NOTHING, RANK, Said, Told, rows_of, said_in
+from ..disk.descriptors import OWN_DIR, temporary_name
 from ..errors import RefusedError, why
 
 if TYPE_CHECKING:
     from .view import DirectoryView, Inode
 
 MOST_ALIKE = 64  # more names than this that differ in digits alone are somebody's data
-MOST = 1024  # of more that are unlike, only those count whose names say what they are for
+MOST = 256  # of more that are unlike, only those count whose names say what they are for
+_OURS = (PIN_ENDING, SIDECAR_ENDING, temporary_name("")[1:])  # how what we keep beside checkpoints ends
+_RANKS = tuple(file.removesuffix(RANK) for file in TRACKERS if file.endswith(RANK))
 _WITHOUT_DIGITS = str.maketrans("", "", "0123456789")
 _TELLING = r"(?i)ckpt|check_?point|last|latest|newest|best|lowest|highest|resume|keep|pin|final|track|step|iter|epoch"
 # Two changes within one tick of the kernel's clock can bear one time.
@@ -31,14 +35,21 @@ class Trackers:
     """Of one work dir."""
 
     def __init__(self) -> None:
+        self._listed: list[str] = []
+        self._known: list[str] = []
+        self._likely: list[str] = []
         self._read: dict[str, tuple[Inode, Said]] = {}
 
-    def told(self, files: Collection[str], links: Mapping[str, str], here: DirectoryView) -> list[Told]:
-        """What is told in the work dir `here`. files: regular files that are no checkpoints and none of ours.
-        links: what symlinks say that frameworks keep."""
-        found = [*told_by_frameworks(files, here), *_of_links(links, here)]
+    def told(self, files: list[str], links: Mapping[str, str], here: DirectoryView) -> list[Told]:
+        """What is told in the work dir `here`. files: regular files that are no checkpoints. links: what symlinks say
+        that frameworks keep."""
+        if files != self._listed:  # nearly always the same, and in the same order
+            self._listed = files
+            self._known = [name for name in files if name in TRACKERS or name.startswith(_RANKS)]
+            self._likely = likely(set(files).difference(self._known))
+        found = [*told_by_frameworks(self._known, here), *_of_links(links, here)]
         before, self._read = self._read, {}
-        for name in likely(name for name in files if not rows_of(name, TRACKERS)):
+        for name in self._likely:
             said = self._said(name, before.get(name), here)
             if said != NOTHING:
                 found.append(Told(name, said))
@@ -83,11 +94,14 @@ def told_by_frameworks(files: Iterable[str], here: DirectoryView) -> Iterator[To
             yield Told(name, said_in(content, rows), True, written_ns)
 
 
-def likely(names: Iterable[str]) -> list[str]:
-    """Those of `names` that may be meant for trackers, in a stable order."""
-    alike = {name: name.translate(_WITHOUT_DIGITS) for name in names}
-    count = Counter(alike.values())
-    found = [name for name in alike if count[alike[name]] <= MOST_ALIKE]
+def likely(names: Collection[str]) -> list[str]:
+    """Those of `names` that may be meant for trackers, in a stable order; none of ours is."""
+    found = list(names)
+    if len(found) > MOST_ALIKE:
+        alike = [name.translate(_WITHOUT_DIGITS) for name in found]
+        count = Counter(alike)
+        found = [name for name, form in zip(found, alike) if count[form] <= MOST_ALIKE]
+    found = [name for name in found if not (name.endswith(_OURS) or name.startswith(OWN_DIR))]
     if len(found) > MOST:
         found = [name for name in found if re.search(_TELLING, name)]
     return sorted(found)[:MOST]

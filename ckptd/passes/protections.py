@@ -76,7 +76,7 @@ class Protections:
 
     def latest(self) -> list[Latest]:
         """What frameworks call their latest, by their own trackers."""
-        told = [each for each in self.told if each.said.newest is not None]
+        told = [each for each in self.told if each.said.newest]
         if not told:
             return []
         from ..core.newest import latest_of  # here, because few work dirs have any
@@ -151,12 +151,13 @@ class Protections:
         for name, link in found.linked.items():
             _protect(named, name, Kind.LINK, f"named by the symlink {link}")
         others = [name for name in found.files if name != self._policy.pointer]
-        self.told = self._told(others, found.tracking) if others or found.tracking else ()
-        for name, reasons in reasons_by(self.told, self._series, self._there.items()).items():
+        links = {link: found.tracking[link] for link in found.tracking if link != self._policy.pointer}
+        self.told = self._told(others, links) if others or links else ()
+        for name, reasons in reasons_by(self.told, self._series, self._there.items()).items() if self.told else ():
             named.setdefault(name, []).extend(reasons)
         return named
 
-    def _told(self, files: Collection[str], links: Mapping[str, str]) -> Sequence[Told]:
+    def _told(self, files: list[str], links: Mapping[str, str]) -> Sequence[Told]:
         if self._trackers is None:
             from ..inspect.trackers import Trackers  # here, because many work dirs hold checkpoints alone
 

@@ -121,6 +121,8 @@ class Surveyor:
         self.findings.forget(lambda name: name not in there)
         protected = self.protections.of(found, patterns, judged.trainers)
         pointed, latest = self.protections.pointed(), self.protections.latest()
+        troubled = {each.file: each.trouble_text for each in self.protections.told if each.trouble}
+        self.voice.all_of("trackers", {file: f"nothing goes in {work.path}: {troubled[file]}" for file in troubled})
         whole = {file.name: c.name for c in judged.checkpoints if c.state.whole for file in c.entry.files}
         trusted = None if remembered else self.protections.trusted(whole)
         ended: frozenset[str] | None = None if self.patience is None else frozenset()

@@ -74,6 +74,7 @@ def test_a_number_alone_names_nothing_in_a_file_that_nobody_knows(file: str, con
 @pytest.mark.parametrize(("file", "content", "template", "expected"), [
     ("LATEST", b"8", "epoch_{}.pth", ["epoch_8.pth"]),
     ("LATEST", b"epoch_0_step_3\n", "epoch_0_step_{}", ["epoch_0_step_3"]),
+    ("LATEST", b"epoch_3", "epoch_{}.pth", ["epoch_3.pth"]),
     ("LOWEST_VAL", b"epoch_0_step_1", "epoch_0_step_{}", ["epoch_0_step_1"]),
     ("latest_ckpt_global_step.txt", b"2", "global_step_{}", ["global_step_2"]),
     ("latest_checkpointed_iteration.txt", b"2\n", "iter_{:07d}", ["iter_0000002"]),
@@ -114,29 +115,36 @@ def test_a_step_is_one_of_each_series_that_has_it() -> None:
     assert [each.series for each in latest_of(told, [*EPOCHS, *SHARDS], there)] == ["epoch_{}.pth"]
 
 
+def test_a_number_is_the_latest_only_of_what_its_framework_calls_so() -> None:
+    told = [Told("latest_checkpointed_iteration.txt", said_in(b"5", TRACKERS["latest_checkpointed_iteration.txt"]))]
+    series = [*EPOCHS, names_given("iter_{:07d}")]
+    assert latest_of(told, series, [("epoch_5.pth", 5)]) == [("latest_checkpointed_iteration.txt", "iter_{:07d}", 5, 0)]
+
+
 @pytest.mark.parametrize(("file", "content", "newest"), [
-    ("checkpoint", STATE, "ckpt-5"),
-    ("checkpoint_tracker.json", EASY_R1, 20),
-    ("latest", b"global_step500", "global_step500"),
-    ("LATEST", b"/runs/a/epoch_0_step_3", "epoch_0_step_3"),
-    ("latest_checkpointed_iteration.txt", b"500", 500),
-    ("last_checkpoint.rank_0", b"model_0000002.rank_0.pth", "model_0000002.rank_0.pth"),
-    ("latest", b"global_step500\nglobal_step600", None),
-    ("LOWEST_VAL", b"epoch_0_step_3", None),
-    ("best_dev_checkpoint", STATE, None),
-    ("last_ckpt", b"epoch_3.pth", None),
-    ("latest_universal", b"global_step500_universal", None),
-    ("last.txt", b"epoch_3.pth", None),
-    ("my_latest.json", EASY_R1, None),
+    ("checkpoint", STATE, ["ckpt-5"]),
+    ("checkpoint_tracker.json", EASY_R1, ["global_step_20"]),
+    ("latest", b"global_step500", ["global_step500"]),
+    ("LATEST", b"/runs/a/epoch_0_step_3", ["epoch_0_step_3"]),
+    ("LATEST", b"3", [3]),
+    ("latest_checkpointed_iteration.txt", b"500", ["iter_0000500", "global_step_500"]),
+    ("last_checkpoint.rank_0", b"model_0000002.rank_0.pth", ["model_0000002.rank_0.pth"]),
+    ("latest", b"global_step500\nglobal_step600", []),
+    ("LOWEST_VAL", b"epoch_0_step_3", []),
+    ("best_dev_checkpoint", STATE, []),
+    ("last_ckpt", b"epoch_3.pth", []),
+    ("latest_universal", b"global_step500_universal", []),
+    ("last.txt", b"epoch_3.pth", []),
+    ("my_latest.json", EASY_R1, []),
 ])  # fmt: skip
-def test_only_a_frameworks_latest_says_which_is_the_newest(file: str, content: bytes, newest: str | int | None) -> None:
-    assert said_in(content, rows_of(file, TRACKERS)).newest == newest
+def test_only_a_frameworks_latest_says_which_is_the_newest(file: str, content: bytes, newest: list[str | int]) -> None:
+    assert list(said_in(content, rows_of(file, TRACKERS)).newest) == newest
 
 
 def test_what_cannot_be_read_may_name_any_and_the_reason_says_what_to_do() -> None:
     told = [Told("LATEST", known=True, trouble="Permission denied")]
     reasons = reasons_by(told, EPOCHS, [("epoch_1.pth", 1), ("epoch_2.pth", 2)])
-    text = "LATEST cannot be read (Permission denied), and may name it: make it readable, or remove it"
+    text = "LATEST cannot be read (Permission denied), and may name any: make it readable, or remove it"
     assert reasons == {"epoch_1.pth": [text], "epoch_2.pth": [text]}
 
 
@@ -157,5 +165,5 @@ def test_a_name_that_is_not_there_is_meant_all_the_same() -> None:
 def test_whatever_a_file_holds_it_is_no_error_and_who_knows_it_hears_no_less(content: bytes) -> None:
     known, unknown = said_in(content, rows_of("LATEST", TRACKERS)), said_in(content)
     assert unknown.names <= known.names
-    assert (unknown.steps, unknown.newest) == (frozenset(), None)
+    assert (unknown.steps, unknown.newest) == (frozenset(), ())
     assert unknown == NOTHING or unknown.names
