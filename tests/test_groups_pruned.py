@@ -278,7 +278,7 @@ def link(run: Run, name: str) -> None:
 
 
 def name_in_a_tracker(run: Run, name: str) -> None:
-    (run.work_dir / "last_checkpoint").write_text(f"/elsewhere/{name}")
+    (run.work_dir / "best.txt").write_text(f"/elsewhere/{name}")
 
 
 def name_in_the_pointer(run: Run, name: str) -> None:

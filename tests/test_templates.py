@@ -253,3 +253,28 @@ def test_pins_and_scores_are_of_no_template(template: str, work_dir: Path) -> No
 def test_a_template_of_what_is_no_checkpoint_is_refused(template: str) -> None:
     with pytest.raises(UsageError, match=r"any text|kept beside"):
         Policy(templates=(template,))
+
+
+MODEL, BUFFER, OTHER = "rl_model_{}_steps.zip", "rl_model_replay_buffer_{}_steps.pkl", "epoch-{}.pt"
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        ([(MODEL, 10), (BUFFER, 10), (MODEL, 20), (BUFFER, 20)], (MODEL, 20)),
+        ([(BUFFER, 10), (MODEL, 10), (MODEL, 20)], (MODEL, 20)),
+        ([(MODEL, 10), (BUFFER, 10), (MODEL, 20), (BUFFER, 20), (BUFFER, 30)], (MODEL, 20)),
+        ([(MODEL, 10), (BUFFER, 10)], (MODEL, 10)),
+        ([(OTHER, 1), (BUFFER, 10), (OTHER, 2), (BUFFER, 20)], (BUFFER, 20)),
+        ([(MODEL, 1), (MODEL, 2), (MODEL, 3), (OTHER, 3), (OTHER, 4), (OTHER, 5)], (OTHER, 5)),
+        ([(BUFFER, 10)], (BUFFER, 10)),
+    ],
+)
+def test_of_series_that_save_the_same_steps_the_first_that_was_named_is_resumed_from(
+    saved: list[tuple[str, int]], expected: tuple[str, int], with_checkpoints: Builder
+) -> None:
+    work_dir = with_checkpoints(*(template.format(step) for template, step in saved))
+    newest = api.latest(work_dir, Policy(templates=(MODEL, OTHER, BUFFER)))
+    assert newest == work_dir / expected[0].format(expected[1])
+    a_pass(work_dir, templates=(MODEL, OTHER, BUFFER), max_keep=1, trash_ttl_s=0.0)
+    assert pointed(work_dir) == newest.name

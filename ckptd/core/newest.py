@@ -120,14 +120,14 @@ def _companion_of(
 ) -> Checkpoint:
     """What is saved together with `newest`, by a template that was given before its own; else `newest` itself.
 
-    Two series are saved together if each step of the second is one of the first, up to where that has come.
+    Two series are saved together if each step of the second is one of the first, but for the one that is being saved.
     """
     if newest.series not in templates:
         return newest
     steps = {text: {c.step for c in good if c.series == text} for text in templates}
     for first in templates[: templates.index(newest.series)]:
         shared = {step for step in steps[newest.series] if step <= max(steps[first], default=-1)}
-        if shared and shared <= steps[first]:
+        if shared and shared <= steps[first] and len(steps[newest.series] - shared) <= 1:
             return _newest([c for c in good if c.series == first], seen) or newest
     return newest
 

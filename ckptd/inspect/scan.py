@@ -233,5 +233,3 @@ def _note_mark(found: Found, work_dir: str, dir_fd: int, entry: os.DirEntry[str]
                 found.tracking[entry.name] = os.readlink(entry.name, dir_fd=dir_fd)
     if entry.name.endswith(PIN_ENDING):
         found.pinned.add(entry.name[: -len(PIN_ENDING)])
-
-

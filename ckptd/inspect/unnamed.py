@@ -90,7 +90,7 @@ def looks_like_one(name: str, directory: DirectoryView) -> bool:
         if not name.endswith((*PARTS, *_ENDINGS)):
             return False
         structure, taken = _look(name, directory, is_named_so=is_named_so(name))
-        return structure.known or taken
+        return taken or (structure.known and structure.kind != kinds.HDF5)  # which holds anybody's data
     except (FileNotFoundError, CkptdError):
         return False
 
