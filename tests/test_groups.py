@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -369,3 +370,36 @@ def test_composers_ranks_are_one_checkpoint_by_batch(with_checkpoints: Builder) 
     assert {name: state for name, (state, _) in found.items()} == {
         "ep0-ba10-rank0.pt": "complete", "ep0-ba20-rank0.pt": "complete", "ep0-ba30-rank0.pt": "in doubt",
     }  # fmt: skip
+
+
+# --- whether they are one is asked
+
+
+def together(work_dir: Path, *templates: str) -> list[str]:
+    advice = api.plan(work_dir, Policy(templates=templates, max_keep=1, settle_s=0.0)).advice
+    return [line for line in advice if "the same steps" in line]
+
+
+def test_series_that_are_saved_together_are_asked_about_with_the_command(
+    ckptd: Ckptd, with_checkpoints: Builder
+) -> None:
+    work_dir = with_checkpoints(*pairs(1, 2, 3), "G_4.pth")
+    (line,) = together(work_dir, "G_{}.pth", "D_{}.pth")
+    assert line.startswith(
+        "G_{}.pth and D_{}.pth have the same steps; if the files of a step are one checkpoint: ckptd plan"
+    )
+    done = ckptd(*shlex.split(line.partition(": ckptd ")[2]), "--json")
+    (series,) = json.loads(done.stdout)["series"]
+    assert [each["files"] for each in series["checkpoints"]] == [pairs(1), pairs(2), pairs(3), ["G_4.pth"]]
+    assert together(work_dir, PAIR) == []
+
+
+def test_three_series_are_one_question(with_checkpoints: Builder) -> None:
+    names = [f"{part}_{step}.pt" for step in (1, 2) for part in "abc"]
+    (line,) = together(with_checkpoints(*names), "a_{}.pt", "b_{}.pt", "c_{}.pt")
+    assert line.startswith("a_{}.pt, b_{}.pt and c_{}.pt have the same steps")
+
+
+def test_runs_side_by_side_are_not_asked_about(with_checkpoints: Builder) -> None:
+    names = [f"{part}_{step}.pth" for part in "GD" for step in (1, 2, 3)]
+    assert together(with_checkpoints(*names), "G_{}.pth", "D_{}.pth") == []

@@ -15,9 +15,11 @@ from dataclasses import replace
 
 from ..core.entry import LeftAlone
 from ..core.guess import companions, twins
+from ..core.in_turn import saved_together
 from ..core.layouts import LAYOUTS, Layout, takes_directories
 from ..core.naming import Template
 from ..core.partners import joint
+from ..core.plan import Plan
 from ..core.policy import NameTest, Policy, name_test
 from ..core.survey import Survey
 from ..disk.descriptors import listed, opened_dir
@@ -41,7 +43,11 @@ def explained(work: WorkDir, survey: Survey, policy: Policy, *, links: bool = Tr
     survey = replace(survey, left_alone=left_alone)
     lines: list[str] = []
     with suppress(OSError):  # advice is no reason to fail
-        lines += _beside(work, survey, here) if survey.decisions else _advice(work, survey, policy, here, links=links)
+        lines += (
+            _beside(work, survey, policy, here)
+            if survey.decisions
+            else _advice(work, survey, policy, here, links=links)
+        )
     return replace(survey, advice=(*survey.advice, *lines))
 
 
@@ -75,7 +81,7 @@ def told_of(root: str, policy: Policy) -> list[str]:
     return lines
 
 
-def _beside(work: WorkDir, survey: Survey, here: OpenedDirectory) -> Iterator[str]:
+def _beside(work: WorkDir, survey: Survey, policy: Policy, here: OpenedDirectory) -> Iterator[str]:
     """Of each series that was found, what is named much as it is, and not of it."""
     others = here.names - survey.plan.memory.seen.keys()  # of 100,000 names, few
     for series in survey.plan.series:
@@ -92,6 +98,19 @@ def _beside(work: WorkDir, survey: Survey, here: OpenedDirectory) -> Iterator[st
                 text = f"{count} such as {guess.names[-1]} stand beside {template.text}, and stay when that goes"
                 together = None if takes_directories(template.text) else joint([template.text, guess.template])
                 yield _line(f"{text}, unless named together", work.path, "--template", together) if together else text
+    yield from _together(work.path, survey.plan, policy)
+
+
+def _together(path: str, plan: Plan, policy: Policy) -> Iterator[str]:
+    """A question about series that are saved together: only a person knows whether they are one."""
+    given_as = {text: at for at, text in enumerate(policy.templates)}
+    series = sorted(plan.series, key=lambda each: (given_as.get(text := each.grid.template.text, len(given_as)), text))
+    for those in saved_together(series):
+        texts = [series.grid.template.text for series in those]
+        together = joint(texts)
+        if together:
+            are = f"{', '.join(texts[:-1])} and {texts[-1]} have the same steps"
+            yield _line(f"{are}; if the files of a step are one checkpoint", path, "--template", together)
 
 
 def series_here(path: str, directory: OpenedDirectory, *, but: AbstractSet[str] = frozenset()) -> Iterator[str]:
