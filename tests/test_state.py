@@ -26,12 +26,13 @@ FULL = Memory(
         "epoch_2.pth": Seen("epoch_{}.pth", "epoch_2.pth", 2, 1000, 10**18, 10**18, 2, whole=False),
         "epoch_3.pth": Seen("epoch_{}.pth", "epoch_3.pth", 3, 0, -5, 0, BROUGHT_BACK, durability=Durability.FAILED),
         "ü_4": Seen("ü_{}", "ü_4", 10**240, 2**63, 0, 0, 3, content="", inode=7, changes=10**20, older=3, younger=1),
+        "step_6": Seen("step_{}", "step_6", 6, 1, 1, 1, 3, lacks=("optim/ü.pt", "{}"), lacks_until_ns=10**19),
         "G_5": Seen("G_{} + D_{}", "G_5", 5, 7, 9, 9, 3, inode=1, changes=2, parts=(("G_5", 3, 8), ("D_5", 4, 9))),
     },
     {
         "epoch_{}.pth": SeriesMemory(1, (1, 2, 3), True, InForce(3, "stepped", 1), 2, (1,)),
         "iter_{}.pth": SeriesMemory(in_force=InForce(1, "newest", None), walked=0, ranks=((0, 0), (0, 1))),
-        "ü_{}": SeriesMemory(),
+        "ü_{}": SeriesMemory(usual=("a.pt", "ü/{}.pt")),
     },
     4,
 )

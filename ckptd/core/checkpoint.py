@@ -56,7 +56,8 @@ class Content(Enum):
 class Checkpoint:
     """One saved training state, a file or a directory of shards: what a scan found, and what its bytes say.
 
-    `metrics` are its scores, where somebody has asked for them.
+    `metrics` are its scores, where somebody has asked for them. lacks: of one in doubt, which files of the older saves
+    it has not, as far as that is all the doubt; lacks_until_ns: until when that is a doubt (ns since 1970).
     """
 
     entry: Entry
@@ -65,6 +66,8 @@ class Checkpoint:
     durability: Durability = Durability.UNKNOWN
     content: Content = Content.UNCHECKED
     metrics: tuple[tuple[str, float], ...] = ()
+    lacks: tuple[str, ...] = ()
+    lacks_until_ns: int = 0
 
     @property
     def series(self) -> str:
@@ -89,6 +92,11 @@ class Checkpoint:
     @property
     def mtime_ns(self) -> int:
         return self.entry.mtime_ns
+
+    @property
+    def is_save(self) -> bool:
+        """Whether it has its place among the saves of the run, whether or not anything may stand on it."""
+        return self.state.whole or bool(self.lacks)
 
     @property
     def fit(self) -> bool:

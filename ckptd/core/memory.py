@@ -10,7 +10,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from .checkpoint import Checkpoint, Durability
+from .checkpoint import Checkpoint, Durability, State
 from .entry import Entry, Identity, Written
 
 _GAPS = 8  # how many of the latest gaps between saves speak for the interval
@@ -31,6 +31,7 @@ class Seen:
     content: what is wrong with its content, "" if nothing is, None if it was not read yet. inode, changes: of the
     bytes that `durability` and `content` are about; changes is 0 where an earlier version remembered none. older,
     younger: as an entry's, then. parts: of a checkpoint of several files, what tells each of them from a rewritten one.
+    lacks, lacks_until_ns: as a checkpoint's, while it is in doubt for that.
     """
 
     series: str
@@ -49,17 +50,20 @@ class Seen:
     older: int = 0
     younger: int = 0
     parts: tuple[Written, ...] = ()
+    lacks: tuple[str, ...] = ()
+    lacks_until_ns: int = 0
 
     @classmethod
     def of(
         cls, found: Entry, *, order: int, written_ns: int, whole: bool = True, owed: bool = False,
-        durability: Durability = Durability.UNKNOWN,
+        durability: Durability = Durability.UNKNOWN, lacks: tuple[str, ...] = (), lacks_until_ns: int = 0,
     ) -> Seen:  # fmt: skip
         """`found` as it is met now; of its content nothing is known."""
         name, size_bytes, mtime_ns, parts = found.identity
         return cls(
             found.series, name, found.step, size_bytes, mtime_ns, written_ns, order, whole, durability, owed,
             inode=found.inode, changes=found.changes, older=found.older, younger=found.younger, parts=parts,
+            lacks=lacks, lacks_until_ns=lacks_until_ns,
         )  # fmt: skip
 
     @property
@@ -133,7 +137,15 @@ class Seen:
         """Whether `found` is this checkpoint, and not one written over it since."""
         same = (self.series, self.identity) == (found.series, found.entry.identity)
         # A directory can become whole without a change of its marker: then it has only now been saved.
-        return same and (self.whole or not found.state.whole)
+        return same and (self.whole or not found.is_save)
+
+    def lacking(self, found: Checkpoint) -> Seen:
+        """The same with what is known by now of what it lacks."""
+        if found.state is State.DOUBTFUL and not found.lacks:
+            return self
+        if (self.lacks, self.lacks_until_ns) == (found.lacks, found.lacks_until_ns):
+            return self
+        return replace(self, lacks=found.lacks, lacks_until_ns=found.lacks_until_ns)
 
 
 class InForce(NamedTuple):
@@ -153,7 +165,8 @@ class SeriesMemory:
     in_force: the rule that acted last, or None if no max_keep ever has. walked: the order up to which every save has
     had its walk, or never gets one; None where that was not written down, as in the states of 0.1.0. late: the steps
     that are owed because of a changed max_keep, and of no new save. ranks: of names that tell ranks and not how many
-    there are, what a whole checkpoint has; empty before that is known.
+    there are, what a whole checkpoint has; empty before that is known. usual: which files all of the last saves have, of
+    those that are directories.
     """
 
     interval: int | None = None
@@ -163,6 +176,7 @@ class SeriesMemory:
     walked: int | None = None
     late: tuple[int, ...] = ()
     ranks: Ranks = ()
+    usual: tuple[str, ...] = ()
 
     def after(self, steps: Sequence[int]) -> SeriesMemory:
         """The memory once saves of `steps` were seen, in order of writing.
@@ -193,6 +207,14 @@ class Memory:
     seen: Mapping[str, Seen] = field(default_factory=dict)
     series: Mapping[str, SeriesMemory] = field(default_factory=dict)
     next_order: int = 1
+
+    def with_usual(self, usual: Mapping[str, tuple[str, ...]]) -> Memory:
+        """The memory with what the saves of each series have in common now; where too few are left, what it was."""
+        series = {
+            text: replace(known, usual=usual[text]) if usual.get(text) and usual[text] != known.usual else known
+            for text, known in self.series.items()
+        }
+        return replace(self, series=series) if usual else self
 
     def without(self, gone: Container[str]) -> Memory:
         """The memory once the checkpoints `gone` are no longer there."""

@@ -216,7 +216,8 @@ def _sort_out(found: list[Checkpoint], memory: Memory) -> tuple[dict[str, Seen],
             there.setdefault(entry.series, set()).add(entry.step)
         if known is not None and (known.is_still(checkpoint) or checkpoint.state is State.IN_FLIGHT):
             # Of what is being written, or in doubt, nothing is known anew: what it was tells what has changed since.
-            seen[known.name] = known.about(entry) if checkpoint.state.settled else known
+            about = known.about(entry) if checkpoint.state.settled else known
+            seen[known.name] = about if checkpoint.state is State.IN_FLIGHT else about.lacking(checkpoint)
         elif checkpoint.state is not State.IN_FLIGHT:
             unseen.append(checkpoint)
     return seen, unseen, there
@@ -224,7 +225,7 @@ def _sort_out(found: list[Checkpoint], memory: Memory) -> tuple[dict[str, Seen],
 
 def _in_doubt(unseen: Iterable[Checkpoint]) -> bool:
     """Whether the times of writing and the steps tell two stories: a resumed run, or a copied directory."""
-    written = sorted((c.entry.mtime_ns, c.entry.step) for c in unseen if c.state.whole)
+    written = sorted((c.entry.mtime_ns, c.entry.step) for c in unseen if c.is_save)
     steps = [step for _, step in written]
     return steps != sorted(steps)
 
@@ -248,7 +249,7 @@ class _Order:
                     self._newest[known.series] = known
 
     def place(self, checkpoint: Checkpoint, now_ns: int, *, is_save: bool) -> Seen:
-        entry, whole = checkpoint.entry, checkpoint.state.whole
+        entry, whole = checkpoint.entry, checkpoint.is_save
         written_ns = min(entry.mtime_ns, now_ns)
         newest = self._newest.get(entry.series)
         order = self.next
@@ -259,7 +260,10 @@ class _Order:
             self.next += 1
         # That an fsync has succeeded is written down after the pointer has moved, and not as the save is met.
         failed = checkpoint.durability if checkpoint.durability.failed else Durability.UNKNOWN
-        arrival = Seen.of(entry, order=order, written_ns=written_ns, whole=whole, durability=failed)
+        arrival = Seen.of(
+            entry, order=order, written_ns=written_ns, whole=whole, durability=failed, lacks=checkpoint.lacks,
+            lacks_until_ns=checkpoint.lacks_until_ns,
+        )  # fmt: skip
         if whole and order != BROUGHT_BACK:
             self._newest[entry.series] = arrival
         return arrival

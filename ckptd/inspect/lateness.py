@@ -14,7 +14,7 @@ from ..core import kinds
 from ..disk.walk import walk_opened
 from .scan import DCP_MARKER, TRAINER_STATE
 
-_SLOWEST_COPY = 50_000_000  # bytes a second
+SLOWEST_COPY = 50_000_000  # bytes a second
 _S = 10**9
 
 _ENDING = r"\.(?:safetensors|bin|pt|pth|pkl|ckpt|pdparams|pdopt|pdstates)"
@@ -82,7 +82,7 @@ def late_part(fd: int, kind: str, touched_ns: int, pause_s: float) -> Late | Non
         return None  # another way of saving, which marks nothing
     if touched_ns <= last.st_mtime_ns:
         return None
-    found = _files_in(fd)
+    found = files_in(fd)
     if any(re.match(_OF_DEEPSPEED, path) for path in found):
         is_part = _WITH_DEEPSPEED
     parts = {path: info for path, info in found.items() if path != marker and re.fullmatch(is_part, path)}
@@ -93,7 +93,8 @@ def late_part(fd: int, kind: str, touched_ns: int, pause_s: float) -> Late | Non
     return Late(youngest, marker, parts[youngest].st_mtime_ns, last.st_mtime_ns, together)
 
 
-def _files_in(dir_fd: int) -> dict[str, os.stat_result]:
+def files_in(dir_fd: int) -> dict[str, os.stat_result]:
+    """Every file in the directory open as `dir_fd` and below it, by its path there."""
     return {
         f"{below}{entry.name}": entry.stat(follow_symlinks=False)
         for _, below, _, others in walk_opened(dir_fd)
@@ -111,7 +112,7 @@ def _were_written_together(files: Iterable[os.stat_result], pause_s: float) -> b
     kept = min(each.st_ctime_ns for each in files) > max(each.st_mtime_ns for each in files)
     times = sorted((each.st_ctime_ns if kept else each.st_mtime_ns, each.st_size) for each in files)
     return all(
-        after - before <= (pause_s + size_bytes / _SLOWEST_COPY) * _S
+        after - before <= (pause_s + size_bytes / SLOWEST_COPY) * _S
         for (before, _), (after, size_bytes) in zip(times, times[1:])
     )
 

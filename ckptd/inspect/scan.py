@@ -29,7 +29,7 @@ DCP_MARKER = ".metadata"
 INDEX_ENDING = ".index.json"  # Hugging Face: names the shard of every tensor
 TRAINER_STATE = "trainer_state.json"  # Hugging Face's Trainer writes it after all else
 # What a directory's writer puts there last, or nearly so: its time is the checkpoint's.
-_MARKERS = {DCP_MARKER, TRAINER_STATE, "meta.pt", "metadata.json", "_CHECKPOINT_METADATA", ".metadata.json", "data.pt"}
+MARKERS = {DCP_MARKER, TRAINER_STATE, "meta.pt", "metadata.json", "_CHECKPOINT_METADATA", ".metadata.json", "data.pt"}
 # Where there is no marker, the files that hold the state itself tell one writing from another.
 PARTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt")
 SHARDS = (*PARTS, ".distcp")
@@ -101,9 +101,9 @@ def entry_of(name: str, *, dir_fd: int) -> Entry:
     return _entry("", name, 0, dir_fd, info)
 
 
-def _is_part(name: str) -> bool:
+def is_part(name: str) -> bool:
     """Whether what is called so in a directory is a part of a checkpoint, or a directory of some."""
-    known = name in _MARKERS or name.endswith((*STATES, ".distcp", INDEX_ENDING, ".ocdbt"))
+    known = name in MARKERS or name.endswith((*STATES, ".distcp", INDEX_ENDING, ".ocdbt"))
     return known or _PART_WITHOUT_ENDING.fullmatch(name) is not None
 
 
@@ -190,7 +190,7 @@ def _measured(entry: Entry, dir_fd: int) -> Entry:
     changes = 0
     for _, below, _, others in walk(entry.name, dir_fd=dir_fd):
         for each in others:
-            is_marker = each.name in _MARKERS or each.name.endswith(INDEX_ENDING)
+            is_marker = each.name in MARKERS or each.name.endswith(INDEX_ENDING)
             if each.is_file(follow_symlinks=False):
                 inside = each.stat(follow_symlinks=False)
                 inodes[inside.st_dev, inside.st_ino] = inside
@@ -203,7 +203,7 @@ def _measured(entry: Entry, dir_fd: int) -> Entry:
                     markers.append(inside)
                 if is_marker or not each.name.endswith(_BESIDE):
                     changes += inside.st_ctime_ns
-            elif each.is_symlink() and _is_part(each.name):
+            elif each.is_symlink() and is_part(each.name):
                 links.append(f"{below}{each.name}")
     telling = markers or parts
     times = [each.st_mtime_ns for each in telling or inodes.values()] or [entry.mtime_ns]

@@ -12,6 +12,7 @@ import fcntl
 import os
 import signal
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ..core.checkpoint import State
 from ..core.entry import Entry
@@ -20,6 +21,9 @@ from ..disk.opened import OpenedDirectory, OpenedFile
 from ..disk.walk import walk_opened
 from ..errors import RefusedError
 from .files import Structure, structure_of_file
+
+if TYPE_CHECKING:
+    from ..core.siblings import Files
 
 _ONE_SAVE_S = 1.0  # by so much the ranks of one save may differ, however little has to settle
 SETTLE_LOCAL_S, SETTLE_NETWORK_S, SETTLE_UNMARKED_S = 5.0, 60.0, 300.0
@@ -35,6 +39,7 @@ class Verdict:
     checksum: whether the content can be checked too. hasty: whole by its structure, before it has settled.
     settles_s: of one in flight, after how many quiet seconds it is to be judged again; None: once its writer is done.
     late: of a directory, what speaks against it if that part of it which is younger than its marker was not so before.
+    files: of a directory that is whole, its parts.
     """
 
     state: State
@@ -46,6 +51,7 @@ class Verdict:
     kind: str = ""
     hasty: bool = False
     late: str = ""
+    files: Files | None = None
 
     @property
     def evidence(self) -> str:
@@ -132,12 +138,14 @@ def _directory(
 ) -> Verdict:
     from .directories import structure_of_directory  # here, because most runs save files, and these are slow to import
     from .lateness import late_part
+    from .own_files import own_files
 
     with opened_dir(entry.name, dir_fd=dir_fd) as fd:
         writer = has_writer_inside(fd) if settling.local else None
         found = structure_of_directory(OpenedDirectory(fd), wanted, by_template=by_template)
         moment_s = max(settling.quiet_s(), _ONE_SAVE_S)
         late = late_part(fd, found.kind, entry.touched_ns, moment_s) if found.state.whole else None
+        files = own_files(fd, moment_s) if found.state.whole and not entry.linked else None
     if entry.linked:
         text = f"{entry.linked} is a symlink, which is not followed: not checked, so kept, and not relied on"
         return _judge(entry, replace(found, state=State.DOUBTFUL, text=text), writer, settling, now_ns)
@@ -149,7 +157,7 @@ def _directory(
         # Written over in place: its marker is that of an earlier save, and neither marks nor dates this one.
         found, entry = replace(found, marked=False), replace(entry, mtime_ns=entry.touched_ns)
     verdict = _judge(entry, found, writer, settling, now_ns)
-    return replace(verdict, late=late.doubt) if late is not None else verdict
+    return replace(verdict, late=late.doubt if late is not None else "", files=files)
 
 
 def _judge(entry: Entry, found: Structure, writer: bool | None, settling: Settling, now_ns: int) -> Verdict:

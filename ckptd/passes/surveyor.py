@@ -39,6 +39,7 @@ from .protections import Protections
 
 if TYPE_CHECKING:
     from ..core.ranks import Told
+    from ..core.siblings import Files
     from ..inspect.metrics import Scores
     from .floor import Room, RoomKeeper
     from .patience import Patience
@@ -52,6 +53,7 @@ class _Judged:
     left_alone: list[LeftAlone] = field(default_factory=list)
     unreadable: list[Unreadable] = field(default_factory=list)
     settles_s: float | None = None
+    files: dict[str, Files] = field(default_factory=dict)  # of directories that are whole, their parts
     trainers: set[str] = field(default_factory=set)  # what a Trainer has saved, whole
 
 
@@ -117,6 +119,7 @@ class Surveyor:
         asked_for = named | set(self.policy.templates)
         judged = self._judge(found, remembered, asked_for, now_ns, strict=strict)
         ranks = self._tell_ranks(judged, found, remembered, now_ns)
+        usual = self._compare(judged, remembered, declared, now_ns) if judged.files else {}
         there = {entry.name for entry in found.entries}
         self.findings.forget(lambda name: name not in there)
         protected = self.protections.of(found, patterns, judged.trainers)
@@ -148,6 +151,7 @@ class Surveyor:
                 protected.setdefault(name, []).append(use)
         if ranks is not None:
             decided = replace(decided, memory=ranks.written_into(decided.memory))
+        decided = replace(decided, memory=decided.memory.with_usual(usual))
         overruled = {series.grid.template.text for series in decided.series if series.grid.ignored}
         return Survey(
             decided,
@@ -259,6 +263,8 @@ class Surveyor:
                 ahead = Content.UNREAD if strict else Content.AWAITED
                 checkpoint = replace(checkpoint, content=ahead if is_to_be_read else Content.CHECKED)
             judged.checkpoints.append(checkpoint)
+            if verdict.files is not None and checkpoint.fit:
+                judged.files[entry.name] = verdict.files
         self._verdicts = verdicts
         judged.left_alone.sort(key=lambda each: each.name)
         return judged
@@ -274,6 +280,42 @@ class Surveyor:
             entry, dir_fd=self.work.fd, settling=settling, now_ns=now_ns, wanted=known.kinds,
             by_template=known.kinds is None,
         )  # fmt: skip
+
+    def _compare(
+        self, judged: _Judged, remembered: Memory | None, declared: Mapping[str, Schedule], now_ns: int
+    ) -> dict[str, tuple[str, ...]]:
+        """Put those in doubt that lack what the older ones have; what the saves of each series have in common."""
+        from ..core.siblings import compare, is_settled, without  # here, because most runs save files
+
+        memory, usual = remembered or Memory(), {}
+        accepted: dict[str, str] = {}
+        for text in dict.fromkeys(c.series for c in judged.checkpoints if c.name in judged.files):
+            said, known = declared.get(text), memory.series.get(text)
+            saves = [c for c in judged.checkpoints if c.series == text and c.name in judged.files]
+            if is_settled(saves, memory.seen):
+                continue
+            found = compare(
+                saves, judged.files, memory.seen,
+                known.usual if known else (), keep=self.policy.max_keep or (said.max_keep if said else None),
+                now_ns=now_ns, reads_only=self.as_remembered,
+            )  # fmt: skip
+            usual[text] = found.usual
+            accepted |= {
+                name: f"{self.work.path}/{name}: {without(lacks)} as the saves before it have; it counts as complete "
+                "all the same, since ten save intervals have passed" for name, lacks in found.accepted.items()
+            }  # fmt: skip
+            for at, c in enumerate(judged.checkpoints):
+                doubt = found.doubts.get(c.name) if c.series == text else None
+                if doubt is not None:
+                    judged.checkpoints[at] = replace(
+                        c, state=State.DOUBTFUL, evidence=doubt.text, content=Content.UNCHECKED, lacks=doubt.lacks,
+                        lacks_until_ns=doubt.until_ns,
+                    )  # fmt: skip
+                    again_s = (doubt.until_ns - now_ns) / 1e9
+                    judged.settles_s = min(again_s, judged.settles_s or again_s)
+        for name, line in accepted.items():
+            self.voice.once("lacks", line, of=name)
+        return usual
 
     def _checkpoint(self, entry: Entry, verdict: Verdict, known: Seen | None) -> Checkpoint:
         if verdict.late and known is not None and (known.was_written_over(entry) or known.was_in_doubt(entry)):

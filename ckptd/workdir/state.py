@@ -34,10 +34,12 @@ def read_state(own_fd: int) -> Memory | None:
         raw = json.loads(content)
         if raw["version"] != VERSION:
             raise ValueError(f"version {raw['version']!r}")
-        changes, policies, parts = raw.get("changes", {}), raw.get("policies", {}), raw.get("parts", {})
+        changes, policies, parts, lacks = (raw.get(key, {}) for key in ("changes", "policies", "parts", "lacks"))
         memory = Memory(
             {
-                name: _seen(name, *changes.get(name, ()), parts=parts.get(name, ()), **known)
+                name: _seen(
+                    name, *changes.get(name, ()), parts=parts.get(name, ()), lacks=lacks.get(name, (0,)), **known
+                )
                 for name, known in raw["seen"].items()
             },
             {
@@ -67,14 +69,17 @@ def write_state(memory: Memory, own_fd: int) -> None:
     parts = {name: known.parts for name, known in memory.seen.items() if known.parts}
     if parts:
         raw["parts"] = parts
+    lacks = {name: [known.lacks_until_ns, *known.lacks] for name, known in memory.seen.items() if known.lacks}
+    if lacks:
+        raw["lacks"] = lacks
     replace_file(NAME, json.dumps(raw, separators=(",", ":")).encode(), dir_fd=own_fd)
 
 
 _DEFAULTS = {f.name: f.default for f in fields(Seen)}
 _APART = ("changes", "older", "younger")
-_ELSEWHERE = ("name", "parts", *_APART)
+_ELSEWHERE = ("name", "parts", "lacks", "lacks_until_ns", *_APART)
 _SERIES_DEFAULTS = {f.name: f.default for f in fields(SeriesMemory)}
-_SERIES_APART = ("in_force", "walked", "late", "ranks")
+_SERIES_APART = ("in_force", "walked", "late", "ranks", "usual")
 
 
 def _plain(known: Seen) -> dict[str, Any]:
@@ -104,6 +109,7 @@ def _seen(
     durable: bool | None = None,
     content: str | None = None,
     parts: Iterable[tuple[str, int, int]] = (),
+    lacks: Iterable[Any] = (0,),
     **numbers: int,
 ) -> Seen:
     if not isinstance(series, str):
@@ -115,6 +121,8 @@ def _seen(
     numbers |= {"changes": changes, "older": older, "younger": younger}
     checked = {key: _number(value) for key, value in numbers.items()}
     known = Seen(series=series, name=name, parts=tuple(_part(*part) for part in parts), **checked)  # type: ignore[arg-type]  # numbers go where numbers are
+    until_ns, *missing = lacks
+    known = replace(known, lacks=tuple(_text(each) for each in missing), lacks_until_ns=_number(until_ns))
     return replace(known, owed=owed is True, whole=whole is True, durability=Durability(durable), content=content)
 
 
@@ -132,6 +140,7 @@ def _series(
     walked: int | None = None,
     late: list[int] | None = None,
     ranks: list[list[int]] | None = None,
+    usual: list[str] | None = None,
 ) -> SeriesMemory:
     if interval is not None and _number(interval) < 1:
         raise ValueError("an interval below 1")
@@ -143,6 +152,7 @@ def _series(
         None if walked is None else _number(walked),
         tuple(_number(step) for step in late or ()),
         tuple(tuple(_number(each) for each in part) for part in ranks or ()),
+        tuple(_text(name) for name in usual or ()),
     )
 
 
@@ -152,6 +162,12 @@ def _in_force(max_keep: int, rule: str, interval: int | None) -> InForce:
     if _number(max_keep) < 1 or (interval is not None and _number(interval) < 1):
         raise ValueError("a rule that keeps nothing, or never steps")
     return InForce(max_keep, rule, interval)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
 
 
 def _number(value: Any) -> int:
