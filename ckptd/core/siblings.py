@@ -16,6 +16,7 @@ from .memory import BROUGHT_BACK, Seen
 _FEWEST_OLDER, _FEWEST_LATER, _INTERVALS = 2, 2, 10
 _SHORTEST_INTERVAL_NS = 60 * 10**9  # however fast a run saves, or a test
 _MOST_NAMES = 1000  # that are remembered of a series, or of a save
+_NUMBER = re.compile("[0-9]+")
 _STEP = "{}"  # stands for the save's own step in the name of a file
 
 
@@ -125,7 +126,7 @@ class _Common:
             self._count = _FEWEST_OLDER
 
     def add(self, files: Files, step: int) -> None:
-        names = files.own | {_with_step(name, step) for name in files.own}
+        names = {form for name in files.own for form in _forms(name, step)}
         self._names = self._names & names if self._count else set(names)
         self._count += 1
         self._last = [*self._last[-1:], (files.there, step)]
@@ -133,7 +134,13 @@ class _Common:
     def missing_of(self, files: Files, step: int) -> tuple[str, ...]:
         if self._count < _FEWEST_OLDER:
             return ()
-        return tuple(sorted(name for name in self._names if not _has(files.there, name, step) and self._is_told(name)))
+        missing = [name for name in self._names if not _has(files.there, name, step) and self._is_told(name)]
+        if not missing:
+            return ()
+        # Another number in a name, as of an epoch or of how many shards there are: it is there under a new one.
+        new = [name for name in files.there if self._names.isdisjoint(_forms(name, step))]
+        renamed = {_NUMBER.sub("#", name) for name in new}
+        return tuple(sorted(name for name in missing if _NUMBER.sub("#", name.replace(_STEP, "0")) not in renamed))
 
     def may_have(self, name: str) -> bool:
         """Whether none that was added is known to lack it: those that have gone by now may all have had it."""
@@ -151,8 +158,14 @@ def _has(there: frozenset[str], name: str, step: int) -> bool:
     return name in there or (_STEP in name and name.replace(_STEP, str(step)) in there)
 
 
-def _with_step(name: str, step: int) -> str:
-    return re.sub(rf"(?<![0-9]){step}(?![0-9])", _STEP, name) if str(step) in name else name
+def _forms(name: str, step: int) -> list[str]:
+    """A name, and what it may be of any step: a rank can be the same number as a step."""
+    forms, text = [name], str(step)
+    if text in name:
+        found = [match.span() for match in re.finditer(rf"(?<![0-9]){text}(?![0-9])", name)]
+        forms += [f"{name[:start]}{_STEP}{name[end:]}" for start, end in found]
+        forms += [re.sub(rf"(?<![0-9]){text}(?![0-9])", _STEP, name)] if len(found) > 1 else []
+    return forms
 
 
 def _are_like_it(later: Iterable[tuple[frozenset[str], int]], lacks: Sequence[str], needed: int) -> bool:

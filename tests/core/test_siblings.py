@@ -94,8 +94,20 @@ def test_a_number_that_is_the_step_and_one_that_is_a_rank() -> None:
     steps = [ranks(step, 4) for step in (1, 2, 3, 4, 5, 6)]
     assert not compared(*steps).doubts
     assert compared(*steps, ranks(7, 3)).doubts["step_7"].lacks == ("rng_state_3.pth",)
+    two = [parts(*(f"global_step{step}/optim_{rank}.pt" for rank in range(2))) for step in (1, 2, 3)]
+    one = parts("global_step4/optim_0.pt")
+    assert compared(*two, one).doubts["step_4"].lacks == ("global_step{}/optim_1.pt",)
     without = Files(steps[3].there - {"global_step4/optim.pt"}, steps[3].own - {"global_step4/optim.pt"})
     assert compared(*steps[:3], without).doubts["step_4"].lacks == ("global_step{}/optim.pt",)
+
+
+def test_what_is_there_under_another_number_is_not_missed() -> None:
+    one, other = parts("model_epoch0.pt", "optim.pt"), parts("model_epoch1.pt", "optim.pt")
+    assert not compared(one, one, other, other, other).doubts
+    two = parts("model-00001-of-00002.pt", "model-00002-of-00002.pt")
+    three = parts(*(f"model-0000{shard}-of-00003.pt" for shard in (1, 2, 3)))
+    assert not compared(two, two, three).doubts
+    assert compared(two, two, parts("model-00001-of-00002.pt")).doubts
 
 
 @given(st.lists(st.sets(st.sampled_from(NAMES), min_size=1), max_size=8), st.integers(1, 4), st.integers(0, 20))
