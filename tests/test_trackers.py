@@ -15,6 +15,7 @@ import pytest
 
 import ckptd as api
 from ckptd.core.policy import Policy
+from ckptd.core.reason import Kind
 from ckptd.core.trackers import LARGEST
 from ckptd.daemon.notable import Notable
 from ckptd.disk.opened import Inode
@@ -181,8 +182,42 @@ def test_a_checkpoint_that_t5x_has_pinned_stays(with_checkpoints: Builder) -> No
     work_dir = with_checkpoints.work_dir
     (work_dir / "iter_1" / "PINNED").touch()
     (decision,) = [d for d in api.plan(work_dir, Policy(**ONE)).decisions if d.checkpoint.step == 1]
-    assert (decision.decision, decision.reasons[0]) == ("skip", "pinned by the PINNED in it")
+    assert (decision.decision, decision.reasons[0].kind) == ("skip", Kind.PINNED)
+    assert decision.reasons == ("pinned by the PINNED in it",)
     assert kept(work_dir, **ONE) == ["iter_1", "iter_3"]
+
+
+@pytest.mark.parametrize(("templates", "file", "content", "stay"), [
+    pytest.param(["epoch_0_step_{}"], "LOWEST_VAL", "epoch_0_step_1", ["epoch_0_step_1"], id="NeMo Automodel"),
+    pytest.param(["global_step_{}"], "latest_ckpt_global_step.txt", "2", ["global_step_2"], id="SkyRL"),
+    pytest.param(["{}"], "latest.txt", "2\n", ["2"], id="nanotron"),
+    pytest.param(["global_step_{}"], "checkpoint_tracker.json",
+                 '{"best_global_step": 1, "last_global_step": 2, "last_actor_path": "/a/global_step_2/actor"}',
+                 ["global_step_1", "global_step_2"], id="EasyR1"),
+    pytest.param(["ckpt-{}.index", "ckpt-{}.data-00000-of-00001"], "checkpoint",
+                 'model_checkpoint_path: "ckpt-2"\nall_model_checkpoint_paths: "ckpt-1"\n',
+                 [f"ckpt-{n}.{end}" for n in (1, 2) for end in ("data-00000-of-00001", "index")], id="TensorFlow"),
+    pytest.param([f"model_{{:07d}}.rank_{rank}.pth" for rank in (0, 1)], "last_checkpoint.rank_1",
+                 "model_0000002.rank_1.pth", ["model_0000002.rank_1.pth"], id="DINOv2"),
+])  # fmt: skip
+def test_what_a_framework_without_a_layout_names_stays(
+    templates: list[str], file: str, content: str, stay: list[str], work_dir: Path, ckptd: Ckptd
+) -> None:
+    for step in range(1, 6):
+        for template in templates:
+            path = work_dir / template.format(step)
+            if "." in path.name:
+                path.write_bytes(torch_zip())
+            else:
+                path.mkdir()
+                (path / "model.pt").write_bytes(torch_zip())
+            for each in [*path.glob("*"), path]:
+                os.utime(each, ns=(10**18 + step, 10**18 + step))
+    (work_dir / file).write_text(content)
+    os.utime(work_dir / file, ns=(10**18, 10**18))
+    options = [each for template in templates for each in ("--template", template)]
+    assert ckptd("prune", work_dir, *options, "--max-keep", 1, "--trash-ttl", 0).returncode == 0
+    assert sorted(left(work_dir)) == sorted([file, *stay, *(template.format(5) for template in templates)])
 
 
 def test_the_plan_says_by_which_file(run: Path, ckptd: Ckptd) -> None:

@@ -140,10 +140,19 @@ def meant(said: Said, series: Sequence[Names], there: Sequence[tuple[str, int]])
     if said.steps:
         names.update(name for name, step in there if step in said.steps)
         names.update(each.name_of(step) for each in grids for step in said.steps)
-    for stem in said.stems:
-        names.update(name for name, _ in there if name.startswith(f"{stem}."))
-        names.update(each.name_of(step) for each in grids if (step := step_of_stem(stem, each)) is not None)
+    if said.stems:
+        names.update(name for name, _ in there if not said.stems.isdisjoint(_stems_of(name)))
+        for each in grids:
+            without = without_ending(each)
+            steps = (without.step_of(stem) for stem in said.stems) if without else ()
+            names.update(each.name_of(step) for step in steps if step is not None)
     return names
+
+
+def without_ending(names: Names) -> Template | None:
+    """What names a checkpoint without the ending of its file, as TensorFlow does: `ckpt-5`; None where none has any."""
+    head, field, end = names.text.rpartition("}")
+    return Template(head + field + end[: end.index(".")]) if isinstance(names, Template) and "." in end else None
 
 
 def _of(texts: Iterable[str], rows: Sequence[Pointer], *, newest: str | None = None) -> Said:
@@ -215,12 +224,5 @@ def _last_part(text: str) -> str:
     return text.rstrip("/").rpartition("/")[2]
 
 
-def step_of_stem(stem: str, names: Names) -> int | None:
-    """The step of a name of which only the part before its ending is known, as TensorFlow's `ckpt-5` of its files."""
-    if not isinstance(names, Template):
-        return None
-    head, field, end = names.text.rpartition("}")
-    dot = end.find(".")
-    if dot < 0:
-        return None
-    return Template(head + field + end[:dot]).step_of(stem)
+def _stems_of(name: str) -> Iterator[str]:
+    return (name[: dot.start()] for dot in re.finditer(r"\.", name))

@@ -91,7 +91,7 @@ def _pointed(work: WorkDir, survey: Survey, policy: Policy) -> Iterator[tuple[st
         if told.trouble:
             yield told.file, f"nothing that can be read ({told.trouble})"
         elif told.said != NOTHING:
-            yield told.file, min(told.said.names, default="a step")
+            yield told.file, min(told.said.names, default="something")
     for link in FIRST_CONTACT_POINTERS:
         target = link_target(link, dir_fd=work.fd)
         if target:

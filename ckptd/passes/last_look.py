@@ -23,6 +23,8 @@ from ..inspect.scan import entry_of, stat_entry
 from ..inspect.verdict import OPEN_FOR_WRITING, has_writer, has_writer_inside
 from ..workdir.place import IGNORE, is_ignored
 
+PINNED_INSIDE = f"pinned by the {INSIDE} in it"
+
 
 class Holders:
     """Tells who is at a checkpoint now: a writer, or of a directory also a reader, or somebody who has put a file
@@ -50,7 +52,7 @@ class Holders:
                 if is_ignored(fd):
                     return f"left alone by the {IGNORE} in it"
                 if exists(INSIDE, dir_fd=fd):
-                    return f"pinned by the {INSIDE} in it"
+                    return PINNED_INSIDE
                 writer = self._leases and has_writer_inside(fd)
         elif self._leases and stat.S_ISREG(kind):
             with opened_file(name, dir_fd=dir_fd) as fd:

@@ -20,7 +20,7 @@ from ..errors import RefusedError
 from ..inspect.scan import Found, scan_marks
 from ..workdir.pointer import PointerFile, best_of_trainer, link_target, named_by, read_pointer
 from ..workdir.workdir import WorkDir
-from .last_look import Holders
+from .last_look import PINNED_INSIDE, Holders
 
 if TYPE_CHECKING:
     from ..core.newest import Latest
@@ -101,7 +101,7 @@ class Protections:
             with contextlib.suppress(OSError, RefusedError):
                 use = holders.of(file, dir_fd=self._work.fd)
                 if use:
-                    used[name] = Reason(Kind.IN_USE, use)
+                    used[name] = Reason(Kind.PINNED if use == PINNED_INSIDE else Kind.IN_USE, use)
         return used
 
     def trusted(self, whole: Mapping[str, str]) -> str | None:
