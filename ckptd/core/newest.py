@@ -75,14 +75,12 @@ def to_resume_from(
     """
     good = [c for c in found if c.relied_on]
     held = _not_named_yet(found, latest, pointed, now_ns)
-    announced = [c for c in good if c.name not in held]
-    newest = _newest(announced or good, seen)
-    if newest is None:
+    named = [c for c in good if c.name not in held]
+    newest, last = _newest(named, seen), _newest(good, seen)
+    if newest is None or last is None:
         return Newest(None)
-    newest = _companion_of(newest, announced or good, seen, templates)
-    last = _newest(good, seen)
-    is_behind = bool(announced) and last is not None and last.name in held
-    return Newest(newest, Behind(held[last.name].file, last.name, newest.name) if is_behind and last else None)
+    newest = _companion_of(newest, named, seen, templates)
+    return Newest(newest, Behind(held[last.name].file, last.name, newest.name) if last.name in held else None)
 
 
 def _step_in(names: Names, newest: str | int, there: Sequence[tuple[str, int]]) -> int | None:
@@ -95,7 +93,7 @@ def _step_in(names: Names, newest: str | int, there: Sequence[tuple[str, int]]) 
 def _not_named_yet(
     found: Sequence[Checkpoint], latest: Sequence[Latest], pointed: str | None, now_ns: int
 ) -> dict[str, Latest]:
-    """By name, what lies above the step that its framework names as its latest.
+    """By name, what lies above the step that its framework names as its latest, if anything else of it is complete.
 
     A tracker counts while it is newer than the pointer: than the save that this names, not than the moment at which it
     was set, for we set it just after each save. And while it is kept up: two whole saves that are written later and
@@ -109,9 +107,9 @@ def _not_named_yet(
             return c.mtime_ns > than.written_ns if than.written_ns <= now_ns else c.step > than.step
 
         later = [c for c in of_series if c.state.whole and is_later(c)]
-        if len(later) >= SAVES_THAT_REFUTE or any(c.name == pointed for c in later):
-            continue
-        held.update((c.name, each) for c in of_series if c.step > each.step)
+        is_refuted = len(later) >= SAVES_THAT_REFUTE or any(c.name == pointed for c in later)
+        if not is_refuted and any(c.relied_on and c.step <= each.step for c in of_series):
+            held.update((c.name, each) for c in of_series if c.step > each.step)
     return held
 
 

@@ -96,6 +96,8 @@ def test_a_tracker_leaves_nothing_to_resume_from_only_where_nothing_is_complete(
     assert newest([save(2, 20)], latest(1, 11)) == "global_step2"
     assert newest([save(1, 10, State.INCOMPLETE), save(2, 20)], latest(1, 11)) == "global_step2"
     assert newest([save(2, 20, State.INCOMPLETE)], latest(1, 11)) is None
+    other = Policy(max_keep=1, rule="newest", templates=(SERIES, "epoch_{}.pth"))
+    assert newest([save(1, 10, series="epoch_{}.pth"), save(2, 20)], latest(1, 11), policy=other) == "global_step2"
 
 
 def test_what_is_passed_over_is_said_and_what_is_named_instead_stays() -> None:
@@ -161,6 +163,13 @@ def test_laws_of_what_is_named() -> None:
                     if held.newest is not None:  # once it is pointed at, it stays so while nothing happens
                         again = decide(found, told, pointed=held.newest.name, memory=held.memory)
                         assert again.newest == held.newest or told.written_ns > held.newest.mtime_ns
+
+
+def test_two_trackers_leave_something_to_resume_from_too() -> None:
+    for found in WORLDS:
+        is_there = any(c.state.whole for c in found)
+        for told in itertools.combinations(TOLD, 2):
+            assert (decide(found, *told).newest is not None) == is_there
 
 
 def _pruned(decided: Plan) -> list[str]:
