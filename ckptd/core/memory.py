@@ -165,8 +165,8 @@ class SeriesMemory:
     in_force: the rule that acted last, or None if no max_keep ever has. walked: the order up to which every save has
     had its walk, or never gets one; None where that was not written down, as in the states of 0.1.0. late: the steps
     that are owed because of a changed max_keep, and of no new save. ranks: of names that tell ranks and not how many
-    there are, what a whole checkpoint has; empty before that is known. usual: which files all of the last saves have, of
-    those that are directories.
+    there are, what a whole checkpoint has; empty before that is known. usual: which files all of the last saves have,
+    of those that are directories.
     """
 
     interval: int | None = None
