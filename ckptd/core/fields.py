@@ -13,7 +13,7 @@ from dataclasses import field as attribute
 from ..errors import UsageError
 from . import times
 from .formats import COUNTERS, Field, Role, among_parts, as_step, behind, field_of
-from .naming import LONGEST_NAME_BYTES, TIME, Family, Names, Template, escaped, pieces_of, refuse, refuse_unfit
+from .naming import LONGEST_NAME_BYTES, TIME, Family, Names, Template, escaped, joined, pieces_of, refuse, refuse_unfit
 from .reading import Reader
 
 _OF = re.compile("[-_.]of[-_.]0*([1-9][0-9]*)(?![0-9])")
@@ -169,6 +169,8 @@ class _Telling:
         called = escaped(self._literals[0])
         for at, (each, literal) in enumerate(zip(self._fields, self._literals[1:])):
             called += (escaped(told[at]) if at in told else each.source) + escaped(literal)
+        if len(joined(called)) > 1:
+            return None  # it would be read again as the names of several files
         try:
             return series_called(called)
         except UsageError:  # such a text is too long, or the name has more than one reading with it

@@ -59,6 +59,9 @@ def test_what_format_has_written_is_read_again(data: st.DataObject, made: tuple[
     name = plain.format(**values)
     assume(len(name) <= 255 and not str(values.get("name", "")).endswith("-"))  # a minus there is a number's
     read = found(template, name)
+    if " + " in name:
+        assert read is None, "it would be taken for the names of several files"
+        return
     assert read is not None
     text, at, scores = read
     assert at == values[step]
