@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ..core.policy import NameTest
+from ..core.rank_dirs import RANK, shape, why_with_others
 from ..disk.descriptors import OWN_DIR, opened_dir
 from ..disk.opened import OpenedDirectory
 from ..inspect.directories import is_claimed
@@ -119,6 +120,8 @@ class Tree:
             below = [os.path.join(here, name) for name in sorted(found.children, reverse=True)]
             same = before is not None and before.left_out == found.left_out
             ahead += [each for each in below if each not in self._nodes or not same]
+            if found.left_out.startswith(RANK) and not (before and before.left_out):
+                ahead += self._other_ranks(here)
 
     def look_again(self) -> Iterator[str]:
         """List what has changed by its own time of change; yields each work dir among that. Asks one stat of each."""
@@ -213,7 +216,19 @@ class Tree:
         if above or is_hidden(name):
             return above or _HIDDEN
         pattern = self._exclude(path)
-        return why(pattern) if pattern else ""
+        return why(pattern) if pattern else why_with_others(name, self._beside(path))
+
+    def _beside(self, path: str) -> set[str]:
+        parent = self._nodes.get(os.path.dirname(path))
+        return parent.children if parent is not None else set()
+
+    def _other_ranks(self, path: str) -> Iterator[str]:
+        """Those that were work dirs before this one came."""
+        parent, name = os.path.split(path)
+        for other in sorted(self._beside(path)):
+            node = self._nodes.get(os.path.join(parent, other))
+            if node is not None and not node.left_out and shape(other) == shape(name):
+                yield os.path.join(parent, other)
 
     def _keep(self, path: str, node: _Node) -> None:
         before = self._nodes.get(path)

@@ -21,6 +21,7 @@ from ..core.naming import Template
 from ..core.partners import joint
 from ..core.plan import Plan
 from ..core.policy import NameTest, Policy, name_test
+from ..core.rank_dirs import why_with_others
 from ..core.survey import Survey
 from ..disk.descriptors import listed, opened_dir
 from ..disk.mounts import mounts
@@ -140,6 +141,12 @@ def series_below(root: str, policy: Policy, *, links: bool = True) -> Iterator[s
                 known[path] = count
             elif series:
                 unnamed[path] = series
+    names = {path: os.path.basename(path) for path in known}
+    ranks = {path for path, name in names.items() if why_with_others(name, names.values())}
+    if ranks:
+        first = os.path.relpath(min(ranks), root)
+        yield f"{len(ranks)} directories such as {first} hold a rank of one run each, so none is pruned below a root"
+        known = {path: count for path, count in known.items() if path not in ranks}
     if len(known) > 1:
         text = f"checkpoints lie in {len(known)} directories below, such as {os.path.relpath(min(known), root)}"
         yield _line(text, root, "--recursive")
