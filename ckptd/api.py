@@ -179,21 +179,16 @@ def verify(
     """Whether the checkpoint at `path` is complete, and the evidence; reads only.
 
     content: read it to its end too, where its format holds a checksum; `progress` is told how many bytes were read
-    since it was last told. Raises CkptdError if there is none to read.
+    since it was last told. Of a checkpoint of several files all of it is looked at, where passes over its work dir were
+    told of such. Raises CkptdError if there is none to read.
     """
     from .inspect.content import ChangedError, check_content
+    from .passes.around import group_around
 
     place = Path(os.path.abspath(path))
     try:
         with opened_dir(str(place.parent)) as fd:
-            entry = entry_of(place.name, dir_fd=fd)
-            known = Finder((), LAYOUTS, asked=True).match(place.name)
-            wanted = known[0].kinds if known else None
-            settling = Settling(is_local(fd), settle_s)
-            judge_it = partial(judge, entry, dir_fd=fd, settling=settling, now_ns=time.time_ns())
-            verdict = judge_it(wanted=wanted, by_template=known is None)
-            if not verdict.known:
-                verdict = judge_it(by_template=True)  # what its name stands for it is not
+            entry, verdict = group_around(place, settle_s) or _judged(place.name, fd, settle_s)
             if not (content and verdict.checksum):
                 return verdict
             fault = check_content(entry, dir_fd=fd, progress=progress)
@@ -204,6 +199,18 @@ def verify(
     if fault:
         return replace(verdict, state=State.INCOMPLETE, structure=fault)
     return replace(verdict, structure=f"{verdict.structure}, content read")
+
+
+def _judged(name: str, dir_fd: int, settle_s: float | None) -> tuple[Entry, Verdict]:
+    entry = entry_of(name, dir_fd=dir_fd)
+    known = Finder((), LAYOUTS, asked=True).match(name)
+    wanted = known[0].kinds if known else None
+    settling = Settling(is_local(dir_fd), settle_s)
+    judge_it = partial(judge, entry, dir_fd=dir_fd, settling=settling, now_ns=time.time_ns())
+    verdict = judge_it(wanted=wanted, by_template=known is None)
+    if not verdict.known:
+        verdict = judge_it(by_template=True)  # what its name stands for it is not
+    return entry, verdict
 
 
 @contextlib.contextmanager

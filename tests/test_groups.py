@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from ckptd.core.plan import KEEP, PRUNE, SKIP
 from ckptd.core.policy import Policy
 from ckptd.core.survey import Survey
 
-from .conftest import Builder, Ckptd, a_pass, left, passes, pointed, torch_zip, truncated
+from .conftest import Builder, Ckptd, Watching, a_pass, eventually, left, passes, pointed, torch_zip, truncated
+
+Watch = Callable[..., AbstractContextManager[Watching]]
 
 PAIR = "G_{}.pth + D_{}.pth"
 ONE = Policy(templates=PAIR, max_keep=1, settle_s=0.0)
@@ -403,3 +406,58 @@ def test_three_series_are_one_question(with_checkpoints: Builder) -> None:
 def test_runs_side_by_side_are_not_asked_about(with_checkpoints: Builder) -> None:
     names = [f"{part}_{step}.pth" for part in "GD" for step in (1, 2, 3)]
     assert together(with_checkpoints(*names), "G_{}.pth", "D_{}.pth") == []
+
+
+# --- the commands
+
+
+def test_verify_tells_of_all_files_once_passes_know_them_for_one(ckptd: Ckptd, with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*pairs(1, 2))
+    a_pass(work_dir, templates=PAIR, max_keep=1)
+    for name in pairs(2):
+        assert "complete (2 files, each torch zip" in ckptd("verify", f"{work_dir}/{name}").stdout
+    content = bytearray((work_dir / "D_2.pth").read_bytes())
+    content[content.index(b"w" * 100) + 50] = 0
+    with_checkpoints("G_2.pth", "D_2.pth")
+    with_checkpoints("D_2.pth", content=bytes(content))
+    done = ckptd("verify", f"{work_dir}/G_2.pth")
+    assert (done.returncode, "incomplete (D_2.pth: member" in done.stdout) == (1, True)
+    (work_dir / "D_2.pth").unlink()
+    assert "incomplete (D_2.pth is missing)" in ckptd("verify", f"{work_dir}/G_2.pth").stdout
+
+
+def test_what_passes_know_for_a_part_is_none_by_a_known_name(with_checkpoints: Builder) -> None:
+    text = "epoch_{}.pth + epoch_{}_optim.pth"
+    work_dir = with_checkpoints("epoch_1.pth", "epoch_1_optim.pth", "epoch_2.pth", "epoch_2_optim.pth")
+    a_pass(work_dir, templates=text, max_keep=2)
+    (work_dir / "epoch_2_optim.pth").unlink()
+    assert str(api.latest(work_dir)).endswith("epoch_1.pth")
+
+
+def test_the_best_pairs_stay(with_checkpoints: Builder) -> None:
+    text = "G_{epoch}_{loss:.2f}.pt + D_{epoch}_{loss:.2f}.pt"
+    work_dir = with_checkpoints(
+        *(f"{part}_{at}_{loss}.pt" for at, loss in enumerate(("0.50", "0.20", "0.90")) for part in "GD")
+    )
+    survey = api.plan(work_dir, Policy(templates=text, max_keep=1, keep_best="loss:min"))
+    assert list(decisions(survey).values()) == [PRUNE, KEEP, KEEP]
+
+
+def test_pairs_below_a_root_are_found(ckptd: Ckptd, tmp_path: Path) -> None:
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        Builder(tmp_path / run)(*pairs(1, 2))
+    done = ckptd("plan", "--recursive", str(tmp_path), "--template", PAIR, "--max-keep", "1", "--json")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [[each["decision"] for each in row["series"][0]["checkpoints"]] for row in rows] == [["prune", "keep"]] * 2
+
+
+def test_watch_points_at_the_last_whole_pair(work_dir: Path, watching: Watch) -> None:
+    Builder(work_dir)(*pairs(1))
+    with watching(work_dir, "--template", PAIR, "--max-keep", "1", "--settle", "0"):
+        eventually(lambda: (work_dir / "last_ckpt").exists() and pointed(work_dir) == "G_1.pth")
+        for name in pairs(2):
+            assert pointed(work_dir) == "G_1.pth"
+            (work_dir / f".{name}").write_bytes(torch_zip())
+            (work_dir / f".{name}").rename(work_dir / name)
+        eventually(lambda: pointed(work_dir) == "G_2.pth")

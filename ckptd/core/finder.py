@@ -53,6 +53,10 @@ class Finder:
                 self._families.append(names)
             else:
                 self._add(_asked_for(names))
+        remembered = tuple(remembered)
+        for names in remembered:
+            if names.is_group:  # before the names that its files have by themselves
+                self._add(_asked_for(names))
         for layout in layouts:
             for form in layout.forms:
                 self._add_form(form, layout, "")
