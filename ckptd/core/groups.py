@@ -5,10 +5,12 @@ Pure. The files of one checkpoint agree on the step, and on every other field th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Union
 
+from ..errors import UsageError
 from . import fields
 from .entry import Entry, entry_of_parts
 from .fields import Fields, are_digits, parsed
@@ -34,7 +36,12 @@ class Place(NamedTuple):
 def given(text: str) -> Names | Family:
     """What a template stands for that somebody has given. Raises UsageError, with the reason, for none."""
     fields.refuse_bare_star(text)
-    return Group(text) if _is_group(text) else fields.given(text)
+    try:
+        return Group(text) if _is_group(text) else fields.given(text)
+    except UsageError as error:
+        if "}" in text.partition("+")[0] and JOINT not in text:
+            raise UsageError(f"{error}; several files that are one checkpoint are joined with {JOINT!r}") from None
+        raise
 
 
 def series_called(text: str) -> Names:
@@ -210,17 +217,10 @@ def _lacking(numbers: Sequence[tuple[int, ...]], of: int, template: str) -> list
         return [f"{count} of {of} parts ({template})"] if count > 0 else []
     there = {number for (number,) in numbers}
     first = 1 if of in there and 0 not in there else 0
-    lacking = [number for number in range(first, min(of, _MANY) + first) if number not in there]
-    return [f"part {ranks_text(lacking)} of {of} ({template})"] if lacking else []
-
-
-_MANY = 100_000
-
-
-def ranks_text(numbers: Sequence[int]) -> str:
-    """Numbers for a person to read: a few of them."""
-    shown = ", ".join(map(str, numbers[:_MOST_NAMED]))
-    return shown if len(numbers) <= _MOST_NAMED else f"{shown} and {len(numbers) - _MOST_NAMED} more"
+    count = of - sum(first <= number < first + of for number in there)
+    lacking = itertools.islice((n for n in itertools.count(first) if n not in there), min(count, _MOST_NAMED))
+    more = f" and {count - _MOST_NAMED} more" if count > _MOST_NAMED else ""
+    return [f"part {', '.join(map(str, lacking))}{more} of {of} ({template})"] if count else []
 
 
 def _share_a_name(one: Names, other: Names) -> bool:

@@ -5,6 +5,7 @@ Pure. A rank that is missing leaves no trace in the names, so only other saves c
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -70,7 +71,7 @@ def tell_ranks(
 
 def _in_force(known: Ranks, saves: Sequence[Ranks], max_keep: int) -> Ranks:
     """The ranks that a whole checkpoint has, by what was `known` and `saves`, in order of writing."""
-    larger = [each for each in saves if len(each) > len(known) and saves.count(each) > 1]
+    larger = [each for each, count in Counter(saves).items() if len(each) > len(known) and count > 1]
     if larger:
         return max(larger, key=len)
     latest = saves[-max(max_keep, _AT_LEAST) - 1 :]
