@@ -83,6 +83,21 @@ def test_a_distributed_checkpoint_one_level_down_is_held_against_its_metadata(mi
     assert left(work_dir) == ["step_20", "step_30"]
 
 
+def test_a_shard_one_level_down_that_is_younger_than_its_metadata_is_a_doubt(work_dir: Path) -> None:
+    shards = {"__0_0.distcp": 100, "__1_0.distcp": 100}
+    for hours, step in zip((9, 8, 7), (10, 20, 30), strict=True):
+        files = {f"actor/{name}": b"s" * size for name, size in shards.items()}
+        directory(work_dir / f"step_{step}", files | {"actor/.metadata": dcp_metadata(shards)}, hours_ago=hours)
+    late = work_dir / "step_30" / "actor" / "__1_0.distcp"
+    late.write_bytes(b"s" * 100)
+    a_pass(work_dir, templates=("step_{}",), settle_s=0, **ONE)
+    assert left(work_dir) == ["step_20", "step_30"]
+    third = api.plan(work_dir, Policy(templates=("step_{}",), settle_s=0)).decisions[-1].checkpoint
+    assert third.state is State.DOUBTFUL
+    assert third.evidence.startswith("actor/__1_0.distcp is ")
+    assert "younger than actor/.metadata" in third.evidence
+
+
 @pytest.mark.parametrize(
     "files",
     [

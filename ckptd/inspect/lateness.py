@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..core import kinds
@@ -73,6 +73,8 @@ def late_part(fd: int, kind: str, touched_ns: int, pause_s: float) -> Late | Non
 
     touched_ns: when the last file in it was written. pause_s: how long a copy may rest between two files.
     """
+    if not kind:
+        return _late_below(files_in(fd), pause_s)
     if kind not in _LAST_AND_PARTS:
         return None
     marker, is_part = _LAST_AND_PARTS[kind]
@@ -86,6 +88,22 @@ def late_part(fd: int, kind: str, touched_ns: int, pause_s: float) -> Late | Non
     if any(re.match(_OF_DEEPSPEED, path) for path in found):
         is_part = _WITH_DEEPSPEED
     parts = {path: info for path, info in found.items() if path != marker and re.fullmatch(is_part, path)}
+    return _latest(parts, marker, last, pause_s)
+
+
+def _late_below(found: Mapping[str, os.stat_result], pause_s: float) -> Late | None:
+    """The same of distributed checkpoints in the directories of one that no framework is known to have written."""
+    late: list[Late] = []
+    for marker in (path for path in found if path.endswith(f"/{DCP_MARKER}")):
+        below = marker[: -len(DCP_MARKER)]
+        shards = {path: info for path, info in found.items() if path.startswith(below) and path.endswith(".distcp")}
+        each = _latest(shards, marker, found[marker], pause_s)
+        if each is not None and not each.together:
+            late.append(each)
+    return max(late, key=lambda each: each.by_s, default=None)
+
+
+def _latest(parts: Mapping[str, os.stat_result], marker: str, last: os.stat_result, pause_s: float) -> Late | None:
     youngest = max(parts, key=lambda path: parts[path].st_mtime_ns, default="")
     if not youngest or parts[youngest].st_mtime_ns <= last.st_mtime_ns:
         return None
