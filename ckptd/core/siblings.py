@@ -7,11 +7,11 @@ Pure. Only for directories: a file is one part.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from .checkpoint import Checkpoint
-from .memory import BROUGHT_BACK, Seen
+from .checkpoint import Checkpoint, Content, State
+from .memory import BROUGHT_BACK, Memory, Seen
 
 _FEWEST_OLDER, _FEWEST_LATER, _INTERVALS = 2, 2, 10
 _SHORTEST_INTERVAL_NS = 60 * 10**9  # however fast a run saves, or a test
@@ -55,10 +55,54 @@ class Compared:
     usual: tuple[str, ...] = ()
 
 
+@dataclass
+class AllCompared:
+    """The saves of all series, compared. checkpoints: with those in doubt that are. accepted: as Compared's. usual: of
+    each series with something new. until_ns: when the first doubt ends."""
+
+    checkpoints: list[Checkpoint]
+    accepted: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    usual: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    until_ns: int | None = None
+
+
 def without(lacks: Sequence[str]) -> str:
     """In words."""
     more = f" and {len(lacks) - 1} more" if len(lacks) > 1 else ""
     return f"no {lacks[0]}{more},"
+
+
+def compare_all(
+    checkpoints: Sequence[Checkpoint],
+    files: Mapping[str, Files],
+    memory: Memory,
+    keep: Callable[[str], int | None],
+    *,
+    now_ns: int,
+    reads_only: bool,
+) -> AllCompared:
+    """Compare those of `checkpoints` of which `files` tells, each series by itself. keep: the K in force for one."""
+    doubts: dict[str, Doubt] = {}
+    done = AllCompared([])
+    by_series: dict[str, list[Checkpoint]] = {}
+    for c in checkpoints:
+        if c.name in files:
+            by_series.setdefault(c.series, []).append(c)
+    for series, saves in by_series.items():
+        if _are_settled(saves, memory.seen):
+            continue
+        usual = memory.series[series].usual if series in memory.series else ()
+        found = compare(
+            saves, files, memory.seen, usual, keep=keep(series), now_ns=now_ns, reads_only=reads_only
+        )  # fmt: skip
+        doubts |= found.doubts
+        done.accepted |= found.accepted
+        done.usual[series] = found.usual
+    for c in checkpoints:
+        doubt = doubts.get(c.name)
+        done.checkpoints.append(c if doubt is None else _in_doubt(c, doubt))
+    done.until_ns = min((doubt.until_ns for doubt in doubts.values()), default=None)
+    return done
 
 
 def compare(
@@ -101,7 +145,14 @@ def compare(
     return found
 
 
-def is_settled(saves: Iterable[Checkpoint], seen: Mapping[str, Seen]) -> bool:
+def _in_doubt(save: Checkpoint, doubt: Doubt) -> Checkpoint:
+    return replace(
+        save, state=State.DOUBTFUL, evidence=doubt.text, content=Content.UNCHECKED, lacks=doubt.lacks,
+        lacks_until_ns=doubt.until_ns,
+    )  # fmt: skip
+
+
+def _are_settled(saves: Iterable[Checkpoint], seen: Mapping[str, Seen]) -> bool:
     """Whether all of them were compared before, and none was in doubt."""
     return all((known := _known(save, seen)) is not None and not known.lacks for save in saves)
 

@@ -285,37 +285,24 @@ class Surveyor:
         self, judged: _Judged, remembered: Memory | None, declared: Mapping[str, Schedule], now_ns: int
     ) -> dict[str, tuple[str, ...]]:
         """Put those in doubt that lack what the older ones have; what the saves of each series have in common."""
-        from ..core.siblings import compare, is_settled, without  # here, because most runs save files
+        from ..core.siblings import compare_all, without  # here, because most runs save files
 
-        memory, usual = remembered or Memory(), {}
-        accepted: dict[str, str] = {}
-        for text in dict.fromkeys(c.series for c in judged.checkpoints if c.name in judged.files):
-            said, known = declared.get(text), memory.series.get(text)
-            saves = [c for c in judged.checkpoints if c.series == text and c.name in judged.files]
-            if is_settled(saves, memory.seen):
-                continue
-            found = compare(
-                saves, judged.files, memory.seen,
-                known.usual if known else (), keep=self.policy.max_keep or (said.max_keep if said else None),
-                now_ns=now_ns, reads_only=self.as_remembered,
-            )  # fmt: skip
-            usual[text] = found.usual
-            accepted |= {
-                name: f"{self.work.path}/{name}: {without(lacks)} as the saves before it have; it counts as complete "
-                "all the same, since ten save intervals have passed" for name, lacks in found.accepted.items()
-            }  # fmt: skip
-            for at, c in enumerate(judged.checkpoints):
-                doubt = found.doubts.get(c.name) if c.series == text else None
-                if doubt is not None:
-                    judged.checkpoints[at] = replace(
-                        c, state=State.DOUBTFUL, evidence=doubt.text, content=Content.UNCHECKED, lacks=doubt.lacks,
-                        lacks_until_ns=doubt.until_ns,
-                    )  # fmt: skip
-                    again_s = (doubt.until_ns - now_ns) / 1e9
-                    judged.settles_s = min(again_s, judged.settles_s or again_s)
-        for name, line in accepted.items():
-            self.voice.once("lacks", line, of=name)
-        return usual
+        def keep(series: str) -> int | None:
+            said = declared.get(series)
+            return self.policy.max_keep or (said.max_keep if said else None)
+
+        found = compare_all(
+            judged.checkpoints, judged.files, remembered or Memory(), keep, now_ns=now_ns,
+            reads_only=self.as_remembered,
+        )  # fmt: skip
+        judged.checkpoints = found.checkpoints
+        if found.until_ns is not None:
+            again_s = (found.until_ns - now_ns) / 1e9
+            judged.settles_s = min(again_s, judged.settles_s or again_s)
+        for name, lacks in found.accepted.items():
+            text = f"{without(lacks)} as the saves before it have; it counts as complete all the same, since ten save "
+            self.voice.once("lacks", f"{self.work.path}/{name}: {text}intervals have passed", of=name)
+        return found.usual
 
     def _checkpoint(self, entry: Entry, verdict: Verdict, known: Seen | None) -> Checkpoint:
         if verdict.late and known is not None and (known.was_written_over(entry) or known.was_in_doubt(entry)):
