@@ -35,7 +35,8 @@ def hdf5(version: int = 0, *, length: int = 300, says: int | None = None, width:
 def test_it_is_whole_as_long_as_its_superblock_says(version: int, width: int) -> None:
     content = hdf5(version, width=width)
     assert structure_of_file(Bytes(content)).state is State.COMPLETE
-    assert structure_of_file(Bytes(content + b"x")).state is State.UNVERIFIABLE
+    # As h5py 3.16 leaves it, killed before it had closed the file: it is longer than it says, and cannot be opened.
+    assert structure_of_file(Bytes(content + b"x")).state is State.INCOMPLETE
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -263,7 +263,10 @@ def _hdf5(head: bytes, size_bytes: int) -> Structure:
     if version == 3 and head[11] & 1:
         return Structure(State.INCOMPLETE, "HDF5, not closed by whoever wrote it", kind=kinds.HDF5)
     if size_bytes > end:
-        return Structure(State.UNVERIFIABLE, f"HDF5, longer than the {end} bytes that it speaks of", kind=kinds.HDF5)
+        # What a kill leaves: data goes to the disk at once, and what tells of it when the file is closed, which then
+        # ends where the superblock says.
+        text = f"HDF5, not closed by whoever wrote it: {size_bytes} bytes, and it speaks of {end}"
+        return Structure(State.INCOMPLETE, text, kind=kinds.HDF5)
     return Structure(State.COMPLETE, "HDF5, all bytes there", kind=kinds.HDF5)
 
 
