@@ -137,7 +137,12 @@ def _doubt_of(survey: Survey, path: Path) -> str:
     """What speaks against the checkpoint that `latest` names, in words; "" if nothing does."""
     if survey.plan.newest is None or survey.plan.newest.name == path.name:
         behind = survey.plan.behind
-        return f"{path}: {behind.text}" if behind is not None else ""
+        if behind is not None:
+            return f"{path}: {behind.text}"
+        last = max(survey.decisions, key=lambda d: (d.order, d.checkpoint.step), default=None)
+        if last is None or last.checkpoint.state is not State.DOUBTFUL:
+            return ""
+        return f"{path.parent}/{last.checkpoint.name} is newer, and in doubt: {last.checkpoint.evidence}"
     return (
         f"{path}: the times of these checkpoints are those of a copy, in the order of their names as text, so this is "
         f"the highest step. If a run was resumed from an older one and {survey.plan.newest.name} is the last that it "

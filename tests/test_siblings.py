@@ -170,7 +170,9 @@ def test_latest_names_it_in_the_end_though_nobody_has_looked_before(work_dir: Pa
         run.save(step)
     run.save(10, "optimizer.pt")
     run.close()
-    assert api.latest(work_dir, run.policy) == work_dir / "step_9"
+    path, word = api.latest_or_why(work_dir, run.policy)
+    assert path == work_dir / "step_9"
+    assert word.startswith(f"{work_dir}/step_10 is newer, and in doubt: no optimizer.pt, as every older save has: ")
     for path in work_dir.rglob("*"):
         at_ns = path.stat().st_mtime_ns - 10 * HOUR_NS
         os.utime(path, ns=(at_ns, at_ns))
