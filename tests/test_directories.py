@@ -104,6 +104,17 @@ def test_a_file_of_states_that_is_cut_or_empty_is_found_in_all_of_them(writer: W
 
 
 @DIRECTORIES
+@pytest.mark.parametrize("where", ["", "more/", "more/below/", "beside its shards"])
+def test_whatever_else_is_in_it_must_not_be_cut_short(where: str, writer: Writer) -> None:
+    content = writer.content(1)
+    if where == "beside its shards":
+        where = next((name.rpartition("/")[0] + "/" for name in content if name.endswith(".distcp")), "").lstrip("/")
+    for name, inside in {"extra.safetensors": safetensors(), "extra.pt": torch_zip(), "extra.npz": torch_zip()}.items():
+        assert is_whole(structure_of(writer, {**content, where + name: inside})), name
+        assert not is_whole(structure_of(writer, {**content, where + name: inside[:-1]})), name
+
+
+@DIRECTORIES
 def test_no_moment_of_a_save_looks_whole_and_marked_before_the_last(writer: Writer) -> None:
     files = list(writer.content(1).items())
     for count in range(len(files)):

@@ -84,7 +84,7 @@ def _distributed(directory: DirectoryView) -> Structure:
     if fault is not None:
         return Structure(State.INCOMPLETE, fault, marked=dcp.MARKER in directory.names, kind=kinds.DCP)
     marked = not dcp.is_written_over(directory)
-    return Structure(State.COMPLETE, "distributed checkpoint, every shard there", marked=marked, kind=kinds.DCP)
+    return parts_of(directory).structure(kinds.DCP, "distributed checkpoint, every shard there", marked=marked)
 
 
 def _is_trainers(directory: DirectoryView) -> bool:

@@ -57,7 +57,8 @@ def lightning(directory: DirectoryView) -> Structure:
     if "meta.pt" not in directory.names:
         with inside(directory, "checkpoint") as within:
             assert within is not None  # claimed
-            return deepspeed(within)
+            found = deepspeed(within)
+        return parts_of(directory).structure(found.kind, found.text) if found.state.whole else found
     fault = missing_of_distributed(directory)
     if fault is not None:
         return incomplete(kinds.LIGHTNING, fault)
@@ -221,7 +222,7 @@ def orbax(directory: DirectoryView) -> Structure:
         fault = _broken_item(directory, item) if item else _broken_arrays(directory)
         if fault:
             return incomplete(kinds.ORBAX, f"{item}: {fault}" if item else fault)
-    return Structure(State.COMPLETE, "committed, and every item there", kind=kinds.ORBAX)
+    return parts_of(directory).structure(kinds.ORBAX, "committed, and every item there", marked=True)
 
 
 def _broken_item(directory: DirectoryView, item: str) -> str | None:

@@ -62,7 +62,7 @@ def incomplete(kind: str, text: str, *, unmarked: bool = False) -> Structure:
 def parts_of(directory: DirectoryView, *, below: str = "", depth: int = 0, into: Parts | None = None) -> Parts:
     """Look at every part in the directory and below it, up to the first that is broken.
 
-    Shards of a distributed checkpoint are judged by their own `.metadata`, those of an index by that.
+    Shards of a distributed checkpoint below it are judged by their own `.metadata`, those of an index by that.
     """
     check_depth(depth, below or ".")
     found = into or Parts()
