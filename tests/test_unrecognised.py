@@ -40,8 +40,9 @@ _STYLES: dict[str, list[str]] = {
     "two digits": [f"weights.{i:02d}.pt" for i in range(1, 7)],
     "a directory each": [f"step_{i}/{part}.pt" for i in range(1, 7) for part in ("model", "optimizer")],
     "a pair": [f"{net}_{i * 1000}.pth" for i in range(1, 7) for net in "GD"],
+    "a generator and a critic": [f"{net}_{i * 1000}.pth" for i in range(1, 7) for net in ("disc", "gen")],
     "a pair, padded": [f"{net}_{i * 5000:08d}" + ".pt" for i in range(1, 7) for net in ("g", "do")],
-    "a state and another's": [f"{what}_state_epoch_{i}.th" for i in range(6) for what in ("model", "training")],
+    "a state and another's": [f"{what}_state_{i}.th" for i in range(6) for what in ("model", "training")],
     "an optimizer beside": [f"snapshot.{i:03d}{end}.pt" for i in range(1, 7) for end in ("", ".opt")],
     "three endings": [f"{i}{end}" for i in range(6) for end in (".pdparams", ".pdopt", ".pdema")],
     "a buffer beside": [f"rl_model{what}_{i * 100}_steps{end}" for i in range(1, 7)
@@ -96,9 +97,9 @@ def test_the_command_that_is_told_lists_exactly_what_is_meant(style: str, work_d
 
 
 @pytest.mark.parametrize(("style", "template"), [
-    ("a pair", "G_{}.pth + D_{}.pth"),
+    ("a generator and a critic", "gen_{}.pth + disc_{}.pth"),
     ("a pair, padded", "g_{:08d}.pt + do_{:08d}.pt"),
-    ("a state and another's", "model_state_epoch_{}.th + training_state_epoch_{}.th"),
+    ("a state and another's", "model_state_{}.th + training_state_{}.th"),
     ("an optimizer beside", "snapshot.{:03d}.pt + snapshot.{:03d}.opt.pt"),
     ("three endings", "{}.pdparams + {}.pdema + {}.pdopt"),
     ("a buffer beside",
@@ -113,9 +114,9 @@ def test_files_that_are_saved_together_are_told_of_as_one_checkpoint_what_is_res
 
 
 def test_while_one_of_them_is_being_saved_they_are_still_told_of_as_one(work_dir: Path) -> None:
-    write(work_dir, [*_STYLES["a pair"], "G_7000.pth"])
+    write(work_dir, [*_STYLES["a generator and a critic"], "gen_7000.pth"])
     (told,) = advice(work_dir)
-    assert command_in(told)[-2:] == ["--template", "G_{}.pth + D_{}.pth"]
+    assert command_in(told)[-2:] == ["--template", "gen_{}.pth + disc_{}.pth"]
     assert told.count("13 torch files") == 1
 
 

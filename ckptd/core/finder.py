@@ -12,7 +12,7 @@ from ..errors import UsageError
 from .forms import Free, Known, form_with_free_text
 from .keyed import Keyed, keyed_text, names_from
 from .layouts import GROUPS, KEYED, LAYOUTS, Form, Layout, takes_directories
-from .naming import PIN_ENDING, SIDECAR_ENDING, Family, Names, Template
+from .naming import PIN_ENDING, SIDECAR_ENDING, Family, Names, Template, joined
 
 _DIGIT = re.compile("[0-9]")
 _DIGITS = frozenset("0123456789")
@@ -179,8 +179,8 @@ class Finder:
             self._keyed = self._keyed or (form, layout)
         elif (free := form_with_free_text(form, layout, alone)) is not None:
             self._free.append(free)
-            end = form.text.rpartition("}")[2]
-            self._endings = tuple({*self._endings, *((end,) if end else "0123456789")})
+            ends = [each.rpartition("}")[2] for each in joined(form.text)]
+            self._endings = tuple({*self._endings, *(each for end in ends for each in ([end] if end else _DIGITS))})
         else:
             names = _NAMES.setdefault(form.text, names_from(form.text))
             self._add(Known(names, form.files, form.directories, layout.kinds, alone, form.marker))

@@ -1,5 +1,5 @@
-"""How a form of the table reads names that no template alone stands for: with a text of the user's own in front, or
-with several fields.
+"""How a form of the table reads names that no template alone stands for: with a text of the user's own in front, with
+several fields, or of several files.
 
 Pure.
 """
@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from ..errors import UsageError
 from .keyed import given
 from .layouts import FREE, Form, Layout
-from .naming import Family, Names, Template
+from .naming import JOINT, Family, Names, Template, joined
 
 _NAMED = re.compile(r"\{[a-z_]+[}:]")  # a field with a name
 _FIELD = re.compile(r"\{[^}]*\}")
@@ -47,7 +47,7 @@ class Free(Protocol):
 
 def form_with_free_text(form: Form, layout: Layout, alone: str) -> Free | None:
     """What reads the names of `form`, None where a template is enough."""
-    if _NAMED.search(form.text):
+    if JOINT in form.text or _NAMED.search(form.text):
         return _Several(form, layout, alone)
     return _OneNumber(form, layout, alone) if FREE in form.text or form.text == "{}" else None
 
@@ -98,7 +98,10 @@ class _OneNumber:
 
 
 class _Several:
-    """A form whose names have several fields. Most names have not all of the text between these, and cost no more."""
+    """A form whose names have several fields, or of which several files are one checkpoint.
+
+    Most names have not all of the text between these, and cost no more.
+    """
 
     padded = False  # each field has its width
 
@@ -107,7 +110,7 @@ class _Several:
 
     def __init__(self, form: Form, layout: Layout, alone: str) -> None:
         self._form, self._kinds, self._alone = form, layout.kinds, alone
-        self._head, *self._between, self._tail = _FIELD.split(form.text)
+        self._literals = [_FIELD.split(each) for each in joined(form.text)]
         self._given: Names | Family | None = None
         self._series: dict[str, Known] = {}
 
@@ -127,16 +130,17 @@ class _Several:
         return known, step
 
     def _read(self, name: str) -> tuple[Names, int] | None:
-        if not (name.startswith(self._head) and name.endswith(self._tail)):
-            return None
-        if not all(each in name for each in self._between):
+        if not any(
+            name.startswith(head) and name.endswith(tail) and all(each in name for each in between)
+            for head, *between, tail in self._literals
+        ):
             return None
         if self._given is None:  # here, because few have such names
             self._given = given(self._form.text)
         if isinstance(self._given, Family):
             return self._given.match(name)
         step = self._given.step_of(name)
-        return None if step is None else (self._given, step)
+        return None if step is None or step < self._form.least else (self._given, step)
 
 
 def _split(text: str) -> tuple[str, str, str]:

@@ -23,13 +23,15 @@ class Form(NamedTuple):
     """One way to name checkpoints, and whether it is files that bear such names, or directories.
 
     text: a template's, in which `<name>` stands for a text of the user's own. marker: what has to be in a directory
-    before one that nobody asked for is taken for one of these at all, where the name alone says too little.
+    before one that nobody asked for is taken for one of these at all, where the name alone says too little. least: of
+    several files, the first step that is a save, where one below is what training began with.
     """
 
     text: str
     files: bool = False
     directories: bool = False
     marker: str = ""
+    least: int = 0
 
 
 class Layout(NamedTuple):
@@ -168,6 +170,18 @@ LAYOUTS = (
     Layout(
         "speechbrain", "SpeechBrain", _directory("CKPT+{time}"), frozenset({kinds.SPEECHBRAIN}),
         source="SpeechBrain 1.0, utils/checkpoints.py",
+    ),
+    Layout(
+        "vits", "VITS", (Form("G_{}.pth + D_{}.pth", files=True, least=1),), kinds.FILES,
+        source="RVC, infer/modules/train/train.py; so-vits-svc 4.1, train.py: G_0.pth and D_0.pth are the base",
+    ),
+    Layout(
+        "allennlp", "AllenNLP", _file("model_state_epoch_{}.th + training_state_epoch_{}.th"), kinds.FILES,
+        source="AllenNLP 2.10, training/checkpointer.py: best.th is a copy",
+    ),
+    Layout(
+        "returnn", "RETURNN", _file("epoch.{:03d}.pt + epoch.{:03d}.opt.pt"), kinds.FILES,
+        source="RETURNN, torch/engine.py: the model's prefix is `epoch` where nobody says otherwise",
     ),
     Layout(
         "olmo", "OLMo", _directory("step{}", "step{}-unsharded"), frozenset({kinds.OLMO}),

@@ -17,7 +17,7 @@ from ..core.entry import LeftAlone
 from ..core.guess import companions, twins
 from ..core.in_turn import saved_together
 from ..core.layouts import LAYOUTS, Layout, takes_directories
-from ..core.naming import Template
+from ..core.naming import JOINT, Template
 from ..core.partners import joint
 from ..core.plan import Plan
 from ..core.policy import NameTest, Policy, name_test
@@ -64,7 +64,8 @@ def _told(each: LeftAlone, here: OpenedDirectory) -> LeftAlone:
 def _advice(work: WorkDir, survey: Survey, policy: Policy, directory: OpenedDirectory, *, links: bool) -> Iterator[str]:
     said = set[str]()
     for layout, names in _left_alone(survey).items():
-        yield _line(f"{plural(len(names), 'checkpoint')} of {layout.title}", work.path, "--layout", layout.name)
+        what = "file" if any(JOINT in form.text for form in layout.forms) else "checkpoint"
+        yield _line(f"{plural(len(names), what)} of {layout.title}", work.path, "--layout", layout.name)
         said.update(names)
     here = list(series_here(work.path, directory, but=said))
     yield from here

@@ -16,7 +16,7 @@ from ckptd.errors import UsageError
 from ckptd.passes.restore import restore
 
 from ..conftest import picture, pointed, safetensors, torch_zip
-from .writers import BY_ITSELF, WRITERS, Run, Writer, dcp, number_in, put, the, torch_file
+from .writers import BY_ITSELF, TOGETHER, WRITERS, Run, Writer, dcp, number_in, put, the, torch_file
 
 EVERY = pytest.mark.parametrize("writer", WRITERS, ids=str)
 WITH_CHECKSUM = pytest.mark.parametrize("writer", [w for w in WRITERS if w.damaged], ids=str)
@@ -47,7 +47,7 @@ def alone(work_dir: Path, made: Policy | None = None) -> dict[str, str]:
 
 
 def test_every_row_of_the_table_has_a_writer() -> None:
-    assert {layout.name for layout in LAYOUTS} == {writer.layout for writer in WRITERS}
+    assert {layout.name for layout in LAYOUTS} == {writer.layout for writer in (*WRITERS, *TOGETHER)}
     recognised = {layout.name for layout in LAYOUTS if layout.by_itself}
     assert recognised == {writer.layout for writer in WRITERS if writer.by_itself}
 

@@ -487,6 +487,24 @@ WRITERS = [
 ]
 
 
+@dataclass(frozen=True)
+class Together:
+    """How one framework writes a checkpoint of several files: their names at the n-th save, in the order of writing."""
+
+    layout: str
+    names: Callable[[int], tuple[str, ...]]
+
+    def __str__(self) -> str:
+        return self.layout
+
+
+TOGETHER = [
+    Together("vits", lambda n: (f"G_{n * 800}.pth", f"D_{n * 800}.pth")),
+    Together("allennlp", lambda n: (f"model_state_epoch_{n}.th", f"training_state_epoch_{n}.th")),
+    Together("returnn", lambda n: (f"epoch.{n:03d}.pt", f"epoch.{n:03d}.opt.pt")),
+]
+
+
 def the(name: str) -> Writer:
     """One of them, by its row of the table and which of its ways."""
     return next(writer for writer in WRITERS if str(writer) == name)
