@@ -47,6 +47,8 @@ _STYLES: dict[str, list[str]] = {
     "three endings": [f"{i}{end}" for i in range(6) for end in (".pdparams", ".pdopt", ".pdema")],
     "a buffer beside": [f"rl_model{what}_{i * 100}_steps{end}" for i in range(1, 7)
                         for what, end in (("", ".zip"), ("_replay_buffer", ".pkl"), ("_vecnormalize", ".pkl"))],
+    "TensorFlow": [f"ckpt-{i}{end}" for i in range(1, 7) for end in (".data-00000-of-00001", ".index")],
+    "ranks": [f"model_{i * 2500 - 1:07d}.rank_{rank}.pth" for i in range(1, 7) for rank in range(4)],
     "two runs": [f"{run}_epoch{i}.pt" for run in ("bob", "alice") for i in range(1, 7)],
     "a date": [f"resnet50_2026-11-20_ep{i}.pth" for i in range(1, 7)],
     "iter": [f"iter{i}.ckpt" for i in range(1, 7)],
@@ -65,6 +67,8 @@ def write(place: Path, names: list[str]) -> None:
         path = place / name
         path.parent.mkdir(parents=True, exist_ok=True)
         content = safetensors() if name.endswith(".safetensors") else torch_zip()
+        if ".data-" in name or name.endswith(".index"):
+            content = b"bytes of no known format" + bytes.fromhex("57fb808b247547db") * name.endswith(".index")
         path.write_bytes(hdf5() if name.endswith(".h5") else content)
         os.utime(path, ns=(10**18 + at * 10**9,) * 2)
 
@@ -190,6 +194,8 @@ _NONE: dict[str, dict[str, bytes]] = {
     "embeddings below": {f"emb/embedding_{i}.pt": torch_zip() for i in range(5)},
     "two versions of a base": {"v1-5-pruned.safetensors": safetensors(), "sdxl-1-0.safetensors": safetensors()},
     "tokenizer": {"vocab.json": b"{}", "merges.txt": b""},
+    "indices of others": {f"db-{i}{end}": b"x" * 64 for i in range(5) for end in (".index", ".data-00000-of-00001")},
+    "data of others": {f"images-{i}.data-00000-of-00001": b"x" * 64 for i in range(5)},
     "dumps": {f"core.{i}": b"\x7fELF" for i in range(5)},
     "beginnings of zips": {f"step_{i}.docx": b"PK\x03\x04" + bytes(40) for i in range(5)},
     "a cache": {f"cache-{i}.pt": torch_zip() for i in range(5)},

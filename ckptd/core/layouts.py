@@ -164,8 +164,9 @@ LAYOUTS = (
         source="NeMo 2.5, lightning/pytorch/callbacks/model_checkpoint.py, utils/exp_manager.py",
     ),
     Layout(
-        "composer", "Composer", _directory("ep{epoch}-ba{batch}"), frozenset({kinds.DCP}),
-        source="Composer 0.32.1, callbacks/checkpoint_saver.py, with FSDP sharded",
+        "composer", "Composer",
+        (*_file("ep{epoch}-ba{batch}-rank{rank}.pt"), *_directory("ep{epoch}-ba{batch}")), kinds.FILES | {kinds.DCP},
+        source="Composer 0.32.1, callbacks/checkpoint_saver.py: a file of each rank, or a directory of shards",
     ),
     Layout(
         "speechbrain", "SpeechBrain", _directory("CKPT+{time}"), frozenset({kinds.SPEECHBRAIN}),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _ENDINGS = (".ckpt", ".h5", ".hdf5", ".keras", ".msgpack", ".npz", ".params", ".pdparams", ".pkl", ".pickle", ".pt",
             ".pth", ".tar", ".weights", ".zip")  # fmt: skip
 _HEADS = (b"PK\x03\x04", b"\x89HDF", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x1f\x8b")
+_TABLE = bytes.fromhex("57fb808b247547db")  # at the end of a table of LevelDB's, which TensorFlow's index is
 
 
 class Series(NamedTuple):
@@ -99,7 +100,16 @@ def _look(name: str, directory: DirectoryView, *, is_named_so: bool) -> tuple[St
     """What a file looks like; and whether it is taken for a checkpoint by its name, as its first bytes may be one's."""
     with directory.opened_file(name) as file:
         structure, head = structure_of_file(file), file.read(4, 0)
-    return structure, is_named_so and name.endswith(_ENDINGS) and head.startswith(_HEADS)
+    taken = is_named_so and name.endswith(_ENDINGS) and head.startswith(_HEADS)
+    return structure, taken or _is_tensorflows(name, directory)
+
+
+def _is_tensorflows(name: str, directory: DirectoryView) -> bool:
+    """Whether a file is an index as TensorFlow writes them, or the data that one is about, which say nothing."""
+    if ".data-" not in name and not name.endswith(".index"):
+        return False
+    with directory.opened_file(name.partition(".data-")[0].removesuffix(".index") + ".index") as index:
+        return index.read(len(_TABLE), max(0, index.size_bytes - len(_TABLE))) == _TABLE
 
 
 def _is_checkpoint(name: str, directory: DirectoryView, guess: Guess) -> bool:

@@ -500,6 +500,7 @@ class Together:
 
 TOGETHER = [
     Together("vits", lambda n: (f"G_{n * 800}.pth", f"D_{n * 800}.pth")),
+    Together("composer", lambda n: (f"ep0-ba{n * 10}-rank0.pt", f"ep0-ba{n * 10}-rank1.pt")),
     Together("allennlp", lambda n: (f"model_state_epoch_{n}.th", f"training_state_epoch_{n}.th")),
     Together("returnn", lambda n: (f"epoch.{n:03d}.pt", f"epoch.{n:03d}.opt.pt")),
 ]
