@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import pytest
 
 from tests.conftest import a_pass
 from tests.root.disks import Disk, Plugged, can_mount
-from tests.root.scene import KEEP, OPTIONS, POLICY, End, Scene, pointed
+from tests.root.scene import KEEP, OPTIONS, End, Scene, is_kept, pointed
 from tests.root.strace import MUTATING, Call, Strace, needs, none, steady
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -40,14 +39,17 @@ def disk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Disk(kind, options, tmp_path_factory.mktemp("disks") / kind)
 
 
-# Of the four scenes, the two that differ most: the others repeat their calls, and test_crash walks through all.
-@pytest.mark.parametrize("scene", [Scene(shards=False, met=True), Scene(shards=True, met=False)], ids=str)
+# Of the scenes, those that differ most: the others repeat their calls, and test_crash walks through all.
+PAIRS = Scene(shards=False, met=True, together="G_{}.pth + D_{}.pth")
+
+
+@pytest.mark.parametrize("scene", [Scene(shards=False, met=True), Scene(shards=True, met=False), PAIRS], ids=str)
 def test_a_power_cut_at_any_call_of_a_pass_leaves_enough_and_a_restart_ends_right(
     scene: Scene, disk: Disk, strace: Strace
 ) -> None:
     with disk.fresh() as plugged:
         work_dir = saved(scene, plugged)
-        ran = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, trace=TRACE)
+        ran = strace.run("prune", work_dir, *scene.options, work_dir=work_dir, trace=TRACE)
         assert (ran.code, scene.whole(work_dir)) == (0, scene.kept)
     moments = [*(call for call in ran.calls if call.mutates), None]  # None: after the whole pass
     assert len(moments) > 25
@@ -56,7 +58,7 @@ def test_a_power_cut_at_any_call_of_a_pass_leaves_enough_and_a_restart_ends_righ
         call, neighbour = case
         with disk.fresh() as plugged:
             work_dir = saved(scene, plugged)
-            run_until(call, work_dir, strace)
+            run_until(call, work_dir, strace, scene.options)
             if neighbour:
                 plugged.neighbour_syncs()
             plugged.cut_power()
@@ -128,10 +130,10 @@ def saved(scene: Scene, plugged: Plugged) -> Path:
     return work_dir
 
 
-def run_until(call: Call | None, work_dir: Path, strace: Strace) -> None:
+def run_until(call: Call | None, work_dir: Path, strace: Strace, options: tuple[str, ...]) -> None:
     """Make a pass that is killed just before a call, or a whole one."""
     e, trace = ([call.with_("signal=SIGKILL")], [call.name]) if call else ([], TRACE)
-    ran = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, e=e, trace=trace)
+    ran = strace.run("prune", work_dir, *options, work_dir=work_dir, e=e, trace=trace)
     assert ran.code == (-signal.SIGKILL if call else 0), (call, ran)
     assert call is None or steady(ran.calls[-1].text) == steady(call.text), (call, ran.calls[-1])
 
@@ -142,7 +144,8 @@ def lost(work_dir: Path, scene: Scene) -> list[str]:
     broken = [f"only {whole} are whole"] if len(whole) < min(KEEP, len(scene.old)) else []
     broken += [f"the pointer names {target}, which is not whole"] if target and target not in whole else []
     broken += ["the pointer is gone"] if scene.met and target is None else []
-    torn = [name for name in scene.old if os.path.lexists(work_dir / name) and name not in whole]
+    there = [name for name in scene.old if scene.found(work_dir, name) is not None]
+    torn = [name for name in there if name not in whole and not (scene.together and is_kept(work_dir, scene, name))]
     return [*broken, *(f"{name} was durable, and is not whole" for name in torn)]
 
 
@@ -153,7 +156,7 @@ def wrong_after_restart(work_dir: Path, scene: Scene) -> list[str]:
         if place.is_dir():
             shutil.rmtree(place)
         scene.save(work_dir, scene.new, later_s=5)
-    a_pass(work_dir, **POLICY)
+    a_pass(work_dir, **scene.policy)
     end = End.of(work_dir, scene)
     found = (end.whole, end.pointed, end.trash, end.journal)
     expected = (scene.kept, scene.new, [], scene.pruned)
