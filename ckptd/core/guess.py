@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ..errors import UsageError
-from .formats import PARTS
 from .keyed import given
 from .naming import Family, Template, escaped, joined
 
@@ -143,6 +142,8 @@ def _guesses_in(group: list[list[str]]) -> Iterator[Guess]:
 
 def _with_fields(group: list[list[str]], varying: list[int]) -> Iterator[Guess]:
     """What is said of names in which several numbers differ: one that counts saves, and scores, or several that do."""
+    from .formats import PARTS  # few names have several numbers
+
     words = _words(group[0], varying[0]) if varying else None
     if words is None:
         return

@@ -15,13 +15,11 @@ from dataclasses import replace
 
 from ..core.entry import LeftAlone
 from ..core.guess import companions, twins
-from ..core.in_turn import saved_together
 from ..core.layouts import LAYOUTS, Layout, takes_directories
 from ..core.naming import JOINT, Template
 from ..core.partners import joint
 from ..core.plan import Plan
 from ..core.policy import NameTest, Policy, name_test
-from ..core.rank_dirs import why_with_others
 from ..core.survey import Survey
 from ..disk.descriptors import listed, opened_dir
 from ..disk.mounts import mounts
@@ -105,6 +103,10 @@ def _beside(work: WorkDir, survey: Survey, policy: Policy, here: OpenedDirectory
 
 def _together(path: str, plan: Plan, policy: Policy) -> Iterator[str]:
     """A question about series that are saved together: only a person knows whether they are one."""
+    if len(plan.series) < 2:
+        return
+    from ..core.in_turn import saved_together  # few runs have several series
+
     given_as = {text: at for at, text in enumerate(policy.templates)}
     series = sorted(plan.series, key=lambda each: (given_as.get(text := each.grid.template.text, len(given_as)), text))
     for those in saved_together(series):
@@ -142,6 +144,8 @@ def series_below(root: str, policy: Policy, *, links: bool = True) -> Iterator[s
                 known[path] = count
             elif series:
                 unnamed[path] = series
+    from ..core.rank_dirs import why_with_others  # few have any
+
     names = {path: os.path.basename(path) for path in known}
     ranks = {path for path, name in names.items() if why_with_others(name, names.values())}
     if ranks:
