@@ -11,13 +11,14 @@ from .checkpoint import Checkpoint
 from .plan import SeriesPlan
 
 _FEWEST_STEPS = 2
+_MOST_SERIES = 50  # more are told apart by what no part of a checkpoint is
 
 
 def saved_together(series: Iterable[SeriesPlan]) -> list[list[SeriesPlan]]:
     """Those of the series that may be parts of one checkpoint each, in their order; none alone."""
     left = [(each, written) for each in series if (written := _written([d.checkpoint for d in each.decisions]))]
     found = []
-    while left:
+    while left and len(left) <= _MOST_SERIES:
         (first, written), *left = left
         partners = [each for each, other in left if are_in_turn(written, other)]
         if partners:
@@ -39,5 +40,7 @@ def are_in_turn(one: Mapping[int, int], other: Mapping[int, int]) -> bool:
 def _written(checkpoints: Sequence[Checkpoint]) -> dict[int, int]:
     """Times of writing by steps; empty where several checkpoints have one step, or are several files already."""
     written = {c.step: c.mtime_ns for c in checkpoints}
-    is_plain = len(written) == len(checkpoints) and not any(c.entry.parts or c.entry.is_dir for c in checkpoints)
+    is_plain = len(written) == len(checkpoints) >= _FEWEST_STEPS and not any(
+        c.entry.parts or c.entry.is_dir for c in checkpoints
+    )
     return written if is_plain else {}
