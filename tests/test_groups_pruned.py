@@ -7,6 +7,7 @@ import errno
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 
 from ckptd.core.entry import entry_of_parts
 from ckptd.disk import descriptors
+from ckptd.errors import RefusedError
 from ckptd.inspect.scan import entry_of
 from ckptd.passes import pruner, remover
 from ckptd.passes.left_behind import LeftBehind
@@ -68,6 +70,16 @@ def test_in_the_trash_nothing_of_it_bears_a_checkpoints_name(run: Run) -> None:
     inside = sorted(os.listdir(run.work_dir / ".ckptd/trash" / item))
     assert inside == [*map(str, range(run.count)), "record.json"]
     assert run.kept_in_trash() == sorted(run.content(name) for name in run.names(1))
+
+
+def test_an_earlier_version_passes_over_it_in_the_trash_and_reads_the_journal(run: Run) -> None:
+    run.save(1, 2)
+    run.make_pass(trash_ttl_s=3600.0)
+    (item,) = in_trash(run.work_dir)
+    assert not re.fullmatch(r"[0-9]{1,19}-[0-9]{1,9}(\.gone)?", item)  # as 0.1.0 knows what it frees and restores
+    (line,) = map(json.loads, (run.work_dir / ".ckptd/journal.jsonl").read_text().splitlines())
+    known = {"at", "did", "name", "series", "step", "order", "size_bytes", "reason", "trash", "until_ms", "scores"}
+    assert line.keys() - known == {"parts"}
 
 
 def test_its_scores_go_and_come_back_with_each_file(run: Run) -> None:
@@ -507,6 +519,31 @@ def test_what_cannot_come_back_is_not_freed_and_comes_back_at_a_later_pass(
         reconciler.reconcile()
         # One that was seen without its file was changed since, and is kept.
         assert (run.whole(1, 2), in_trash(run.work_dir)) == ([1, 2] if refused else [2], [])
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_pass_that_ends_before_its_time_halves_none_either(
+    run: Run, restarted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.save(1, 2, 3)
+    put = trash.put_as
+
+    def refused(entry: Any, *args: Any, **more: Any) -> str:
+        if entry.name == run.names(2)[1]:
+            raise RefusedError("not ours")
+        return put(entry, *args, **more)
+
+    with passes(run) as reconciler:
+        with monkeypatch.context() as patch:
+            patch.setattr(trash, "put_as", refused)
+            with pytest.raises(RefusedError):
+                reconciler.reconcile()
+        if restarted:
+            reconciler.work.close()
+            run.make_pass()
+        else:
+            reconciler.reconcile()
+    assert (run.whole(1, 2, 3), run.halves(1, 2, 3), in_trash(run.work_dir)) == ([3], [], [])
 
 
 def refusing(*names: str) -> Callable[..., None]:

@@ -5,7 +5,8 @@ Decides nothing: which checkpoints go, and that they may, is settled before it i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ..core.budget import Budget
 from ..core.memory import Memory, Seen
@@ -100,7 +101,7 @@ class Pruner:
         now_ms = self._clock() // 1_000_000
         ttl_s = trash_ttl_s(survey.plan, prunes, asked_s=self._trash_ttl_s, free_bytes=free_bytes(self._work.fd))
         until_ms = now_ms + int(ttl_s * 1000)
-        with trash.opened_trash(self._work.taken_fd) as trash_fd:
+        with trash.opened_trash(self._work.taken_fd) as trash_fd, self._marking_halves():
             pruned, failed, binned = self._rename(survey, prunes, now_ms, until_ms, trash_fd)
             if not binned:
                 return pruned, failed
@@ -221,6 +222,15 @@ class Pruner:
             groups.commit(item, trash_fd=trash_fd)
         if together:
             sync_dir(trash_fd)
+
+    @contextlib.contextmanager
+    def _marking_halves(self) -> Iterator[None]:
+        """Whatever ends a pass before its time may leave a group half in the trash."""
+        try:
+            yield
+        except BaseException:
+            self._maybe_half = True
+            raise
 
     def _bring_back_halves(self) -> bool:
         """Bring back each group that is half in the trash; whether there was any."""

@@ -36,7 +36,7 @@ from .journal import Line, line_from
 from .trash import GROUP
 
 RECORD = "record.json"  # in the directory; beside it the parts, which are called 0, 1, 2 there
-_LARGEST = 1 << 22
+_LARGEST = 1 << 26  # a quarter of a million files
 _VERSION = 1
 # What the directory is called while parts go in, and while they come back.
 _GOING, _BACK = ".going", ".back"
@@ -76,12 +76,12 @@ def put(entry: Entry, line: Line, *, work_fd: int, trash_fd: int, who: trash.Hol
     Raises as `trash.put` does, FileNotFoundError only if none is there any more. `bring_back` is then to follow, and
     where nothing was raised, `sync` and `commit`.
     """
-    there = [part for part in entry.parts if exists(part.name, dir_fd=work_fd)]
-    if not there:
+    gone = [part.name for part in entry.parts if not exists(part.name, dir_fd=work_fd)]
+    if len(gone) == len(entry.parts):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), entry.name)
+    if gone:
+        raise trash.ChangedError(f"{gone[0]} is gone since it was scanned")
     for part in entry.parts:
-        if part not in there:
-            raise trash.ChangedError(f"{part.name} is gone since it was scanned")
         _checked(part, work_fd, who)
     with _made(Record(line, tuple(part.identity[:3] for part in entry.parts)), trash_fd) as fd:
         for n, part in enumerate(entry.parts):
