@@ -750,3 +750,32 @@ def test_two_who_restore_the_same_at_once_lose_nothing(run: Run, of: int, monkey
     monkeypatch.setattr(trash, "rename_back", slower)
     assert restore(str(run.work_dir), run.names(1)[:1]) == (run.names(1)[:1], {})
     assert (run.whole(1, 2), in_trash(run.work_dir)) == ([1, 2], [])
+
+
+@pytest.mark.parametrize("keep", [None, 1], ids=["the other looks", "the other prunes"])
+@pytest.mark.parametrize("at", ["put_as", "sync", "commit"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_two_at_once_without_locks_halve_none(
+    run: Run, at: str, count: int, keep: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.save(1, 2, 3)
+    monkeypatch.setattr(WorkDir, "_flock", lambda self, fd: False)
+    module = trash if at == "put_as" else groups
+    real, calls = getattr(module, at), itertools.count(1)
+
+    def beside(*args: Any, **more: Any) -> Any:
+        if next(calls) == count:
+            run.make_pass(max_keep=keep)
+        done = real(*args, **more)
+        if next(calls) == count + 1:
+            run.make_pass(max_keep=keep)
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, at, beside)
+        run.make_pass()
+    assert (run.halves(1, 2, 3), run.whole(1, 2, 3)[-1]) == ([], 3)
+    assert all(run.whole(step) for step in (1, 2) if (run.work_dir / run.names(step)[0]).exists())
+    assert in_trash(run.work_dir) == []
+    run.make_pass()
+    assert run.halves(1, 2, 3) == []

@@ -172,14 +172,15 @@ def _opened(item: str, trash_fd: int) -> Iterator[tuple[int, dict[str, str]]]:
 
 def _why_wanted(entry: Entry, item: str, holders: Holders, trash_fd: int) -> str:
     """Who is at what was renamed to an item, or was meanwhile; "" if nobody. Raises OSError or RefusedError."""
+    files = {file.name: file for file in entry.parts}
     with _opened(item, trash_fd) as (fd, names):
-        for inside, file in zip(names, entry.files, strict=False):
+        for inside, name in names.items():
             reason = holders.of(inside, dir_fd=fd)
-            if not (reason or is_still(file, inside, dir_fd=fd)):
+            if not (reason or is_still(files.get(name, entry), inside, dir_fd=fd)):
                 reason = "written to while it was renamed"
             if reason:
-                return _of_part(names[inside], reason)
-    return ""
+                return _of_part(name, reason)
+    return "taken out of the trash" if len(names) < len(files) else ""
 
 
 def _of_part(name: str, reason: str) -> str:

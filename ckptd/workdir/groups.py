@@ -118,18 +118,20 @@ def bring_back(item: str, *, work_fd: int, trash_fd: int) -> str | None:
         return None
     with opened_own_dir(at, dir_fd=trash_fd) as fd:
         record = _read(fd)
-        try:
-            if record is not None:
-                _rename_back(record, work_fd=work_fd, fd=fd)
-        except FileExistsError:
-            return _set_aside(at, trash_fd)
-        sync_dir(work_fd)
-        sync_dir(fd)
-        if set(names_in(fd)) - {RECORD, temporary_name(RECORD)}:
-            return _set_aside(at, trash_fd)
-        _remove_record(fd)
-    _remove_empty(at, trash_fd)
-    return None
+        while True:
+            try:
+                if record is not None:
+                    _rename_back(record, work_fd=work_fd, fd=fd)
+            except FileExistsError:
+                return _set_aside(at, trash_fd)
+            if set(names_in(fd)) - {RECORD, temporary_name(RECORD)}:
+                return _set_aside(at, trash_fd)
+            sync_dir(work_fd)
+            sync_dir(fd)
+            if _is_removed(at, fd, trash_fd):
+                return None
+            if record is not None:  # more has come: without locks, another ckptd may be at it
+                _write(record, fd)
 
 
 def restore(item: str, *, work_fd: int, trash_fd: int) -> None:
@@ -155,8 +157,7 @@ def restore(item: str, *, work_fd: int, trash_fd: int) -> None:
             raise
         sync_dir(work_fd)
         sync_dir(fd)
-        _remove_record(fd)
-    _remove_empty(at, trash_fd)
+        _is_removed(at, fd, trash_fd)
 
 
 def record_of(item: str, *, trash_fd: int) -> Record | None:
@@ -218,16 +219,12 @@ def _checked(part: Entry, work_fd: int, who: trash.HolderOf) -> None:
 
 def _taken_out(item: str, trash_fd: int) -> str | None:
     """What a group's directory is called that is no item of the trash any more; None if it is nowhere."""
-    for form in (_GOING, _BACK):
-        if exists(_called(item, form), dir_fd=trash_fd):
-            return _called(item, form)
     at = _called(item, _BACK)
-    try:
-        rename_new(item, at, src_dir_fd=trash_fd, dst_dir_fd=trash_fd, ours=True)
-    except FileNotFoundError:
-        return None
-    sync_dir(trash_fd)  # before any part comes back: an item lacks none
-    return at
+    for form in (_GOING, GROUP):
+        with contextlib.suppress(FileNotFoundError):
+            rename_new(_called(item, form), at, src_dir_fd=trash_fd, dst_dir_fd=trash_fd, ours=True)
+            sync_dir(trash_fd)  # before any part comes back: an item lacks none
+    return at if exists(at, dir_fd=trash_fd) else None
 
 
 def _rename_back(record: Record, *, work_fd: int, fd: int) -> None:
@@ -295,12 +292,17 @@ def _name(name: Any) -> str:
     return name
 
 
-def _remove_record(fd: int) -> None:
+def _is_removed(at: str, fd: int, trash_fd: int) -> bool:
+    """Remove the record and the directory `at`, open as `fd`; whether that was empty."""
     for name in (temporary_name(RECORD), RECORD):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=fd)
-
-
-def _remove_empty(at: str, trash_fd: int) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    try:
         os.rmdir(at, dir_fd=trash_fd)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
