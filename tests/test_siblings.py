@@ -19,7 +19,7 @@ from ckptd.passes.background import Background
 from ckptd.passes.reconcile import Reconciler
 from ckptd.workdir.workdir import WorkDir
 
-from .conftest import a_pass, left, pointed, safetensors, torch_zip
+from .conftest import a_pass, dcp_metadata, left, pointed, safetensors, torch_zip
 
 HOUR_NS = 3600 * 10**9
 FULL = {
@@ -272,3 +272,18 @@ def test_a_half_synced_one_at_a_known_name_takes_no_ones_place(work_dir: Path) -
             os.utime(path, ns=(at_ns, at_ns))
     a_pass(work_dir, max_keep=1, trash_ttl_s=0.0)
     assert left(work_dir) == ["checkpoint-200", "checkpoint-300"]
+
+
+def test_shards_that_their_own_metadata_lists_are_not_missed_after_a_resume_with_fewer_ranks(run: Run) -> None:
+    def shards(ranks: int) -> dict[str, bytes]:
+        names = {f"__{rank}_0.distcp": 40 for rank in range(ranks)}
+        return {"model/.metadata": dcp_metadata(names)} | {f"model/{name}": b"s" * 40 for name in names}
+
+    for step in (1, 2, 3):
+        run.save(step, **shards(4))
+    run.save(4, **shards(2))
+    run.look()
+    assert (run.doubtful(), pointed(run.place)) == ([], "step_4")
+    run.save(5)
+    run.look()
+    assert run.doubtful() == steps(5)
