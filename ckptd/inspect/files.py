@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _ZIP = b"PK\x03\x04"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa8")  # the pickled magic number of torch before 1.6
+_ELSEWHERE = (b"version https://git-lfs.github.com/spec/", b"/annex/objects/")  # Git LFS, git-annex
 _LONGEST_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 _LARGEST_DIRECTORY, _MOST_MEMBERS = 1 << 26, 500_000  # bytes of a zip's central directory, and members in it
 _MOST_INFLATED = 100  # times the size of the file
@@ -84,6 +85,8 @@ def _by_its_bytes(file: FileView) -> Structure:
         return _safetensors(file, head, size_bytes)
     if head.startswith(_HDF5):
         return _hdf5(head, size_bytes)
+    if head.startswith(_ELSEWHERE):
+        return Structure(State.INCOMPLETE, "only says where Git keeps it: not fetched", known=False)
     if not any(head):
         return Structure(State.INCOMPLETE, "begins with zeros: its data never reached the disk", known=False)
     return Structure(State.UNVERIFIABLE, "bytes of no known format", known=False)

@@ -130,7 +130,8 @@ def mmengine(directory: DirectoryView) -> Structure:
     ranks = {rank for (rank,) in numbered(directory.names, _MMENGINE_RANK)}
     if ranks:
         if gap_in(ranks) is not None:
-            return incomplete(kinds.MMENGINE, f"no rank{gap_in(ranks)}.pth, though others are there")
+            text = f"no rank{gap_in(ranks)}.pth, though others are there"
+            return incomplete(kinds.MMENGINE, text, unmarked=True)  # others may count from 1
         return parts_of(directory).structure(kinds.MMENGINE, f"files of {len(ranks)} ranks, every one intact")
     if "meta.pth" not in directory.names:
         return incomplete(kinds.MMENGINE, "no meta.pth, which is written last", unmarked=True)
@@ -189,7 +190,7 @@ def _megatron_by_rank(directory: DirectoryView) -> Structure:
     for name in found:
         with inside(directory, name) as rank:
             if rank is None or not rank.names & {"model_optim_rng.pt", "model_rng.pt"}:
-                return incomplete(kinds.MEGATRON, f"{name}: no model_optim_rng.pt")
+                return incomplete(kinds.MEGATRON, f"{name}: no model_optim_rng.pt", unmarked=True)
     return parts_of(directory).structure(kinds.MEGATRON, f"files of {expected} model-parallel ranks, every one intact")
 
 
@@ -282,8 +283,9 @@ def olmo(directory: DirectoryView) -> Structure:
     if "model_and_optim" in names:
         with inside(directory, "model_and_optim") as states:
             fault = missing_of_distributed(states) if states is not None else "is missing"
+            unmarked = states is None or not dcp.is_one(states)
         if fault is not None:
-            return incomplete(kinds.OLMO, f"model_and_optim: {fault}")
+            return incomplete(kinds.OLMO, f"model_and_optim: {fault}", unmarked=unmarked)
         if ".metadata.json" not in names:
             return incomplete(kinds.OLMO, "no .metadata.json", unmarked=True)
         return parts_of(directory).structure(kinds.OLMO, "model_and_optim, every shard there")
