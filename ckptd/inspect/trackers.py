@@ -98,7 +98,7 @@ def likely(names: Collection[str]) -> list[str]:
     """Those of `names` that may be meant for trackers, in a stable order; none of ours is."""
     found = list(names)
     if len(found) > MOST_ALIKE:
-        alike = [name.translate(_WITHOUT_DIGITS) for name in found]
+        alike = "/".join(found).translate(_WITHOUT_DIGITS).split("/")  # at once: one by one takes longer
         count = Counter(alike)
         found = [name for name, form in zip(found, alike) if count[form] <= MOST_ALIKE]
     found = [name for name in found if not (name.endswith(_OURS) or name.startswith(OWN_DIR))]
