@@ -310,6 +310,26 @@ def test_what_is_named_while_checkpoints_go_stays(
     assert in_trash(run) == []
 
 
+@pytest.mark.parametrize("part", ["G_1.pth", "D_1.pth"])
+def test_a_part_that_is_named_while_its_checkpoint_goes_keeps_all_of_it(
+    part: str, work_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2, 3):
+        for name in (f"G_{step}.pth", f"D_{step}.pth"):
+            (work_dir / name).write_bytes(torch_zip())
+            os.utime(work_dir / name, ns=(10**18 + step, 10**18 + step))
+    opened = trash.opened_trash
+
+    def then(*args: Any) -> Any:
+        (work_dir / "remember").write_text(part)
+        return opened(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trash, "opened_trash", then)
+        a_pass(work_dir, **ONE, templates=("G_{}.pth + D_{}.pth",))
+    assert left(work_dir) == ["remember", "D_1.pth", "G_1.pth", "D_3.pth", "G_3.pth"]
+
+
 def test_what_is_named_while_it_waits_in_the_trash_gets_its_name_back(run: Path) -> None:
     with passes(run, max_keep=1, rule="newest", trash_ttl_s=0.2) as reconciler:
         assert len(reconciler.reconcile().pruned) == 7

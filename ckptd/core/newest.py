@@ -12,7 +12,7 @@ from typing import NamedTuple
 from .checkpoint import Checkpoint
 from .memory import Seen
 from .naming import Names
-from .trackers import Told, without_ending
+from .trackers import Told, stems_of
 
 SAVES_THAT_REFUTE = 2  # whole ones, written later than a tracker that has not moved: then nobody keeps it up
 
@@ -86,8 +86,10 @@ def to_resume_from(
 def _step_in(names: Names, newest: str | int, there: Sequence[tuple[str, int]]) -> int | None:
     if isinstance(newest, int):
         return newest if any(step == newest and names.step_of(name) == step for name, step in there) else None
-    step, without = names.step_of(newest), without_ending(names)
-    return without.step_of(newest) if step is None and without else step
+    step = names.step_of(newest)
+    if step is not None:
+        return step
+    return next((at for name, at in there if newest in stems_of(name) and names.step_of(name) == at), None)
 
 
 def _not_named_yet(

@@ -141,18 +141,24 @@ def meant(said: Said, series: Sequence[Names], there: Sequence[tuple[str, int]])
         names.update(name for name, step in there if step in said.steps)
         names.update(each.name_of(step) for each in grids for step in said.steps)
     if said.stems:
-        names.update(name for name, _ in there if not said.stems.isdisjoint(_stems_of(name)))
-        for each in grids:
-            without = without_ending(each)
-            steps = (without.step_of(stem) for stem in said.stems) if without else ()
-            names.update(each.name_of(step) for step in steps if step is not None)
+        names.update(name for name, _ in there if not said.stems.isdisjoint(stems_of(name)))
+        for whole, stem in (pair for each in grids for pair in _without_endings(each)):
+            steps = map(stem.step_of, said.stems)
+            names.update(whole.name_of(step) for step in steps if step is not None)
     return names
 
 
-def without_ending(names: Names) -> Template | None:
-    """What names a checkpoint without the ending of its file, as TensorFlow does: `ckpt-5`; None where none has any."""
-    head, field, end = names.text.rpartition("}")
-    return Template(head + field + end[: end.index(".")]) if isinstance(names, Template) and "." in end else None
+def stems_of(name: str) -> Iterator[str]:
+    """What a file's name may be called without its ending."""
+    return (name[: dot.start()] for dot in re.finditer(r"\.", name))
+
+
+def _without_endings(names: Names) -> Iterator[tuple[Template, Template]]:
+    """Each template of a series, or of the parts of one, with what names its files without their ending: `ckpt-{}`."""
+    for part in getattr(names, "parts", (names,)):
+        head, field, end = part.text.rpartition("}")
+        if isinstance(part, Template) and "." in end:
+            yield part, Template(head + field + end[: end.index(".")])
 
 
 def _of(texts: Iterable[str], rows: Sequence[Pointer], *, newest: str | None = None) -> Said:
@@ -222,7 +228,3 @@ def _parts(text: str) -> Iterator[str]:
 
 def _last_part(text: str) -> str:
     return text.rstrip("/").rpartition("/")[2]
-
-
-def _stems_of(name: str) -> Iterator[str]:
-    return (name[: dot.start()] for dot in re.finditer(r"\.", name))

@@ -63,6 +63,8 @@ class Protections:
                 _protect(protected, entry.name, Kind.MOUNT, "a mount point")
             for part in entry.parts:
                 for reason in protected.get(part.name, ()) if part.name != entry.name else ():
+                    if reason in protected.get(entry.name, ()):
+                        continue
                     _protect(protected, entry.name, reason.kind, f"{reason} ({part.name})")
         return protected
 

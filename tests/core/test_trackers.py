@@ -106,7 +106,11 @@ def test_tensorflows_names_stand_for_every_file_of_a_save() -> None:
     steps = {step: [f"ckpt-{step}.data-00000-of-00001", f"ckpt-{step}.index"] for step in (4, 5)}
     assert named("checkpoint", STATE, SHARDS) == sorted(steps[4] + steps[5])
     told = Told("checkpoint", said_in(STATE, rows_of("checkpoint", TRACKERS)), known=True, written_ns=7)
-    assert latest_of([told], SHARDS, []) == [("checkpoint", each.text, 5, 7) for each in SHARDS]
+    there = [(name, 5) for name in steps[5]]
+    assert latest_of([told], SHARDS, there) == [("checkpoint", each.text, 5, 7) for each in SHARDS]
+    (group,) = [names_given(" + ".join(each.text for each in SHARDS))]
+    assert latest_of([told], [group], there) == [("checkpoint", group.text, 5, 7)]
+    assert meant(told.said, [group], []) >= {*steps[4], *steps[5]}
 
 
 def test_a_step_is_one_of_each_series_that_has_it() -> None:
