@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ VERSIONS = {
     "dcp": {},
     "orbax": {"orbax-checkpoint": "0.12.8"},
     "keras": {"keras": "3.15.1"},
+    "baselines": {"stable-baselines3": "2.9.2"},
 }
 
 
@@ -287,6 +289,38 @@ def test_a_file_of_kerass_that_was_cut_short_is_incomplete(way: str, run) -> Non
     newest = max(work_dir.iterdir())
     newest.write_bytes(newest.read_bytes()[:-1000])
     assert found(work_dir, layouts=("keras",))[newest.name] == "incomplete"
+
+
+# --- Stable-Baselines3 ----------------------------------------------------------------------------------------
+
+
+def told(work_dir: Path) -> str:
+    """The template that a plan without one tells of."""
+    (line,) = ckptd.plan(work_dir, Policy(max_keep=1)).advice
+    return shlex.split(line)[-1]
+
+
+def test_the_models_of_stable_baselines_are_pruned_by_the_template_that_is_told(run) -> None:
+    work_dir = run("baselines", "alone")
+    assert told(work_dir) == "rl_model_{}_steps.zip"
+    names = [f"rl_model_{step}_steps.zip" for step in (16, 32, 48, 64)]
+    assert found(work_dir, templates=(told(work_dir),)) == dict.fromkeys(names, "complete")
+    assert pruned_to(work_dir, 2, templates=(told(work_dir),)) == names[-2:]
+
+
+def test_the_files_of_one_save_of_stable_baselines_are_one_checkpoint_and_load(run, tmp_path) -> None:
+    work_dir = run("baselines", "all")
+    whats = ("", "_replay_buffer", "_vecnormalize")
+    assert told(work_dir) == " + ".join(f"rl_model{what}_{{}}_steps{'.pkl' if what else '.zip'}" for what in whats)
+    made = Policy(max_keep=1, settle_s=0, templates=(told(work_dir),))
+    survey = ckptd.plan(work_dir, made)
+    assert [[file.name for file in d.checkpoint.entry.files] for d in survey.decisions] == [
+        [f"rl_model{what}_{step}_steps{'.pkl' if what else '.zip'}" for what in whats] for step in (50, 100, 150, 200)
+    ]
+    (work_dir / "rl_model_vecnormalize_200_steps.pkl").unlink()  # killed before the last of them
+    newest = ckptd.latest(work_dir, made)
+    assert newest == work_dir / "rl_model_150_steps.zip"
+    assert script("write_baselines.py", "read", str(newest), tmp=tmp_path) == "150 True\n"
 
 
 # --- Orbax ----------------------------------------------------------------------------------------------------
