@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 Written = tuple[str, int, int]  # a name, its size in bytes and its time of writing in ns
@@ -56,12 +57,12 @@ class Entry:
     younger: int = 0
     parts: tuple[Entry, ...] = ()
 
-    @property
+    @cached_property  # each pass asks several times, and of what has not changed it is the same entry
     def identity(self) -> tuple[str, int, int, tuple[Written, ...]]:
         """What tells a rewritten checkpoint from the one that was there before: of a group, whichever part was."""
         return *self._written, tuple([part._written for part in self.parts]) if self.parts else ()
 
-    @property
+    @cached_property
     def bytes_on_disk(self) -> Identity:
         """The identity with the inode and its changes: a copy put in its place, or what was written over it with the
         old time, is the same save, but nobody has flushed or read it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from .checkpoint import Checkpoint, Durability, State
@@ -66,12 +67,12 @@ class Seen:
             lacks=lacks, lacks_until_ns=lacks_until_ns,
         )  # fmt: skip
 
-    @property
+    @cached_property
     def identity(self) -> tuple[str, int, int, tuple[Written, ...]]:
         """As an entry's."""
         return self.name, self.size_bytes, self.mtime_ns, self.parts
 
-    @property
+    @cached_property
     def bytes_on_disk(self) -> Identity:
         """As an entry's."""
         return Identity(self.name, self.size_bytes, self.mtime_ns, self.inode, self.changes, self.parts)

@@ -219,7 +219,9 @@ class Surveyor:
         verdicts: dict[str, tuple[Entry, Verdict]] = {}
         for entry in found.entries:
             before, verdict = self._verdicts.get(entry.name, (None, None))
-            if verdict is None or before != entry:
+            if before == entry:
+                entry = before  # it knows already what is asked of it
+            if verdict is None or before is not entry:
                 settling = self._settling(ever=_is_written_over(entry, seen))
                 try:
                     names = found.known[entry.series]

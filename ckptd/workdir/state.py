@@ -78,12 +78,13 @@ def write_state(memory: Memory, own_fd: int) -> None:
 _DEFAULTS = {f.name: f.default for f in fields(Seen)}
 _APART = ("changes", "older", "younger")
 _ELSEWHERE = ("name", "parts", "lacks", "lacks_until_ns", *_APART)
+_PLAIN = [(key, default) for key, default in _DEFAULTS.items() if key not in _ELSEWHERE]
 _SERIES_DEFAULTS = {f.name: f.default for f in fields(SeriesMemory)}
 _SERIES_APART = ("in_force", "walked", "late", "ranks", "usual")
 
 
 def _plain(known: Seen) -> dict[str, Any]:
-    plain = {key: value for key, value in vars(known).items() if key not in _ELSEWHERE and value != _DEFAULTS[key]}
+    plain = {key: value for key, default in _PLAIN if (value := getattr(known, key)) != default}
     if "durability" in plain:
         plain["durable"] = plain.pop("durability").value
     return plain
