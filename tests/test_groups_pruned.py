@@ -467,7 +467,7 @@ def test_half_of_one_goes_where_nothing_of_it_comes(run: Run) -> None:
 # --- the system refuses -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", ["mkdir", "replace_file", "sync_dir"])
+@pytest.mark.parametrize("call", ["mkdir", "write_record", "sync_dir"])
 def test_on_a_disk_too_full_for_the_record_nothing_goes_and_that_is_said(
     run: Run, call: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -153,7 +153,7 @@ class Returner:
         """Say what stays in the trash for good; returns the line for the journal."""
         called = name or of or kept
         self._voice.warning(
-            "%s is %s, and its name is %s: kept as %s/trash/%s, which nothing frees",
+            "%s cannot go back (%s), as its name is %s: kept as %s/trash/%s, which nothing frees",
             called, reason, "taken" if name else "not known", self._work.own_path, kept,
         )  # fmt: skip
         at = journal.instant(self._clock() // 1_000_000)

@@ -9,51 +9,31 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import json
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from ..core.entry import Entry, Written
+from ..core.entry import Entry
 from ..disk.descriptors import (
     NO_ROOM,
     exists,
     names_in,
     open_as_its_directory,
     opened_own_dir,
-    read_small,
     rename_new,
-    replace_file,
     sync_dir,
     temporary_name,
 )
-from ..errors import CkptdError
 from ..inspect.scan import entry_of, stat_entry
 from . import trash
-from .journal import Line, line_from
+from .journal import Line
+from .record import RECORD, Record, read_record, write_record
 from .trash import GROUP
 
-RECORD = "record.json"  # in the directory; beside it the parts, which are called 0, 1, 2 there
-_LARGEST = 1 << 26  # a quarter of a million files
-_VERSION = 1
-# What the directory is called while parts go in, and while they come back.
+# What the directory is called while parts go in, and while they come back. In it they are called 0, 1, 2.
 _GOING, _BACK = ".going", ".back"
 _FORMS = (GROUP, _GOING, _BACK)
-
-
-@dataclass(frozen=True)
-class Record:
-    """What is in the directory. line: what the journal is to have of it. parts: the identity of each."""
-
-    line: Line
-    parts: tuple[Written, ...]
-
-    @property
-    def names(self) -> list[str]:
-        """What the parts are called outside of the trash, the first of them as the checkpoint."""
-        return [part[0] for part in self.parts]
 
 
 def is_group(item: str) -> bool:
@@ -117,7 +97,7 @@ def bring_back(item: str, *, work_fd: int, trash_fd: int) -> str | None:
     if at is None:
         return None
     with opened_own_dir(at, dir_fd=trash_fd) as fd:
-        record = _read(fd)
+        record = read_record(fd)
         while True:
             try:
                 if record is not None:
@@ -131,7 +111,7 @@ def bring_back(item: str, *, work_fd: int, trash_fd: int) -> str | None:
             if _is_removed(at, fd, trash_fd):
                 return None
             if record is not None:  # more has come: without locks, another ckptd may be at it
-                _write(record, fd)
+                write_record(record, fd)
 
 
 def restore(item: str, *, work_fd: int, trash_fd: int) -> None:
@@ -140,7 +120,7 @@ def restore(item: str, *, work_fd: int, trash_fd: int) -> None:
     Raises FileExistsError if a name is taken, OSError otherwise.
     """
     with opened_parts(item, trash_fd=trash_fd) as (fd, parts):
-        record = _read(fd)
+        record = read_record(fd)
         if record is None or len(parts) < len(record.names):
             raise FileNotFoundError(errno.ENOENT, f"some of its files are no longer in {trash.NAME}/{item}", item)
         for name in parts.values():
@@ -163,7 +143,7 @@ def restore(item: str, *, work_fd: int, trash_fd: int) -> None:
 def record_of(item: str, *, trash_fd: int) -> Record | None:
     """What is known of a group in the trash; None if that is nothing. Raises OSError."""
     with opened_own_dir(item, dir_fd=trash_fd) as fd:
-        return _read(fd)
+        return read_record(fd)
 
 
 @contextlib.contextmanager
@@ -171,7 +151,7 @@ def opened_parts(item: str, *, trash_fd: int) -> Iterator[tuple[int, dict[str, s
     """The directory of a group, and what is in it: the name there, and outside. Raises OSError if it is not there."""
     at = next((at for form in _FORMS if exists(at := _called(item, form), dir_fd=trash_fd)), item)
     with opened_own_dir(at, dir_fd=trash_fd) as fd:
-        record = _read(fd)
+        record = read_record(fd)
         names = record.names if record else []
         yield fd, {str(n): name for n, name in enumerate(names) if exists(str(n), dir_fd=fd)}
 
@@ -197,7 +177,7 @@ def _made(record: Record, trash_fd: int) -> Iterator[int]:
         os.mkdir(going, dir_fd=trash_fd)
         with opened_own_dir(going, dir_fd=trash_fd) as fd:
             open_as_its_directory(fd, dir_fd=trash_fd)
-            _write(record, fd)
+            write_record(record, fd)
             sync_dir(trash_fd)
             yield fd
     except OSError as error:
@@ -269,27 +249,6 @@ def _set_aside(at: str, trash_fd: int) -> str:
     kept = f"held-{_called(at, GROUP)}"
     rename_new(at, kept, src_dir_fd=trash_fd, dst_dir_fd=trash_fd, ours=True)
     return kept
-
-
-def _write(record: Record, fd: int) -> None:
-    raw = {"version": _VERSION, "line": record.line.as_json(), "parts": record.parts}
-    replace_file(RECORD, json.dumps(raw).encode(), dir_fd=fd)
-
-
-def _read(fd: int) -> Record | None:
-    try:
-        raw = json.loads(read_small(RECORD, dir_fd=fd, at_most=_LARGEST) or b"")
-        line = line_from(raw["line"])
-        parts = tuple((_name(name), int(size_bytes), int(mtime_ns)) for name, size_bytes, mtime_ns in raw["parts"])
-    except (CkptdError, ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return Record(line, parts) if line is not None and parts else None
-
-
-def _name(name: Any) -> str:
-    if not isinstance(name, str) or name in ("", os.curdir, os.pardir) or "/" in name or "\0" in name:
-        raise ValueError("not a name")
-    return name
 
 
 def _is_removed(at: str, fd: int, trash_fd: int) -> bool:
