@@ -88,6 +88,7 @@ class Scene:
     def begin(self, work_dir: Path) -> None:
         work_dir.mkdir()
         (work_dir / NOTES).write_text("mine")
+        os.utime(work_dir / NOTES, ns=(_BEGAN_NS, _BEGAN_NS))  # one that has just been written is read at each look
         for name in self.old:
             self.save(work_dir, name)
         if self.met:
