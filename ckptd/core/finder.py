@@ -12,7 +12,7 @@ from ..errors import UsageError
 from .forms import Free, Known, form_with_free_text
 from .keyed import Keyed, keyed_text, names_from
 from .layouts import GROUPS, KEYED, LAYOUTS, Form, Layout, takes_directories
-from .naming import PIN_ENDING, SIDECAR_ENDING, Family, Names, Template, joined
+from .naming import PIN_ENDING, SIDECAR_ENDING, Family, Names, Template
 
 _DIGIT = re.compile("[0-9]")
 _DIGITS = frozenset("0123456789")
@@ -44,6 +44,7 @@ class Finder:
         self._families: list[Family] = []
         self._made: dict[str, Known] = {}
         self._free: list[Free] = []
+        self._free_by_head: dict[str, list[Free]] = {}
         self._keyed: tuple[Form, Layout] | None = None
         self._last_keyed: Known | None = None
         self._groups = bool(others := tuple(others))
@@ -76,8 +77,9 @@ class Finder:
         if name.endswith((PIN_ENDING, SIDECAR_ENDING)):
             return None  # whatever text a template takes
         digit = _DIGIT.search(name)
-        if digit is not None:
-            for known in self._by_head.get(name[: digit.start()], ()):
+        head = name[: digit.start()] if digit is not None else None
+        if head is not None:
+            for known in self._by_head.get(head, ()):
                 step = known.names.step_of(name)
                 if step is not None:
                     return known, step
@@ -85,7 +87,7 @@ class Finder:
             step = known.names.step_of(name)
             if step is not None:
                 return known, step
-        if digit is None:
+        if head is None:
             return None
         for family in self._families:
             read = family.match(name)
@@ -93,6 +95,10 @@ class Finder:
                 return self._known_of(read[0]), read[1]
         if self._keyed and name.endswith(".ckpt") and "=" in name:
             found = self._match_keyed(name, *self._keyed)
+            if found is not None:
+                return found
+        for free in self._free_by_head.get(head, ()):
+            found = free.match(name)
             if found is not None:
                 return found
         if not name.endswith(self._endings):
@@ -118,6 +124,8 @@ class Finder:
         if any(family.match(name) for family in self._families):
             return True
         if self._keyed and name.endswith(".ckpt") and "=" in name:
+            return True
+        if any(free.could_match(name) for free in self._free_by_head.get(name[: digit.start()], ())):
             return True
         if not name.endswith(self._endings):
             return False
@@ -178,9 +186,12 @@ class Finder:
         if form.text == KEYED:
             self._keyed = self._keyed or (form, layout)
         elif (free := form_with_free_text(form, layout, alone)) is not None:
-            self._free.append(free)
-            ends = [each.rpartition("}")[2] for each in joined(form.text)]
-            self._endings = tuple({*self._endings, *(each for end in ends for each in ([end] if end else _DIGITS))})
+            for head in free.heads:
+                self._free_by_head.setdefault(head, []).append(free)
+            if not free.heads:
+                self._free.append(free)
+                end = form.text.rpartition("}")[2]
+                self._endings = tuple({*self._endings, *((end,) if end else _DIGITS)})
         else:
             names = _NAMES.setdefault(form.text, names_from(form.text))
             self._add(Known(names, form.files, form.directories, layout.kinds, alone, form.marker))

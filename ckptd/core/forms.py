@@ -7,6 +7,7 @@ Pure.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from ..errors import UsageError
@@ -16,6 +17,7 @@ from .naming import JOINT, Family, Names, Template, joined
 
 _NAMED = re.compile(r"\{[a-z_]+[}:]")  # a field with a name
 _FIELD = re.compile(r"\{[^}]*\}")
+_TEXT = "{name}"  # the only field for a text that a form of the table begins with
 
 
 class Known(NamedTuple):
@@ -34,9 +36,16 @@ class Known(NamedTuple):
 
 
 class Free(Protocol):
-    """Finds the series of names that may be of many. padded: whether `learn` is to be called with all names first."""
+    """Finds the series of names that may be of many.
+
+    padded: whether `learn` is to be called with all names first. heads: what stands before the first digit of each of
+    its names; none where that differs from name to name.
+    """
 
     padded: bool
+
+    @property
+    def heads(self) -> Sequence[str]: ...
 
     def learn(self, name: str) -> None: ...
 
@@ -54,6 +63,8 @@ def form_with_free_text(form: Form, layout: Layout, alone: str) -> Free | None:
 
 class _OneNumber:
     """A form whose names begin with a text of the user's own; each such text makes a series."""
+
+    heads: Sequence[str] = ()
 
     def __init__(self, form: Form, layout: Layout, alone: str) -> None:
         self._form, self._kinds, self._alone = form, layout.kinds, alone
@@ -111,6 +122,7 @@ class _Several:
     def __init__(self, form: Form, layout: Layout, alone: str) -> None:
         self._form, self._kinds, self._alone = form, layout.kinds, alone
         self._literals = [_FIELD.split(each) for each in joined(form.text)]
+        self.heads: Sequence[str] = () if form.text.startswith(_TEXT) else [head for head, *_ in self._literals]
         self._given: Names | Family | None = None
         self._series: dict[str, Known] = {}
 
