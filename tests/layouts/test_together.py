@@ -9,8 +9,9 @@ import pytest
 
 import ckptd
 from ckptd import Policy
+from ckptd.passes.restore import restore
 
-from ..conftest import picture, torch_zip
+from ..conftest import picture, pointed, torch_zip
 from .writers import TOGETHER, Together
 
 EACH = pytest.mark.parametrize("writer", TOGETHER, ids=str)
@@ -82,3 +83,16 @@ def test_the_base_that_training_began_with_is_never_one(work_dir: Path) -> None:
         save(work_dir, f"G_{step}.pth", f"D_{step}.pth", at=step)
     assert set(found(work_dir, "vits")) == {("G_800.pth", "D_800.pth"), ("G_1600.pth", "D_1600.pth")}
     assert not any("_0.pth" in each.name for each in ckptd.plan(work_dir, Policy(max_keep=1)).left_alone)
+
+
+@EACH
+def test_all_its_files_go_and_come_back_together(writer: Together, work_dir: Path) -> None:
+    for step in (1, 2, 3):
+        save(work_dir, *writer.names(step), at=step)
+    before = {name: (work_dir / name).read_bytes() for name in writer.names(2)}
+    policy = Policy(max_keep=1, layouts=(writer.layout,), settle_s=0, trash_ttl_s=3600)
+    assert ckptd.prune(work_dir, policy).exit_code == 0
+    assert {path.name for path in work_dir.iterdir()} == {*writer.names(3), ".ckptd", "last_ckpt"}
+    assert pointed(work_dir) == writer.names(3)[0]
+    assert restore(str(work_dir), [writer.names(2)[0]])[1] == {}
+    assert {name: (work_dir / name).read_bytes() for name in writer.names(2)} == before

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +320,11 @@ def test_the_files_of_one_save_of_stable_baselines_are_one_checkpoint_and_load(r
     ]
     (work_dir / "rl_model_vecnormalize_200_steps.pkl").unlink()  # killed before the last of them
     newest = ckptd.latest(work_dir, made)
+    assert ckptd.prune(work_dir, replace(made, trash_ttl_s=0)).exit_code == 0
+    left = {path.name for path in work_dir.glob("rl_*")}
+    assert left == {f"rl_model{what}_150_steps{'.pkl' if what else '.zip'}" for what in whats} | {
+        "rl_model_200_steps.zip", "rl_model_replay_buffer_200_steps.pkl",
+    }  # fmt: skip
     assert newest == work_dir / "rl_model_150_steps.zip"
     assert script("write_baselines.py", "read", str(newest), tmp=tmp_path) == "150 True\n"
 
