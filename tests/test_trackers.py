@@ -230,6 +230,13 @@ def test_the_plan_says_by_which_file(run: Path, ckptd: Ckptd) -> None:
     assert "named by remember" in ckptd("plan", run, "--max-keep", 1).stdout
 
 
+@pytest.mark.parametrize("file", ["last_checkpoint.rank_0", "best_1"])
+def test_a_file_that_is_called_like_a_directory_of_checkpoints_is_read_too(file: str, run: Path, ckptd: Ckptd) -> None:
+    (run / file).write_text("epoch_1.pth")
+    rows = json.loads(ckptd("plan", run, "--max-keep", 1, "--json").stdout)["series"][0]["checkpoints"]
+    assert (rows[0]["decision"], rows[0]["reasons"][0]) == ("skip", f"named by {file}")
+
+
 @pytest.mark.parametrize("make", [
     pytest.param(os.mkfifo, id="a pipe"),
     pytest.param(Path.mkdir, id="a directory"),

@@ -45,8 +45,8 @@ _BESIDE = (".json", ".jsonl", ".txt", ".md", ".log", ".csv", ".tsv", ".yaml", ".
 
 @dataclass
 class Found:
-    """One look at a work dir. known: the series of the entries, by their texts. files: regular files with no
-    checkpoint's name. tracking: what the symlinks say that frameworks keep as their own pointers."""
+    """One look at a work dir. known: the series of the entries, by their texts. files: regular files that are no
+    checkpoints. tracking: what the symlinks say that frameworks keep as their own pointers."""
 
     entries: list[Entry] = field(default_factory=list)
     left_alone: list[LeftAlone] = field(default_factory=list)
@@ -119,6 +119,8 @@ def _look_at(found: Found, dir_fd: int, known: Known, step: int, name: str) -> N
         return  # gone since it was listed
     is_dir = stat.S_ISDIR(info.st_mode)
     is_file = stat.S_ISREG(info.st_mode)
+    if is_file and not known.files:
+        found.files.append(name)  # it may name something, as `last_checkpoint.rank_0` does
     if known.alone:
         if (known.directories and is_dir and _is_marked(name, dir_fd, known)) or (known.files and is_file):
             found.left_alone.append(LeftAlone(name, known.alone))
