@@ -27,10 +27,12 @@ CODES = {0, 1, 3, 4, 5}  # docs/design.md, section 10: those that a pass can end
 TRACE = sorted((MUTATING | LOOKING) - {"lseek", "fcntl"})
 NFS = (0x6969).to_bytes(8, "little").hex()
 FILES, DIRECTORIES, LATER = Scene(False, False), Scene(True, False), Scene(False, True)  # shards, met
+PAIRS = Scene(False, True, together="G_{}.pth + D_{}.pth")
 CONTENT = r"p?read(64)?\(</epoch_"
 ASIDE = rf"(?!{CONTENT})"
 LOOK_INSIDE = r"(newfstatat|getdents64|openat)\(</epoch_\d>"
 INSIDE = rf"(?!{LOOK_INSIDE}).*(epoch_\d[/>]|/trash/|fsync)"
+TRASH = r".*(trash|fsync)"
 OURS = r".*(state\.json|last_ckpt|journal|trash|schedules)"
 
 
@@ -42,6 +44,7 @@ OURS = r".*(state\.json|last_ckpt|journal|trash|schedules)"
         *(pytest.param(DIRECTORIES, LOOK_INSIDE, fault, id=f"{fault} of a look into a directory") for fault in FEWER),
         *(pytest.param(DIRECTORIES, INSIDE, fault, id=f"{fault} in a directory") for fault in FEWER),
         *(pytest.param(LATER, OURS, fault, id=f"{fault} in a later pass") for fault in FEWER),
+        *(pytest.param(PAIRS, TRASH, fault, id=f"{fault} where two files go together") for fault in FEWER),
     ],
 )
 def test_a_pass_with_a_failing_call_loses_nothing_says_so_and_the_next_recovers(
@@ -54,11 +57,11 @@ def test_a_pass_with_a_failing_call_loses_nothing_says_so_and_the_next_recovers(
     def failing(case: tuple[Call, Path]) -> list[str]:
         call, work_dir = case
         scene.built(work_dir)
-        ran = disturbed(work_dir, call, f"error={fault}", strace)
+        ran = disturbed(work_dir, call, f"error={fault}", strace, scene.options)
         broken = [*wrong_with(ran), *broken_promises(work_dir, scene, newest="")]
         if call.name == "fsync" and re.match(r"fsync\(</epoch_", steady(call.text)):
             broken += relied_on_in_vain(work_dir, scene, steady(call.text))
-        a_pass(work_dir, **POLICY)
+        a_pass(work_dir, **scene.policy)
         # What nobody may read is left alone, and said; once it may be read it has been found later than the others.
         if not (fault == "EACCES" and "could not read" in str(ran.said)):
             wrong = wrong_end(End.of(work_dir, scene), end, call, fault, ran, scene)
@@ -128,16 +131,16 @@ def test_a_watch_under_a_lasting_fault_backs_off_says_it_once_and_recovers(
 def undisturbed(scene: Scene, work_dir: Path, strace: Strace, trace: list[str] = TRACE) -> tuple[list[Call], End]:
     """The calls of a pass that name the work dir, and what it comes to."""
     scene.built(work_dir)
-    ran = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, trace=trace)
+    ran = strace.run("prune", work_dir, *scene.options, work_dir=work_dir, trace=trace)
     end = End.of(work_dir, scene)
     assert (ran.code, end.whole, end.pointed, end.journal, end.trash) == (0, scene.kept, scene.new, scene.pruned, [])
     return ran.calls, end
 
 
-def disturbed(work_dir: Path, call: Call, what: str, strace: Strace) -> Ran:
+def disturbed(work_dir: Path, call: Call, what: str, strace: Strace, options: tuple[str, ...] = OPTIONS) -> Ran:
     """A pass in which one call goes wrong."""
     e = [call.with_(what)]
-    ran = strace.run("prune", work_dir, *OPTIONS, work_dir=work_dir, e=e, trace=[call.name])
+    ran = strace.run("prune", work_dir, *options, work_dir=work_dir, e=e, trace=[call.name])
     assert len(ran.injected) == 1, (call, ran)
     hit = next((each for each in ran.calls if each.at == call.at), None)
     assert hit is not None, (call, ran)
@@ -179,10 +182,10 @@ def wrong_end(now: End, end: End, call: Call, fault: str, ran: Ran, scene: Scene
     """What is wrong with the end of the pass after the one that went wrong."""
     if fault == "ENOSPC" and "too full for a trash" in ran.said:
         return replace(now, journal=end.journal, memory=end.memory).unlike(end)  # and so for a journal and a state
-    if not scene.shards or (ran.code == 0 and call.name != "fsync"):
+    if not (scene.shards or scene.together) or (ran.code == 0 and call.name != "fsync"):
         return now.unlike(end)
-    # A directory that could not be read was a hole, and what lies below a hole stays. One whose fsync has failed is
-    # not relied on again, for it holds no checksum that could be read back.
+    # A directory that could not be read was a hole, and what lies below a hole stays. One whose fsync has failed, or
+    # one of several files, is not relied on again, for it may hold no checksum that could be read back.
     wrong = [f"lost {name}" for name in end.whole if name not in now.whole]
     wrong += [f"left {now.trash} in the trash"] if now.trash else []
     return [*wrong, *([f"pointed at {now.pointed}"] if call.name != "fsync" and now.pointed != end.pointed else [])]
