@@ -281,6 +281,17 @@ def test_a_later_process_finds_them_by_what_is_remembered(with_checkpoints: Buil
     assert str(api.latest(work_dir)) == str(work_dir / "G_1.pth")
 
 
+def test_a_pass_that_is_told_no_template_takes_no_half_of_a_pair(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints("epoch_1.pth", "epoch_1_optim.pth")
+    a_pass(work_dir, templates="epoch_{}.pth + epoch_{}_optim.pth", max_keep=1)
+    with_checkpoints("epoch_2.pth")
+    a_pass(work_dir, max_keep=1, trash_ttl_s=0.0)
+    assert left(work_dir) == ["epoch_1.pth", "epoch_1_optim.pth", "epoch_2.pth"]
+    assert pointed(work_dir) == "epoch_1.pth"
+    a_pass(work_dir, templates="epoch_{}.pth", max_keep=1, trash_ttl_s=0.0)
+    assert left(work_dir) == ["epoch_1_optim.pth", "epoch_2.pth"]
+
+
 def test_all_files_of_one_go_together(ckptd: Ckptd, with_checkpoints: Builder) -> None:
     work_dir = with_checkpoints(*pairs(1, 2, 3), "G_4.pth")
     done = ckptd("prune", str(work_dir), "--template", PAIR, "--max-keep", "1", "--trash-ttl", "1h", "--settle", "0")

@@ -18,7 +18,7 @@ from ..core.forms import Known
 from ..core.keyed import names_from
 from ..core.layouts import DEFAULT_TEMPLATES, LAYOUTS
 from ..core.memory import Memory, Seen
-from ..core.naming import Template
+from ..core.naming import Template, joined
 from ..core.plan import plan
 from ..core.policy import Policy
 from ..core.schedule import DIRECTORY, Schedule
@@ -110,7 +110,7 @@ class Surveyor:
         place = f"{work.own_path}/{DIRECTORY}"
         self.voice.all_of("schedules", {name: f"ignored {place}/{name}: {ignored[name]}" for name in ignored})
         self.protections.pointer.check_ours({said.work_dir for said in declared.values() if said.work_dir})
-        named = {*declared, *(remembered.series if remembered and self.as_remembered else ())} - _KNOWN_NAMES
+        named = {*declared, *self._known_before(remembered)} - _KNOWN_NAMES
         finder = self._finder_of(frozenset(named), declared)
         before = [names for text in (remembered.series if remembered else ()) if (names := finder.series_of(text))]
         found = scan(work.path, work.fd, finder)
@@ -201,6 +201,15 @@ class Surveyor:
             except CkptdError as error:
                 self.voice.once("memory", f"{self.work.own_path}/{error}; met as if for the first time")
         return self.memory
+
+    def _known_before(self, remembered: Memory | None) -> set[str]:
+        """The series of earlier passes that are looked for. Also by who deletes those in which files of known names are
+        parts: nobody has said that these are whole by themselves."""
+        known = remembered.in_force if remembered else set()
+        if self.as_remembered:
+            return known
+        parts = {text: joined(text) for text in known}
+        return {text for text in known if len(parts[text]) > 1 and not _KNOWN_NAMES.isdisjoint(parts[text])}
 
     def _finder_of(self, named: frozenset[str], declared: dict[str, Schedule]) -> Finder:
         """What finds checkpoints here; `named` are the series that are known beside the policy's, declared or not."""
