@@ -274,6 +274,26 @@ def test_all_parts_are_durable_before_anything_relies_on_them(
     assert synced == pairs(2)
 
 
+@pytest.mark.parametrize(("before", "after", "there", "named"), [
+    pytest.param(PAIR, ("G_{}.pth", "D_{}.pth"), ["G_2.pth"], "G_2.pth", id="a pair, then two series"),
+    pytest.param(("G_{}.pth", "D_{}.pth"), PAIR, ["G_2.pth"], "G_1.pth", id="two series, then a pair"),
+    pytest.param(PAIR, PAIR + " + O_{}.pth", ["G_2.pth", "D_2.pth"], "G_1.pth", id="a pair, then three"),
+    pytest.param(PAIR + " + O_{}.pth", PAIR, ["G_2.pth", "D_2.pth"], "G_2.pth", id="three, then a pair"),
+])  # fmt: skip
+def test_after_a_changed_template_latest_goes_by_the_last(
+    before: str | tuple[str, ...], after: str | tuple[str, ...], there: list[str], named: str, with_checkpoints: Builder
+) -> None:
+    work_dir = with_checkpoints("G_1.pth", "D_1.pth", "O_1.pth")
+    for templates in (before, after):
+        a_pass(work_dir, templates=templates, max_keep=2)
+        with_checkpoints(*there)
+    a_pass(work_dir, templates=after, max_keep=2)
+    assert pointed(work_dir) == named
+    latest = api.latest(work_dir)
+    assert latest is not None
+    assert latest.name == named
+
+
 def test_a_later_process_finds_them_by_what_is_remembered(with_checkpoints: Builder) -> None:
     work_dir = with_checkpoints(*pairs(1, 2))
     a_pass(work_dir, templates=PAIR, max_keep=2)

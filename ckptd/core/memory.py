@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from .checkpoint import Checkpoint, Durability, State
 from .entry import Entry, Identity, Written
+from .naming import joined
 
 _GAPS = 8  # how many of the latest gaps between saves speak for the interval
 _FEWEST_GAPS = 3
@@ -208,6 +209,22 @@ class Memory:
     seen: Mapping[str, Seen] = field(default_factory=dict)
     series: Mapping[str, SeriesMemory] = field(default_factory=dict)
     next_order: int = 1
+
+    @property
+    def in_force(self) -> set[str]:
+        """The series that hold by what the last pass was told: of those that claim the same files, where a template was
+        changed or parts were put together, the one in which checkpoints were seen last."""
+        last: dict[str, int] = {}
+        for seen in self.seen.values():
+            last[seen.series] = max(last.get(seen.series, 0), seen.order)
+        parts = {text: frozenset(joined(text)) for text in self.series}
+        groups = [text for text in parts if len(parts[text]) > 1]
+        lost = set()
+        for group in groups:
+            for other in parts:
+                if parts[other] & parts[group] and last.get(other, -1) != last.get(group, -1):
+                    lost.add(min(group, other, key=lambda text: last.get(text, -1)))
+        return set(parts) - lost
 
     def with_usual(self, usual: Mapping[str, tuple[str, ...]]) -> Memory:
         """The memory with what the saves of each series have in common now; where too few are left, what it was."""
