@@ -246,12 +246,12 @@ def test_a_rewrite_of_one_part_alone_is_the_middle_of_a_save(with_checkpoints: B
     with passes(work_dir, templates=PAIR, max_keep=1, settle_s=0.0) as process:
         for _ in range(2):
             survey = process.reconcile().survey
-            assert {d.checkpoint.state.value for d in survey.decisions if d.checkpoint.step == 2} == {"in flight"}
+            assert {d.checkpoint.state.value for d in survey.decisions if d.checkpoint.step == 2} == {"in doubt"}
             assert decisions(survey) == {"G_1.pth": KEEP, "G_2.pth": KEEP}
         with_checkpoints("D_2.pth", content=torch_zip(b"v" * 700))
         survey = process.reconcile().survey
         assert decisions(survey) == {"G_1.pth": PRUNE, "G_2.pth": KEEP}
-        assert survey.plan.memory.seen["G_2.pth"].order == 3
+        assert survey.plan.memory.seen["G_2.pth"].order == 4
 
 
 def test_another_process_remembers_that_only_one_part_was_rewritten(with_checkpoints: Builder) -> None:
@@ -259,7 +259,7 @@ def test_another_process_remembers_that_only_one_part_was_rewritten(with_checkpo
     a_pass(work_dir, templates=PAIR, max_keep=1, settle_s=0.0)
     with_checkpoints("D_2.pth", content=torch_zip(b"v" * 700))
     a_pass(work_dir, templates=PAIR, max_keep=1, settle_s=0.0)
-    assert states(work_dir)["G_2.pth"][0] == "in flight"
+    assert states(work_dir)["G_2.pth"][0] == "in doubt"
 
 
 def test_all_parts_are_durable_before_anything_relies_on_them(
@@ -492,3 +492,41 @@ def test_watch_points_at_the_last_whole_pair(work_dir: Path, watching: Watch) ->
             (work_dir / f".{name}").write_bytes(torch_zip())
             (work_dir / f".{name}").rename(work_dir / name)
         eventually(lambda: pointed(work_dir) == "G_2.pth")
+
+
+# --- of two saves
+
+
+@pytest.mark.parametrize("then", [PAIR, "D_{}.pth + G_{}.pth"], ids=["as before", "said in another order"])
+@pytest.mark.parametrize("removed", [True, False], ids=["removed first", "written over"])
+def test_a_half_that_was_saved_again_makes_no_whole_pair_go(
+    removed: bool, then: str, with_checkpoints: Builder
+) -> None:
+    work_dir = with_checkpoints(*pairs(1, 2, 3))
+    policy: dict[str, object] = {"settle_s": 0.0, "trash_ttl_s": 0.0}
+    a_pass(work_dir, templates=PAIR, max_keep=2, **policy)
+    if removed:
+        (work_dir / "G_3.pth").unlink()
+        a_pass(work_dir, templates=PAIR, max_keep=1, **policy)
+    with_checkpoints("G_3.pth")
+    for _ in range(3):
+        survey = a_pass(work_dir, templates=then, max_keep=1, **policy).survey
+        (mixed,) = [d.checkpoint for d in survey.decisions if d.checkpoint.step == 3]
+        assert (mixed.state.value, "G_3.pth was written over" in mixed.evidence) == ("in doubt", True)
+        assert set(pairs(2, 3)) <= set(left(work_dir))
+        assert pointed(work_dir) == f"{then[0]}_2.pth", "the pointer goes back once nobody saves any more"
+    with_checkpoints("D_3.pth")
+    a_pass(work_dir, templates=then, max_keep=1, **policy)
+    assert pointed(work_dir) == f"{then[0]}_3.pth"
+    assert set(pairs(3)) <= set(left(work_dir))
+    assert not set(pairs(2)) & set(left(work_dir))
+
+
+def test_while_a_pair_is_being_saved_again_it_is_in_flight(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*pairs(1, 2))
+    a_pass(work_dir, templates=PAIR, max_keep=2)
+    (work_dir / "G_2.pth").write_bytes(torch_zip())
+    survey = a_pass(work_dir, templates=PAIR, max_keep=1).survey
+    assert [d.checkpoint.state.value for d in survey.decisions] == ["complete", "in flight"]
+    assert survey.settles_s is not None
+    assert set(pairs(1, 2)) <= set(left(work_dir))

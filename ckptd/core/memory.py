@@ -33,7 +33,8 @@ class Seen:
     content: what is wrong with its content, "" if nothing is, None if it was not read yet. inode, changes: of the
     bytes that `durability` and `content` are about; changes is 0 where an earlier version remembered none. older,
     younger: as an entry's, then. parts: of a checkpoint of several files, what tells each of them from a rewritten one.
-    lacks, lacks_until_ns: as a checkpoint's, while it is in doubt for that.
+    lacks, lacks_until_ns: as a checkpoint's, while it is in doubt for that. former: of one that is not whole any more,
+    what its files were when it was.
     """
 
     series: str
@@ -54,6 +55,7 @@ class Seen:
     parts: tuple[Written, ...] = ()
     lacks: tuple[str, ...] = ()
     lacks_until_ns: int = 0
+    former: tuple[Written, ...] = ()
 
     @classmethod
     def of(
@@ -120,20 +122,6 @@ class Seen:
         written since: a change of mode, or another link, changes their times as a copy does, but makes none of it."""
         same_parts = (self.older, self.younger) == (found.older, found.younger)
         return not self.whole and self.is_same_file(found) and same_parts
-
-    def written_over_in_part(self, found: Entry) -> str:
-        """Of a group that was whole: what was written over since beside what was not, in words; else nothing."""
-        if not (self.whole and self.parts):
-            return ""
-        before, now = {part[0]: part for part in self.parts}, {part.name: part.identity[:3] for part in found.parts}
-        over = [name for name in now if name in before and now[name] != before[name]]
-        left = [name for name in now if now[name] == before.get(name)]
-        if not (over and left):
-            return ""
-        return (
-            f"{over[0]} was written over and {left[0]} was not, as in the middle of a save; if they are of one save, "
-            "touch both"
-        )
 
     def is_still(self, found: Checkpoint) -> bool:
         """Whether `found` is this checkpoint, and not one written over it since."""

@@ -103,6 +103,10 @@ def replay(
     doubtful = {series for series, those in new.items() if _in_doubt(those)}
     for checkpoint in sorted(unseen, key=lambda c: _when(c, now_ns, last=trusted if c.series in doubtful else None)):
         arrival = order.place(checkpoint, now_ns, is_save=checkpoint.series in doubtful)
+        if checkpoint.entry.parts and not arrival.whole:
+            from .half_saved import Former  # here, because few runs save several files
+
+            arrival = replace(arrival, former=Former(memory.seen).kept(checkpoint.entry))
         seen[arrival.name] = arrival
         arrivals.append(arrival)
         if arrival.whole and arrival.order != BROUGHT_BACK:

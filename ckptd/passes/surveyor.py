@@ -38,6 +38,7 @@ from ..workdir.workdir import WorkDir
 from .protections import Protections
 
 if TYPE_CHECKING:
+    from ..core.half_saved import Former
     from ..core.ranks import Told
     from ..core.siblings import Files
     from ..inspect.metrics import Scores
@@ -55,6 +56,7 @@ class _Judged:
     settles_s: float | None = None
     files: dict[str, Files] = field(default_factory=dict)  # of directories that are whole, their parts
     trainers: set[str] = field(default_factory=set)  # what a Trainer has saved, whole
+    former: Former | None = None  # what the files of checkpoints of several were, where there are any
 
 
 @dataclass
@@ -265,6 +267,8 @@ class Surveyor:
             elif verdict.settles_s is not None:
                 judged.settles_s = min(verdict.settles_s, judged.settles_s or verdict.settles_s)
             checkpoint = self._checkpoint(entry, verdict, seen.get(entry.name))
+            if entry.parts and checkpoint.state.whole:
+                checkpoint = self._unless_mixed(checkpoint, judged, seen, now_ns)
             if self._scores is not None:
                 named = found.known[entry.series].names.metrics_of(entry.name)
                 checkpoint = replace(checkpoint, metrics=self._scores.of(entry, named, OpenedDirectory(self.work.fd)))
@@ -320,9 +324,6 @@ class Surveyor:
             return Checkpoint(entry, State.DOUBTFUL, verdict.late)
         if verdict.state is State.DOUBTFUL:
             return Checkpoint(entry, verdict.state, verdict.evidence)
-        mixed = known.written_over_in_part(entry) if known is not None and entry.parts else ""
-        if mixed:
-            return Checkpoint(entry, State.IN_FLIGHT, mixed)
         fault = self._content(entry, known)
         if fault:
             return Checkpoint(entry, State.INCOMPLETE, fault)
@@ -330,6 +331,23 @@ class Surveyor:
         remembered = known.about(entry).durability if known and known.is_same_file(entry) else Durability.UNKNOWN
         durability = self.findings.durability.get(entry.bytes_on_disk, remembered)
         return Checkpoint(entry, verdict.state, evidence, durability)
+
+    def _unless_mixed(
+        self, checkpoint: Checkpoint, judged: _Judged, seen: Mapping[str, Seen], now_ns: int
+    ) -> Checkpoint:
+        """As it is, or in flight, and later in doubt, where its files are of two saves."""
+        from ..core.half_saved import Former  # here, because most checkpoints are one file
+
+        if judged.former is None:
+            judged.former = Former(seen)
+        entry, mixed = checkpoint.entry, judged.former.mixed(checkpoint.entry)
+        if not mixed:
+            return checkpoint
+        again_s = self._settling().quiet_s() - age_seconds(entry, now_ns)
+        if again_s <= 0:  # whoever saves has gone
+            return Checkpoint(entry, State.DOUBTFUL, mixed)
+        judged.settles_s = min(again_s, judged.settles_s or again_s)
+        return Checkpoint(entry, State.IN_FLIGHT, mixed)
 
     def _content(self, entry: Entry, known: Seen | None) -> str | None:
         remembered = known.content if known is not None and known.bytes_on_disk == entry.bytes_on_disk else None

@@ -34,11 +34,18 @@ def read_state(own_fd: int) -> Memory | None:
         raw = json.loads(content)
         if raw["version"] != VERSION:
             raise ValueError(f"version {raw['version']!r}")
-        changes, policies, parts, lacks = (raw.get(key, {}) for key in ("changes", "policies", "parts", "lacks"))
+        changes, policies, parts, lacks, former = (
+            raw.get(key, {}) for key in ("changes", "policies", "parts", "lacks", "former")
+        )
         memory = Memory(
             {
                 name: _seen(
-                    name, *changes.get(name, ()), parts=parts.get(name, ()), lacks=lacks.get(name, (0,)), **known
+                    name,
+                    *changes.get(name, ()),
+                    parts=parts.get(name, ()),
+                    lacks=lacks.get(name, (0,)),
+                    former=former.get(name, ()),
+                    **known,
                 )
                 for name, known in raw["seen"].items()
             },
@@ -72,12 +79,15 @@ def write_state(memory: Memory, own_fd: int) -> None:
     lacks = {name: [known.lacks_until_ns, *known.lacks] for name, known in memory.seen.items() if known.lacks}
     if lacks:
         raw["lacks"] = lacks
+    former = {name: known.former for name, known in memory.seen.items() if known.former}
+    if former:
+        raw["former"] = former
     replace_file(NAME, json.dumps(raw, separators=(",", ":")).encode(), dir_fd=own_fd)
 
 
 _DEFAULTS = {f.name: f.default for f in fields(Seen)}
 _APART = ("changes", "older", "younger")
-_ELSEWHERE = ("name", "parts", "lacks", "lacks_until_ns", *_APART)
+_ELSEWHERE = ("name", "parts", "lacks", "lacks_until_ns", "former", *_APART)
 _PLAIN = [(key, default) for key, default in _DEFAULTS.items() if key not in _ELSEWHERE]
 _SERIES_DEFAULTS = {f.name: f.default for f in fields(SeriesMemory)}
 _SERIES_APART = ("in_force", "walked", "late", "ranks", "usual")
@@ -111,6 +121,7 @@ def _seen(
     content: str | None = None,
     parts: Iterable[tuple[str, int, int]] = (),
     lacks: Iterable[Any] = (0,),
+    former: Iterable[tuple[str, int, int]] = (),
     **numbers: int,
 ) -> Seen:
     if not isinstance(series, str):
@@ -123,6 +134,7 @@ def _seen(
     checked = {key: _number(value) for key, value in numbers.items()}
     known = Seen(series=series, name=name, parts=tuple(_part(*part) for part in parts), **checked)  # type: ignore[arg-type]  # numbers go where numbers are
     until_ns, *missing = lacks
+    known = replace(known, former=tuple(_part(*part) for part in former))
     known = replace(known, lacks=tuple(_text(each) for each in missing), lacks_until_ns=_number(until_ns))
     return replace(known, owed=owed is True, whole=whole is True, durability=Durability(durable), content=content)
 
