@@ -5,6 +5,7 @@ Pure. This is why one pass after many saves decides what a pass after each of th
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -88,6 +89,9 @@ def replay(
     no new save is waited for, so that a changed max_keep acts on what is there.
     """
     found = list(found)
+    of: dict[str, list[Checkpoint]] = defaultdict(list)
+    for checkpoint in found:
+        of[checkpoint.series].append(checkpoint)
     looked_for: tuple[Names, ...] = policy.patterns if patterns is None else tuple(patterns)
     seen, unseen, there = _sort_out(found, memory)
     # A series that this policy does not name is another's business: what is remembered of it stays as it is.
@@ -124,7 +128,7 @@ def replay(
         if text in doubtful:
             series[text] = replace(SeriesMemory(walked=order.next - 1).after(sorted(steps)), waits=True)
         elif was.walked == 0 and not steps and policy.max_keep is not None and ended(text):
-            series[text] = was.met_anew([save.step for save in _complete(text, found, seen)])
+            series[text] = was.met_anew([save.step for save in _complete(of[text], seen)])
         else:
             series[text] = was.after(steps)
         obeyed, ignored = declared.get(text), None
@@ -138,7 +142,7 @@ def replay(
     for text, grid in grids.items():
         was, asked, walked, settled = series[text], grid.asked, text in saves, policy.max_keep is not None
         if asked is not None and settled and not walked and is_behind(was, asked, order.newest(text)):
-            complete = _complete(text, found, seen)
+            complete = _complete(of[text], seen)
             late = late_walks(complete, was, asked, on_grid=grid.on_grid)
             settled, walked = late == (), bool(late) and ended(text)
             if late and walked:
@@ -200,9 +204,9 @@ class _Walks:
         return replace(was, late=tuple(known.step for known in owed)) if was.late else was
 
 
-def _complete(series: str, found: Iterable[Checkpoint], seen: Mapping[str, Seen]) -> list[Seen]:
+def _complete(series: Iterable[Checkpoint], seen: Mapping[str, Seen]) -> list[Seen]:
     """The saves of a series that are complete now, in order of writing."""
-    known = [seen[c.name] for c in found if c.series == series and c.state.whole]
+    known = [seen[c.name] for c in series if c.state.whole]
     return sorted((each for each in known if each.order != BROUGHT_BACK), key=lambda each: each.order)
 
 
