@@ -530,3 +530,11 @@ def test_while_a_pair_is_being_saved_again_it_is_in_flight(with_checkpoints: Bui
     assert [d.checkpoint.state.value for d in survey.decisions] == ["complete", "in flight"]
     assert survey.settles_s is not None
     assert set(pairs(1, 2)) <= set(left(work_dir))
+
+
+def test_what_lacks_a_file_by_now_is_not_said_to_have_been_read(with_checkpoints: Builder) -> None:
+    work_dir = with_checkpoints(*pairs(1, 2))
+    a_pass(work_dir, templates=PAIR, max_keep=2, settle_s=0.0)
+    assert states(work_dir)["G_2.pth"][1].endswith("content read")
+    a_pass(work_dir, templates=f"{PAIR} + O_{{}}.pth", max_keep=2, settle_s=0.0)
+    assert states(work_dir, templates=f"{PAIR} + O_{{}}.pth")["G_2.pth"][1] == "O_2.pth is missing"

@@ -226,7 +226,21 @@ def test_none_is_none_however_it_is_written(with_checkpoints: Builder, ckptd: Co
 
 
 @pytest.mark.parametrize(
-    "wrong", ["a/b", "../a", "/", "/a/", "/a/.hidden", "/a/..", ".x", "", "/a/epoch_3.pth", "x\ny"]
+    "wrong",
+    [
+        "a/b",
+        "../a",
+        "/",
+        "/a/",
+        "/a/.hidden",
+        "/a/..",
+        ".x",
+        "",
+        "/a/epoch_3.pth",
+        "x\ny",
+        "a.pth.keep",
+        "/a/b.metrics.json",
+    ],
 )
 def test_what_no_pointer_can_be_called_is_refused(wrong: str) -> None:
     with pytest.raises(UsageError, match="pointer"):

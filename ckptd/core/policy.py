@@ -15,7 +15,7 @@ from .finder import Finder
 from .keepers import KeepBest, Keeper, KeepEvery, KeepWithin, at_least_1
 from .keyed import given
 from .layouts import DEFAULT_LAYOUTS, DEFAULT_TEMPLATES, LAYOUTS, layouts_called
-from .naming import TIME, Family, Names, joined
+from .naming import PIN_ENDING, SIDECAR_ENDING, TIME, Family, Names, joined
 
 RULES = ("auto", "stepped", "newest")
 VERIFY = ("full", "structure")
@@ -128,6 +128,8 @@ class Policy:
             raise UsageError(
                 f"pointer {self.pointer!r}: give a plain file name, such as last_ckpt, an absolute path, or none"
             )
+        if name.endswith((PIN_ENDING, SIDECAR_ENDING)):
+            raise UsageError(f"pointer {self.pointer!r}: what is called so pins a checkpoint, or has its scores")
         found = self.finder().match(name)
         if found is not None and not found[0].alone:
             raise UsageError(

@@ -327,7 +327,8 @@ class Surveyor:
         fault = self._content(entry, known)
         if fault:
             return Checkpoint(entry, State.INCOMPLETE, fault)
-        evidence = verdict.evidence if fault is None else f"{verdict.structure}, content read"
+        was_read = fault is not None and verdict.state.whole
+        evidence = f"{verdict.structure}, content read" if was_read else verdict.evidence
         remembered = known.about(entry).durability if known and known.is_same_file(entry) else Durability.UNKNOWN
         durability = self.findings.durability.get(entry.bytes_on_disk, remembered)
         return Checkpoint(entry, verdict.state, evidence, durability)
