@@ -17,6 +17,7 @@ from ckptd.core.replay import replay
 
 GROUP, OTHER_WAY = "G_{}.pth + D_{}.pth", "D_{}.pth + G_{}.pth"
 Save = tuple[str, int]  # a file and which of its versions
+BROKEN = 0
 
 
 def entry(*files: Save, series: str = GROUP) -> Entry:
@@ -30,7 +31,8 @@ def passes(*looks: Sequence[Save], series: str = GROUP, memory: Memory | None = 
     for files in looks:
         found = entry(*files, series=series)
         said.append(Former(memory.seen).mixed(found))
-        state = State.INCOMPLETE if len(files) < 2 else State.DOUBTFUL if said[-1] else State.COMPLETE
+        broken = len(files) < 2 or BROKEN in dict(files).values()
+        state = State.INCOMPLETE if broken else State.DOUBTFUL if said[-1] else State.COMPLETE
         names = [names_from(series)]
         policy = Policy(templates=(series,))
         memory = replay([Checkpoint(found, state)], memory, policy, now_ns=99, declared={}, patterns=names).memory
@@ -51,6 +53,7 @@ ONLY_G, ONLY_D = [("G", 1)], [("D", 1)]
     pytest.param([OLD, ONLY_D, [("D", 2)], NEW], [False] * 4, id="all of it is removed in the end"),
     pytest.param([OLD, ONLY_D, G, OLD], [False, False, True, False], id="what was removed is brought back"),
     pytest.param([ONLY_D, G], [False, False], id="never whole before"),
+    pytest.param([[("G", BROKEN), ("D", 1)], G], [False, False], id="of which one was broken"),
 ])  # fmt: skip
 def test_what_is_new_beside_what_is_not_is_of_two_saves(looks: list[list[Save]], of_two_saves: list[bool]) -> None:
     assert [bool(text) for text in passes(*looks)[1]] == of_two_saves

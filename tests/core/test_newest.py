@@ -174,3 +174,24 @@ def test_two_trackers_leave_something_to_resume_from_too() -> None:
 
 def _pruned(decided: Plan) -> list[str]:
     return [d.checkpoint.name for d in decided.decisions if d.decision == PRUNE]
+
+
+MODEL, BUFFER = "model_{}.zip", "buffer_{}.pkl"
+
+
+@pytest.mark.parametrize(("models", "buffers", "expected"), [
+    ([1, 2], [1, 2], "model_2.zip"),
+    ([1, 2], [1, 2, 3], "model_2.zip"),
+    ([1, 2], [1, 2, 3, 4], "buffer_4.pkl"),
+    ([1, 2, 3], [3], "model_3.zip"),
+    ([1, 3], [2, 3], "buffer_3.pkl"),
+    ([1, 2], [3], "buffer_3.pkl"),
+    ([], [1], "buffer_1.pkl"),
+])  # fmt: skip
+def test_what_is_saved_together_is_resumed_from_by_the_template_that_was_given_first(
+    models: list[int], buffers: list[int], expected: str
+) -> None:
+    """But for one save at most, which may be going on."""
+    found = [save(step, 10 * step, series=MODEL) for step in models]
+    found += [save(step, 10 * step + 1, series=BUFFER) for step in buffers]
+    assert newest(found, policy=Policy(max_keep=1, rule="newest", templates=(MODEL, BUFFER))) == expected
