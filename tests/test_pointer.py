@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from ckptd.core.naming import named_by
 from ckptd.disk.descriptors import opened_dir
 from ckptd.errors import RefusedError
-from ckptd.workdir.pointer import link_target, named_by, read_pointer, replace_pointer
+from ckptd.workdir.pointer import link_target, read_pointer, replace_pointer
 
 from .conftest import Builder, Ckptd, Crash, epochs, left, picture, pointed, safetensors
 

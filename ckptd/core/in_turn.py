@@ -6,9 +6,12 @@ Pure. It is advice: whether they are parts of one checkpoint only a person knows
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from .checkpoint import Checkpoint
-from .plan import SeriesPlan
+
+if TYPE_CHECKING:
+    from .plan import SeriesPlan
 
 _FEWEST_STEPS = 2
 _MOST_SERIES = 50  # more are told apart by what no part of a checkpoint is
@@ -27,14 +30,18 @@ def saved_together(series: Iterable[SeriesPlan]) -> list[list[SeriesPlan]]:
     return found
 
 
-def are_in_turn(one: Mapping[int, int], other: Mapping[int, int]) -> bool:
+def are_in_turn(one: Mapping[int, int], other: Mapping[int, int], *, ties: bool = False) -> bool:
     """Whether two series, as times of writing by steps, have the same steps, but for the newest, which may be being
-    written; and each step of both is written before the next. Two runs side by side have the same steps too."""
+    written; and each step of both is written before the next. Two runs side by side have the same steps too.
+
+    ties: whether one time for a step and for the next is no objection.
+    """
     common = sorted(one.keys() & other.keys())
     if len(common) < _FEWEST_STEPS or (one.keys() ^ other.keys()) - {max(*one, *other)}:
         return False
     spans = [sorted((one[step], other[step])) for step in common]
-    return all(before[1] < after[0] for before, after in zip(spans, spans[1:]))
+    pairs = zip(spans, spans[1:])
+    return all(before[1] < after[0] or (ties and before[1] == after[0]) for before, after in pairs)
 
 
 def _written(checkpoints: Sequence[Checkpoint]) -> dict[int, int]:

@@ -202,11 +202,13 @@ class Memory:
     def in_force(self) -> set[str]:
         """The series that hold by what the last pass was told: of those that claim the same files, where a template was
         changed or parts were put together, the one in which checkpoints were seen last."""
+        parts = {text: frozenset(joined(text)) for text in self.series}
+        groups = [text for text in parts if len(parts[text]) > 1]
+        if not groups:
+            return set(parts)
         last: dict[str, int] = {}
         for seen in self.seen.values():
             last[seen.series] = max(last.get(seen.series, 0), seen.order)
-        parts = {text: frozenset(joined(text)) for text in self.series}
-        groups = [text for text in parts if len(parts[text]) > 1]
         lost = set()
         for group in groups:
             for other in parts:

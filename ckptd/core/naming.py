@@ -247,6 +247,11 @@ def pieces_of(text: str) -> list[Piece]:
     ]  # fmt: skip
 
 
+def named_by(text: str) -> str:
+    """The checkpoint that a pointer's line names: the last part of its path, so that a moved run finds it too."""
+    return text.rstrip("/").rpartition("/")[2]
+
+
 def joined(text: str) -> list[str]:
     """The templates of the several files that are one checkpoint; of one file that one."""
     return [piece.strip() for piece in _JOINT.split(text)] if JOINT in text else [text]

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import UsageError
 from .guess import Guess
+from .in_turn import are_in_turn
 from .keyed import given
 from .naming import JOINT, Template
 
 _MOST = 8  # parts; more are of many runs
-_FEWEST_STEPS = 2
 _WORD, _FIELD = re.compile("[a-z]+"), re.compile(r"\{[^}]*\}")
 # What is resumed from comes first, and what only goes with it last.
 _FIRST = frozenset({"g", "gen", "generator", "model", "net", "network", "weights", "state", "policy"})
@@ -32,7 +32,8 @@ def joined(found: Iterable[Guess], mtimes_ns: Mapping[str, int]) -> list[Guess]:
     left, made = list(found), list[Guess]()
     while left:
         first = left.pop(0)
-        partners = [each for each in left if _belong_together(first, each, mtimes_ns)]
+        written = _written(first, mtimes_ns)
+        partners = [each for each in left if are_in_turn(written, _written(each, mtimes_ns), ties=True)]
         together = _named_together([first, *partners]) if 0 < len(partners) < _MOST else None
         made += [together] if together is not None else [first, *partners]
         left = [each for each in left if each not in partners]
@@ -48,25 +49,13 @@ def joint(templates: Sequence[str]) -> str | None:
         return None
 
 
-def _belong_together(one: Guess, other: Guess, mtimes_ns: Mapping[str, int]) -> bool:
-    """Whether both have the same steps, but for the newest, which may be being written, and were written in turn."""
-    steps, others = _steps_of(one), _steps_of(other)
-    common = steps.keys() & others.keys()
-    if len(common) < _FEWEST_STEPS or (steps.keys() ^ others.keys()) - {max(*steps, *others)}:
-        return False
-    try:
-        spans = [sorted((mtimes_ns[steps[step]], mtimes_ns[others[step]])) for step in sorted(common)]
-    except KeyError:
-        return False
-    return all(before[1] <= after[0] for before, after in zip(spans, spans[1:]))
-
-
-def _steps_of(guess: Guess) -> dict[int, str]:
+def _written(guess: Guess, mtimes_ns: Mapping[str, int]) -> dict[int, int]:
+    """Times of writing by steps, of a series with one number."""
     try:
         template = Template(guess.template)
     except UsageError:
         return {}
-    return {step: name for name in guess.names if (step := template.step_of(name)) is not None}
+    return {step: mtimes_ns[name] for name in guess.names if (step := template.step_of(name)) is not None}
 
 
 def _named_together(parts: Sequence[Guess]) -> Guess | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from .checkpoint import Durability
 from .entry import Identity, LeftAlone, Unreadable
 from .memory import Memory, Seen
+from .naming import named_by
 from .permit import held_back
 from .plan import Decision, Plan
 from .reason import Reason
@@ -104,8 +105,8 @@ class Survey:
         """The checkpoint that the pointer names: the last part of its path, so that a moved run finds it too."""
         if not self.pointed:
             return None
-        name = self.pointed.rstrip("/").rpartition("/")[2]
-        groups = (d.checkpoint for d in self.decisions if d.checkpoint.entry.parts)
+        name = named_by(self.pointed)
+        groups = (d.checkpoint for each in self.plan.series if each.grid.template.is_group for d in each.decisions)
         return next((c.name for c in groups if any(part.name == name for part in c.entry.parts)), name)
 
     @property

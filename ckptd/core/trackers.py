@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .naming import Names, Template
+from .naming import Names, Template, named_by
 from .reason import Kind, Reason
 
 RANK = "<rank>"  # in the name of a tracker: a number
@@ -179,7 +179,7 @@ def _of(texts: Iterable[str], rows: Sequence[Pointer], *, newest: str | None = N
 
 def _of_state(text: str, rows: Sequence[Pointer]) -> Said:
     """Of TensorFlow's: paths without the endings of the files that they stand for."""
-    found = [(every, _last_part(path)) for every, path in re.findall(_STATE, text)]
+    found = [(every, named_by(path)) for every, path in re.findall(_STATE, text)]
     said = _of([path for _, path in found], rows, newest=next((path for every, path in found if not every), None))
     return said._replace(stems=said.names)
 
@@ -211,7 +211,7 @@ def _texts_in(raw: Any) -> Iterator[str]:
 def _read_by(row: Pointer, text: str) -> str | int:
     step = _step_in(text)
     if step is None:
-        return _last_part(text)
+        return named_by(text)
     return step if row.form is None else row.form.format(step)
 
 
@@ -221,10 +221,6 @@ def _step_in(text: str) -> int | None:
 
 def _parts(text: str) -> Iterator[str]:
     """What a name or a path may mean here: its last part, or the first of one that leads into a checkpoint."""
-    yield _last_part(text)
+    yield named_by(text)
     if not text.startswith("/"):
         yield text.removeprefix("./").partition("/")[0]
-
-
-def _last_part(text: str) -> str:
-    return text.rstrip("/").rpartition("/")[2]

@@ -14,8 +14,6 @@ from ..core import newest  # noqa: F401
 from ..core.survey import Survey
 from ..disk.filesystem import SCAN_LOCAL_S
 from ..errors import CkptdError, ReplacedError, why
-
-# What a pass may need only later: by then another version of it may have been installed.
 from ..inspect import directories, grouping, lateness, metrics, own_files, trackers, unnamed  # noqa: F401
 from ..passes import unrecognised  # noqa: F401
 from ..passes.back_off import back_off_s

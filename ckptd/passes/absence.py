@@ -12,7 +12,7 @@ from ..core.checkpoint import State
 from ..core.guess import is_nearly
 from ..core.keyed import given
 from ..core.layouts import FIRST_CONTACT_POINTERS
-from ..core.naming import Family
+from ..core.naming import Family, named_by
 from ..core.policy import Policy, name_test
 from ..core.survey import Survey
 from ..core.trackers import NOTHING
@@ -22,7 +22,7 @@ from ..disk.opened import OpenedDirectory
 from ..errors import DoubtError
 from ..inspect.trackers import told_by_frameworks
 from ..inspect.unnamed import looks_like_one
-from ..workdir.pointer import PointerFile, link_target, named_by
+from ..workdir.pointer import PointerFile, link_target
 from ..workdir.workdir import WorkDir
 from .unrecognised import series_below, series_here
 

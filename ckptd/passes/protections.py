@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from ..core.entry import Entry
 from ..core.layouts import FIRST_CONTACT_POINTERS
-from ..core.naming import Names
+from ..core.naming import Names, named_by
 from ..core.policy import NO_POINTER, Policy
 from ..core.reason import Kind, Reason
 from ..core.trackers import Told, meant, reasons_by
 from ..disk.opened import OpenedDirectory
 from ..errors import RefusedError
 from ..inspect.scan import Found, scan_marks
-from ..workdir.pointer import PointerFile, best_of_trainer, link_target, named_by, read_pointer
+from ..workdir.pointer import PointerFile, best_of_trainer, link_target, read_pointer
 from ..workdir.workdir import WorkDir
 from .last_look import PINNED_INSIDE, Holders
 

@@ -18,7 +18,7 @@ from ..core.forms import Known
 from ..core.keyed import names_from
 from ..core.layouts import DEFAULT_TEMPLATES, LAYOUTS
 from ..core.memory import Memory, Seen
-from ..core.naming import Template, joined
+from ..core.naming import Template, joined, named_by
 from ..core.plan import plan
 from ..core.policy import Policy
 from ..core.schedule import DIRECTORY, Schedule
@@ -31,7 +31,6 @@ from ..inspect.scan import Found, scan
 from ..inspect.verdict import Settling, Verdict, age_seconds, judge
 from ..text.advice import advice_on
 from ..text.voice import Voice
-from ..workdir.pointer import named_by
 from ..workdir.schedules import read_schedules
 from ..workdir.state import read_state
 from ..workdir.workdir import WorkDir
@@ -128,8 +127,10 @@ class Surveyor:
         pointed, latest = self.protections.pointed(), self.protections.latest()
         troubled = {each.file: each.trouble_text for each in self.protections.told if each.trouble}
         self.voice.all_of("trackers", {file: f"nothing goes in {work.path}: {troubled[file]}" for file in troubled})
-        whole = {file.name: c.name for c in judged.checkpoints if c.state.whole for file in c.entry.files}
-        trusted = None if remembered else self.protections.trusted(whole)
+        trusted = None
+        if not remembered:
+            whole = {file.name: c.name for c in judged.checkpoints if c.state.whole for file in c.entry.files}
+            trusted = self.protections.trusted(whole)
         ended: frozenset[str] | None = None if self.patience is None else frozenset()
         room = self._look_at_room(now_ns, found, judged)
         while True:

@@ -14,7 +14,7 @@ from ..core.entry import Entry
 from ..core.finder import Finder
 from ..core.layouts import FIRST_CONTACT_POINTERS
 from ..core.memory import Memory
-from ..core.naming import Template
+from ..core.naming import Template, named_by
 from ..core.policy import Policy
 from ..core.replay import replay
 from ..disk.descriptors import OWN_DIR, opened_dir
@@ -23,7 +23,7 @@ from ..inspect.content import ChangedError, check_content
 from ..inspect.scan import scan
 from ..inspect.verdict import Settling, Verdict, judge
 from ..workdir.place import opened_own
-from ..workdir.pointer import link_target, named_by, read_pointer
+from ..workdir.pointer import link_target, read_pointer
 from ..workdir.state import read_state
 
 _log = logging.getLogger("ckptd.shim")

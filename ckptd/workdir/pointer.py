@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Collection, Iterator
 
+from ..core.naming import named_by
 from ..core.policy import NO_POINTER
 from ..disk.descriptors import OWN_DIR, exists, open_file, opened_dir, path_of, replace_file
 from ..disk.opened import OpenedDirectory
@@ -106,11 +107,6 @@ def read_pointer(name: str, *, dir_fd: int) -> str | None:
         os.close(fd)
     text = os.fsdecode(content).strip()
     return text if text and len(content) <= _LONGEST and "\n" not in text and "\0" not in text else None
-
-
-def named_by(text: str) -> str:
-    """The checkpoint that a pointer's line names: the last part of its path, so that a moved run finds it too."""
-    return os.path.basename(text.rstrip("/"))
 
 
 def replace_pointer(name: str, target: str, *, dir_fd: int) -> None:

@@ -73,15 +73,12 @@ def write_state(memory: Memory, own_fd: int) -> None:
         "version": VERSION, "next_order": memory.next_order, "series": series, "seen": seen, "changes": changes,
         "policies": {text: known for text, known in policies.items() if known},
     }  # fmt: skip
-    parts = {name: known.parts for name, known in memory.seen.items() if known.parts}
-    if parts:
-        raw["parts"] = parts
-    lacks = {name: [known.lacks_until_ns, *known.lacks] for name, known in memory.seen.items() if known.lacks}
-    if lacks:
-        raw["lacks"] = lacks
-    former = {name: known.former for name, known in memory.seen.items() if known.former}
-    if former:
-        raw["former"] = former
+    few = {
+        "parts": {name: known.parts for name, known in memory.seen.items() if known.parts},
+        "lacks": {name: [known.lacks_until_ns, *known.lacks] for name, known in memory.seen.items() if known.lacks},
+        "former": {name: known.former for name, known in memory.seen.items() if known.former},
+    }
+    raw |= {key: those for key, those in few.items() if those}
     replace_file(NAME, json.dumps(raw, separators=(",", ":")).encode(), dir_fd=own_fd)
 
 
@@ -132,11 +129,13 @@ def _seen(
         raise TypeError("content is no text")
     numbers |= {"changes": changes, "older": older, "younger": younger}
     checked = {key: _number(value) for key, value in numbers.items()}
-    known = Seen(series=series, name=name, parts=tuple(_part(*part) for part in parts), **checked)  # type: ignore[arg-type]  # numbers go where numbers are
+    known = Seen(series=series, name=name, **checked)  # type: ignore[arg-type]  # numbers go where numbers are
     until_ns, *missing = lacks
-    known = replace(known, former=tuple(_part(*part) for part in former))
-    known = replace(known, lacks=tuple(_text(each) for each in missing), lacks_until_ns=_number(until_ns))
-    return replace(known, owed=owed is True, whole=whole is True, durability=Durability(durable), content=content)
+    return replace(
+        known, owed=owed is True, whole=whole is True, durability=Durability(durable), content=content,
+        parts=tuple(_part(*part) for part in parts), former=tuple(_part(*part) for part in former),
+        lacks=tuple(_text(each) for each in missing), lacks_until_ns=_number(until_ns),
+    )  # fmt: skip
 
 
 def _part(name: str, size_bytes: int, mtime_ns: int) -> Written:
