@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from .checkpoint import Checkpoint, Durability, State
 from .late import after_pass, is_behind, is_larger, late_walks, quiet_from_ns
@@ -16,6 +17,9 @@ from .memory import BROUGHT_BACK, InForce, Memory, Seen, SeriesMemory
 from .naming import Names
 from .policy import Policy, Rule, Stepped
 from .schedule import WITNESSES, Schedule
+
+if TYPE_CHECKING:
+    from .half_saved import Former
 
 
 class Source(str, Enum):
@@ -105,12 +109,14 @@ def replay(
     for checkpoint in unseen:
         new.get(checkpoint.entry.series, []).append(checkpoint)
     doubtful = {series for series, those in new.items() if _in_doubt(those)}
+    former: Former | None = None
     for checkpoint in sorted(unseen, key=lambda c: _when(c, now_ns, last=trusted if c.series in doubtful else None)):
         arrival = order.place(checkpoint, now_ns, is_save=checkpoint.series in doubtful)
         if checkpoint.entry.parts and not arrival.whole:
             from .half_saved import Former  # here, because few runs save several files
 
-            arrival = replace(arrival, former=Former(memory.seen).kept(checkpoint.entry))
+            former = former or Former(memory.seen)
+            arrival = replace(arrival, former=former.kept(checkpoint.entry))
         seen[arrival.name] = arrival
         arrivals.append(arrival)
         if arrival.whole and arrival.order != BROUGHT_BACK:
